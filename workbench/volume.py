@@ -1,0 +1,147 @@
+"""A CT volume and its geometry: the one type that every stage shares.
+
+Arrays are `[z y x]` in canonical order: z towards the head, y towards the back, x towards the patient's
+left (LPS), so an axial slice `array[z]` drawn as it lies looks as radiologists draw it. Only readers and writers know
+other orders. Spacing is in mm in the same order. `Source` remembers the file's own grid, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Spacing = tuple[float, float, float]
+
+
+class Refused(ValueError):
+    """Input that the workbench will not use. One line: what, found, expected, what to do."""
+
+    def __init__(self, subject: object, found: str, expected: str, fix: str = ""):
+        line = f"{subject}: found {found}; expected {expected}." + (f" {fix}" if fix else "")
+        super().__init__(" ".join(line.split()))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The grid of the file that a volume came from.
+
+    `affine` maps file indices (i, j, k) to RAS mm, exactly as stored. `axes` and `flips` lead from the canonical
+    `[z y x]` array to the file's `[i j k]`: `np.flip(np.transpose(array, axes), flips)`.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    axes: tuple[int, int, int]
+    flips: tuple[int, ...]
+
+    def to_file_order(self, array: np.ndarray) -> np.ndarray:
+        return np.flip(np.transpose(array, self.axes), self.flips)
+
+    def to_canonical(self, array: np.ndarray) -> np.ndarray:
+        return np.transpose(np.flip(array, self.flips), np.argsort(self.axes))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels `[z y x]` with spacing in mm and the affine from canonical indices (x, y, z) to RAS mm."""
+
+    array: Tensor
+    spacing_mm: Spacing
+    affine: np.ndarray
+    name: str = "volume"
+    source: Source | None = None
+
+    def __post_init__(self):
+        if self.array.ndim != 3:
+            raise Refused(self.name, f"{self.array.ndim} dimensions", "3 (z y x)")
+        if not all(math.isfinite(s) and s > 0 for s in self.spacing_mm):
+            raise Refused(self.name, f"spacing {self.spacing_mm} mm", "three positive lengths")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.array.shape)
+
+    @property
+    def voxel_ml(self) -> float:
+        return math.prod(self.spacing_mm) / 1000
+
+    def with_array(self, array: Tensor, name: str | None = None) -> Volume:
+        """The same grid with other voxels."""
+        if tuple(array.shape) != self.shape:
+            raise Refused(name or self.name, f"array {tuple(array.shape)}", f"the volume's grid {self.shape}")
+        return replace(self, array=array, name=name or self.name)
+
+    def to(self, device: torch.device | str) -> Volume:
+        return replace(self, array=self.array.to(device))
+
+
+def canonical_affine(spacing_mm: Spacing) -> np.ndarray:
+    """Affine (x, y, z) -> RAS mm of an axis-aligned canonical grid with its origin at 0."""
+    z, y, x = spacing_mm
+    return np.diag([-x, -y, z, 1.0])
+
+
+def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> None:
+    """Refuse two volumes whose voxels do not lie in the same places."""
+    if a.shape != b.shape:
+        raise Refused(b.name, f"grid {b.shape}", f"{a.shape}, the grid of {a.name}", "Resample one onto the other first.")
+    corners = np.array([[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], float).T
+    apart = float(np.abs(a.affine @ corners - b.affine @ corners).max())
+    if apart > tolerance_mm:
+        raise Refused(b.name, f"voxels {apart:.3g} mm away from those of {a.name}", f"at most {tolerance_mm} mm",
+                      "Resample one onto the other first.")
+
+
+def shape_at(shape: tuple[int, int, int], spacing_mm: Spacing, target_mm: tuple[float | None, ...]) -> tuple[int, int, int]:
+    """Grid of the same field of view at about `target_mm`; None keeps an axis as it is."""
+    return tuple(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm))
+
+
+def _axis_weights(n_in: int, n_out: int, device: torch.device) -> Tensor:
+    """Linear interpolation [out in]; a triangle as wide as the new voxel when shrinking, so nothing aliases."""
+    scale = n_in / n_out
+    centre = (torch.arange(n_out, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
+    centre = centre.clamp(0, n_in - 1)
+    weight = (1 - (torch.arange(n_in, device=device) - centre[:, None]).abs() / max(scale, 1.0)).clamp_min(0)
+    return weight / weight.sum(1, keepdim=True)
+
+
+def resample(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Bring `[z y x]` to another grid of the same field of view, linearly and without aliasing; float32."""
+    out = array.float()
+    for axis in sorted(range(3), key=lambda a: shape[a] / array.shape[a]):
+        n_in, n_out = out.shape[axis], shape[axis]
+        if n_in != n_out:
+            weight = _axis_weights(n_in, n_out, out.device)
+            out = torch.movedim(torch.tensordot(weight, out, dims=([1], [axis])), 0, axis)
+    return out.contiguous()
+
+
+def resample_labels(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Bring a label map to another grid of the same field of view: the nearest voxel, never a mixture."""
+    for axis, n_out in enumerate(shape):
+        n_in = array.shape[axis]
+        if n_in != n_out:
+            at = ((torch.arange(n_out, device=array.device) + 0.5) * (n_in / n_out)).long().clamp(max=n_in - 1)
+            array = array.index_select(axis, at)
+    return array.contiguous()
+
+
+Box = tuple[slice, slice, slice]
+
+
+def bounding_box(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Box | None:
+    """Smallest box around a mask, widened by a margin in mm and cut at the volume; None when empty."""
+    if not bool(mask.any()):
+        return None
+    box = []
+    for axis, (n, s) in enumerate(zip(mask.shape, spacing_mm)):
+        on = mask.any(dim=[a for a in range(3) if a != axis]).nonzero().flatten() if mask.ndim == 3 else None
+        margin = math.ceil(margin_mm / s)
+        box.append(slice(max(0, int(on[0]) - margin), min(n, int(on[-1]) + 1 + margin)))
+    return tuple(box)
