@@ -1,0 +1,1128 @@
+"""Every picture of the method: plain arrays and tables in, a matplotlib figure out.
+
+States: the paper's figures are not known here. Chooses: axial slices as radiologists see them (canonical `[z y x]`,
+the patient's left on the right), axes in mm, the colours of Okabe and Ito (2008), which colour-blind readers can tell
+apart, and the same colour for the same thing in every figure, in napari and in the widgets. A figure that shows
+statistics has its number of patients in the title. Nothing here needs pyplot, a display, or any other module's types:
+arrays may be numpy or torch, tables are data frames with the columns of the experiment folder.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"
+
+LIVER_COLOUR = SKY
+TUMOR_COLOUR = ORANGE
+TRUTH_COLOUR = YELLOW  # and dashed, so that it does not rest on colour alone
+LEDGER_COLOURS = {
+    1: SKY,
+    2: ORANGE,
+    3: GREEN,
+    4: PURPLE,
+    5: YELLOW,
+    6: VERMILLION,
+    7: BLUE,
+    8: "#FFFFFF",  # the palette's black would pass for fat on a CT
+    21: "#8C8420",
+    22: "#7A3600",
+    23: "#003A5C",
+    24: "#BBBBBB",  # darker: an earlier stage had changed the voxel already
+}
+LEDGER_MEANINGS = {
+    1: "liver",
+    2: "tumor (cascade)",
+    3: "restored by consistency",
+    4: "suppressed by consistency",
+    5: "dropped: too small or outside the liver",
+    6: "rejected by the forest",
+    7: "added at the boundary",
+    8: "removed at the boundary",
+    21: "dropped after restored",
+    22: "rejected after restored",
+    23: "added back after suppressed",
+    24: "removed after restored",
+}
+STAGE_COLOURS = {
+    "cohort": GREY,
+    "liver": LIVER_COLOUR,
+    "tumor": TUMOR_COLOUR,
+    "cascade": TUMOR_COLOUR,
+    "consistency": GREEN,
+    "candidates": YELLOW,
+    "radiomics": PURPLE,
+    "selection": "#7F4F71",
+    "forest": VERMILLION,
+    "boundary": BLUE,
+    "metrics": BLACK,
+}
+GROUP_COLOURS = {"intensity": ORANGE, "texture": BLUE, "shape": GREEN, "boundary": VERMILLION, "wavelet": PURPLE}
+GROUP_MARKERS = {"intensity": "o", "texture": "s", "shape": "^", "boundary": "D", "wavelet": "v"}
+FOLD_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+TRUE_COLOUR, FALSE_COLOUR = BLUE, VERMILLION  # a true lesion, a false positive
+WINDOWS = {"liver": (60, 350), "tumor": (90, 180), "soft tissue": (40, 400), "lung": (-600, 1500), "bone": (400, 1800)}
+
+
+def _map_to(colour: str, name: str) -> LinearSegmentedColormap:
+    r, g, b = to_rgb(colour)
+    return LinearSegmentedColormap.from_list(name, [(r, g, b, 0), (r, g, b, 0.85)])
+
+
+PROBABILITY_MAPS = {"liver": _map_to(LIVER_COLOUR, "liver"), "tumor": _map_to(TUMOR_COLOUR, "tumor")}
+
+
+class Picture(Figure):
+    """A figure that draws itself with Agg and shows itself in a notebook, without pyplot's global list of figures."""
+
+    def __init__(self, width: float = 7, height: float = 5, **kwargs):
+        super().__init__(figsize=(width, height), dpi=100, layout="constrained", **kwargs)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure, dpi: int = 100) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+    return data.getvalue()
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
+    """Write the figure as PNG, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(png(figure, dpi))
+    os.replace(temporary, path)
+    return path
+
+
+def _array(a) -> np.ndarray | None:
+    if a is None:
+        return None
+    if hasattr(a, "detach"):
+        a = a.detach().cpu()
+        a = a.float().numpy() if a.is_floating_point() else a.numpy()
+    return np.asarray(a)
+
+
+def _patients(table: pd.DataFrame) -> str:
+    return f"{table['patient'].nunique()} patients" if "patient" in table else f"{len(table)} rows, patients not named"
+
+
+def _say(ax, words: str) -> None:
+    """An empty panel says why it is empty."""
+    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY, wrap=True)
+
+
+def stage_key(stage: str) -> str:
+    """`+ forest`, `Forest` and `forest` are one stage."""
+    return str(stage).replace("→", "").replace("+", "").strip().lower()
+
+
+def stage_colour(stage: str) -> str:
+    return STAGE_COLOURS.get(stage_key(stage), GREY)
+
+
+# --- slices -----------------------------------------------------------------------------------------------------
+
+AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
+_SIDES = {
+    "axial": ("mm, to the patient's left", "mm, to the back"),
+    "coronal": ("mm, to the patient's left", "mm, to the head"),
+    "sagittal": ("mm, to the back", "mm, to the head"),
+}
+
+
+def slice_with_most(mask, plane: str = "axial") -> int:
+    """Index of the slice with most voxels of a mask; the middle one when it is empty."""
+    mask = _array(mask) > 0
+    counts = mask.sum(axis=tuple(a for a in range(3) if a != AXES[plane]))
+    return int(counts.argmax()) if counts.any() else mask.shape[AXES[plane]] // 2
+
+
+def box_around(mask, spacing_mm, margin_mm: float = 20) -> tuple[slice, slice, slice] | None:
+    """Box `[z y x]` around a mask for zooming in; None (the whole picture) when it is empty."""
+    mask = _array(mask) > 0
+    if not mask.any():
+        return None
+    box = []
+    for axis, n in enumerate(mask.shape):
+        on = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        margin = math.ceil(margin_mm / spacing_mm[axis])
+        box.append(slice(max(0, int(on[0]) - margin), min(n, int(on[-1]) + 1 + margin)))
+    return tuple(box)
+
+
+def _cut(a: np.ndarray | None, plane: str, at: int) -> np.ndarray | None:
+    if a is None:
+        return None
+    return (a[at], a[:, at, :], a[:, :, at])[AXES[plane]]
+
+
+class _View:
+    """One slice plane of a grid: which voxel pitch runs down and across, and where pictures of it lie in mm."""
+
+    def __init__(self, shape, spacing_mm, plane, at):
+        self.plane = plane
+        if at is None:
+            at = shape[AXES[plane]] // 2
+        if not 0 <= at < shape[AXES[plane]]:
+            raise IndexError(f"{plane} slice {at} of {shape[AXES[plane]]}")
+        self.at = at
+        down, across = [a for a in range(3) if a != AXES[plane]]
+        self.down, self.across = spacing_mm[down], spacing_mm[across]
+        rows, columns = shape[down], shape[across]
+        left, right = -self.across / 2, (columns - 0.5) * self.across
+        low, high = -self.down / 2, (rows - 0.5) * self.down
+        self.height_over_width = (high - low) / (right - left)
+        self.extent = (left, right, high, low) if plane == "axial" else (left, right, low, high)
+        self.axes = (down, across)
+        self.spacing_mm = spacing_mm
+        self.at_mm = at * spacing_mm[AXES[plane]]
+
+    def show(self, ax, image, **kwargs):
+        return ax.imshow(
+            _cut(image, self.plane, self.at),
+            extent=self.extent,
+            origin="upper" if self.plane == "axial" else "lower",
+            **kwargs,
+        )
+
+    def ct(self, ax, ct, window):
+        level, width = WINDOWS[window] if isinstance(window, str) else window
+        image = self.show(ax, ct, cmap="gray", vmin=level - width / 2, vmax=level + width / 2, interpolation="nearest")
+        ax.set_xlabel(_SIDES[self.plane][0], fontsize=8)
+        ax.set_ylabel(_SIDES[self.plane][1], fontsize=8)
+        ax.tick_params(labelsize=7)
+        return image
+
+    def contour(self, ax, mask, colour, style="solid", width=1.4):
+        cut = np.asarray(_cut(mask, self.plane, self.at))
+        if not cut.any():
+            return
+        padded = np.pad(cut.astype(np.float32), 1)  # a mask that touches the edge still closes
+        y = (np.arange(padded.shape[0]) - 1) * self.down
+        x = (np.arange(padded.shape[1]) - 1) * self.across
+        ax.contour(x, y, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=[width])
+
+    def labels(self, ax, labels, truth=None):
+        """Liver and tumor as contours; a reference is dashed."""
+        for volume, style, tumor in ((labels, "solid", TUMOR_COLOUR), (truth, (0, (3, 2)), TRUTH_COLOUR)):
+            if volume is not None:
+                self.contour(ax, volume >= 1, LIVER_COLOUR, style)
+                self.contour(ax, volume == 2, tumor, style)
+
+    def fill(self, ax, mask, colour, alpha=0.75):
+        cut = np.asarray(_cut(mask, self.plane, self.at)).astype(bool)
+        rgba = np.zeros((*cut.shape, 4), np.float32)
+        rgba[cut] = (*to_rgb(colour), alpha)
+        ax.imshow(
+            rgba, extent=self.extent, origin="upper" if self.plane == "axial" else "lower", interpolation="nearest"
+        )
+
+    def zoom(self, ax, box):
+        """Show only a box `[z y x]` of the grid."""
+        if box is None:
+            ax.set_xlim(self.extent[0], self.extent[1])
+            ax.set_ylim(self.extent[2], self.extent[3])
+            return
+        down, across = box[self.axes[0]], box[self.axes[1]]
+        ax.set_xlim((across.start - 0.5) * self.across, (across.stop - 0.5) * self.across)
+        low, high = (down.start - 0.5) * self.down, (down.stop - 0.5) * self.down
+        ax.set_ylim(*((high, low) if self.plane == "axial" else (low, high)))
+
+    def title(self) -> str:
+        return f"{self.plane} slice {self.at} ({self.at_mm:.0f} mm)"
+
+
+def _label_legend(labels, truth) -> list:
+    handles = []
+    if labels is not None:
+        handles += [
+            Line2D([], [], color=LIVER_COLOUR, label="liver"),
+            Line2D([], [], color=TUMOR_COLOUR, label="tumor"),
+        ]
+    if truth is not None:
+        handles += [
+            Line2D([], [], color=LIVER_COLOUR, ls="--", label="liver, reference"),
+            Line2D([], [], color=TRUTH_COLOUR, ls="--", label="tumor, reference"),
+        ]
+    return handles
+
+
+def _legend(figure, handles, columns=4) -> None:
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def slice_view(
+    ct,
+    spacing_mm,
+    at: int | None = None,
+    labels=None,
+    truth=None,
+    window="liver",
+    plane="axial",
+    box=None,
+    title: str = "",
+) -> Figure:
+    """One slice of a CT `[z y x]` in HU with the contours of label maps (1 liver, 2 tumor); the reference is dashed.
+
+    `window` names a preset of WINDOWS or is (level, width) in HU; `at` is a slice index; `box` `[z y x]` zooms in.
+    """
+    ct, labels, truth = _array(ct), _array(labels), _array(truth)
+    figure = Picture(6.4, 6.2)
+    ax = figure.subplots()
+    view = _View(ct.shape, spacing_mm, plane, at)
+    figure.colorbar(view.ct(ax, ct, window), ax=ax, label="HU", shrink=0.7)
+    view.labels(ax, labels, truth)
+    view.zoom(ax, box)
+    ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
+    _legend(figure, _label_legend(labels, truth))
+    return figure
+
+
+def probability(
+    ct,
+    probability,
+    spacing_mm,
+    at: int | None = None,
+    which="tumor",
+    threshold: float | None = 0.5,
+    truth=None,
+    window="liver",
+    plane="axial",
+    box=None,
+    title: str = "",
+) -> Figure:
+    """A probability map `[z y x]` in 0..1 over the CT, its contour at the threshold, and the reference (dashed)."""
+    ct, p, truth = _array(ct), _array(probability), _array(truth)
+    figure = Picture(6.4, 6.2)
+    ax = figure.subplots()
+    view = _View(ct.shape, spacing_mm, plane, slice_with_most(p >= 0.5, plane) if at is None else at)
+    view.ct(ax, ct, window)
+    image = view.show(ax, p.astype(np.float32), cmap=PROBABILITY_MAPS[which], vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=ax, label=f"{which} probability", shrink=0.7)
+    handles = []
+    if threshold is not None:
+        view.contour(ax, p >= threshold, TUMOR_COLOUR if which == "tumor" else LIVER_COLOUR)
+        handles = [Line2D([], [], color=TUMOR_COLOUR if which == "tumor" else LIVER_COLOUR, label=f"p ≥ {threshold:g}")]
+    if truth is not None:
+        view.contour(ax, truth == 2 if which == "tumor" else truth >= 1, TRUTH_COLOUR, (0, (3, 2)))
+        handles += [Line2D([], [], color=TRUTH_COLOUR, ls="--", label=f"{which}, reference")]
+    view.zoom(ax, box)
+    ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
+    _legend(figure, handles)
+    return figure
+
+
+def montage(
+    ct, spacing_mm, labels=None, truth=None, slices: int = 12, columns: int = 4, window="liver", title: str = ""
+) -> Figure:
+    """Axial slices spread evenly over the liver (or over the volume, without labels) with contours."""
+    ct, labels, truth = _array(ct), _array(labels), _array(truth)
+    of = labels if labels is not None else truth
+    on = np.flatnonzero((of > 0).any(axis=(1, 2))) if of is not None else np.arange(len(ct))
+    on = on if len(on) else np.arange(len(ct))
+    chosen = on[np.unique(np.linspace(0, len(on) - 1, min(slices, len(on))).round().astype(int))]
+    columns = min(columns, len(chosen))
+    rows = math.ceil(len(chosen) / columns)
+    box = box_around(of, spacing_mm, 25) if of is not None else None
+    figure = Picture(3 * columns, 2.8 * rows + 0.6)
+    for ax, at in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, list(chosen) + [None] * (rows * columns - len(chosen))
+    ):
+        if at is None:
+            ax.set_axis_off()
+            continue
+        view = _View(ct.shape, spacing_mm, "axial", int(at))
+        view.ct(ax, ct, window)
+        view.labels(ax, labels, truth)
+        view.zoom(ax, box)
+        ax.set_title(view.title(), fontsize=8)
+    figure.suptitle(title or "axial slices through the liver", fontsize=11)
+    _legend(figure, _label_legend(labels, truth))
+    return figure
+
+
+def case_montage(cases, columns: int = 4, window="liver", title: str = "") -> Figure:
+    """The slice with most tumor of each case: an iterable of (name, ct, labels, spacing_mm)."""
+    cases = list(cases)
+    columns = max(1, min(columns, len(cases)))
+    rows = max(1, math.ceil(len(cases) / columns))
+    figure = Picture(3.1 * columns, 2.9 * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax, (name, ct, labels, spacing_mm) in zip(axes, cases):
+        ct, labels = _array(ct), _array(labels)
+        view = _View(ct.shape, spacing_mm, "axial", slice_with_most(labels == 2 if (labels == 2).any() else labels))
+        view.ct(ax, ct, window)
+        view.labels(ax, labels)
+        ax.set_title(f"{name}: {view.title()}", fontsize=8)
+    for ax in list(axes):
+        ax.set_axis_off()
+    figure.suptitle(title or f"{len(cases)} cases", fontsize=11)
+    _legend(figure, _label_legend(True, None))
+    return figure
+
+
+def ledger(
+    ct,
+    ledger,
+    spacing_mm,
+    at: int | None = None,
+    meanings: dict | None = None,
+    window="liver",
+    plane="axial",
+    box=None,
+    title: str = "",
+) -> Figure:
+    """Which stage decided each voxel, over the CT. The legend holds the codes that occur, with ml."""
+    ct, codes = _array(ct), _array(ledger)
+    figure = Picture(6.4, 6.8)
+    ax = figure.subplots()
+    view = _View(ct.shape, spacing_mm, plane, slice_with_most(codes > 1, plane) if at is None else at)
+    view.ct(ax, ct, window)
+    _draw_ledger(view, ax, codes)
+    view.zoom(ax, box)
+    ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
+    _legend(figure, _ledger_legend(codes, spacing_mm, meanings), columns=2)
+    return figure
+
+
+def _draw_ledger(view: _View, ax, codes: np.ndarray) -> None:
+    for code in np.unique(_cut(codes, view.plane, view.at)):
+        if int(code) == 1:
+            view.contour(ax, codes >= 1, LEDGER_COLOURS[1], width=1)
+        elif int(code) > 1:
+            view.fill(ax, codes == code, LEDGER_COLOURS.get(int(code), GREY), 0.8)
+
+
+def _ledger_legend(codes: np.ndarray, spacing_mm, meanings: dict | None) -> list:
+    meanings = {**LEDGER_MEANINGS, **{int(k): v for k, v in (meanings or {}).items()}}
+    ml = math.prod(spacing_mm) / 1000
+    values, counts = np.unique(codes, return_counts=True)
+    return [
+        Patch(
+            facecolor=LEDGER_COLOURS.get(int(v), GREY),
+            edgecolor="#444444",
+            lw=0.5,
+            label=f"{v} {meanings.get(int(v), 'unknown')} ({n * ml:.3g} ml)",
+        )
+        for v, n in zip(values, counts)
+        if v > 0
+    ]
+
+
+def consistency(
+    ct, before, after, spacing_mm, at: int | None = None, truth=None, window="liver", box=None, title: str = ""
+) -> Figure:
+    """Three neighbouring axial slices before and after the rule: what it restored and what it suppressed."""
+    ct, before, after, truth = _array(ct), _array(before) > 0, _array(after) > 0, _array(truth)
+    at = slice_with_most(before != after) if at is None else at
+    box = box or box_around(before != after if (before != after).any() else before | after, spacing_mm, 25)
+    figure = Picture(9.6, 7)
+    neighbours = [z if 0 <= z < len(ct) else None for z in (at - 1, at, at + 1)]
+    for row, (mask, name) in zip(figure.subplots(2, 3), ((before, "before"), (after, "after"))):
+        for ax, z in zip(row, neighbours):
+            if z is None:
+                ax.set_axis_off()
+                _say(ax, "outside the volume")
+                continue
+            view = _View(ct.shape, spacing_mm, "axial", z)
+            view.ct(ax, ct, window)
+            if name == "after":
+                view.fill(ax, after & ~before, LEDGER_COLOURS[3], 0.6)
+                view.fill(ax, before & ~after, LEDGER_COLOURS[4], 0.6)
+            view.contour(ax, mask, TUMOR_COLOUR)
+            if truth is not None:
+                view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+            view.zoom(ax, box)
+            ax.set_title(f"{name}: {view.title()}", fontsize=8)
+    ml = math.prod(spacing_mm) / 1000
+    figure.suptitle(
+        f"{title or 'three-slice consistency'}: {(after & ~before).sum() * ml:.3g} ml restored, "
+        f"{(before & ~after).sum() * ml:.3g} ml suppressed",
+        fontsize=11,
+    )
+    _legend(
+        figure,
+        [
+            Line2D([], [], color=TUMOR_COLOUR, label="tumor mask"),
+            Patch(color=LEDGER_COLOURS[3], label="restored"),
+            Patch(color=LEDGER_COLOURS[4], label="suppressed"),
+        ]
+        + _truth_handle(truth),
+    )
+    return figure
+
+
+def boundary_change(
+    ct, before, after, spacing_mm, at: int | None = None, truth=None, window="tumor", box=None, title: str = ""
+) -> Figure:
+    """A lesion's contour before and after relabelling, and the voxels that changed."""
+    ct, before, after, truth = _array(ct), _array(before) > 0, _array(after) > 0, _array(truth)
+    at = slice_with_most(before != after) if at is None else at
+    if box is None:
+        box = box_around(before | after, spacing_mm, 12)
+    figure = Picture(10.4, 5)
+    left, right = figure.subplots(1, 2)
+    view = _View(ct.shape, spacing_mm, "axial", at)
+    for ax in (left, right):
+        view.ct(ax, ct, window)
+        view.zoom(ax, box)
+    view.contour(left, before, TUMOR_COLOUR)
+    view.contour(left, after, LEDGER_COLOURS[7], width=1.8)
+    view.fill(right, after & ~before, LEDGER_COLOURS[7])
+    view.fill(right, before & ~after, LEDGER_COLOURS[8])
+    for ax in (left, right):
+        if truth is not None:
+            view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+    left.set_title(f"contours, {view.title()}", fontsize=9)
+    right.set_title("voxels that changed", fontsize=9)
+    ml = math.prod(spacing_mm) / 1000
+    figure.suptitle(
+        f"{title or 'boundary relabelling'}: {(after & ~before).sum() * ml:.3g} ml added, "
+        f"{(before & ~after).sum() * ml:.3g} ml removed",
+        fontsize=11,
+    )
+    _legend(
+        figure,
+        [
+            Line2D([], [], color=TUMOR_COLOUR, label="before"),
+            Line2D([], [], color=LEDGER_COLOURS[7], label="after"),
+            Patch(color=LEDGER_COLOURS[7], label="added"),
+            Patch(facecolor=LEDGER_COLOURS[8], edgecolor="#444444", label="removed"),
+        ]
+        + _truth_handle(truth),
+        columns=5,
+    )
+    return figure
+
+
+def _truth_handle(truth) -> list:
+    return [] if truth is None else [Line2D([], [], color=TRUTH_COLOUR, ls="--", label="reference")]
+
+
+def preview(
+    folder: str | Path | None = None,
+    *,
+    ct=None,
+    labels=None,
+    tumor_probability=None,
+    ledger=None,
+    spacing_mm=None,
+    slices: int = 3,
+    title: str = "",
+) -> bytes:
+    """Contact sheet of a case as PNG, from a result folder or from arrays `[z y x]`.
+
+    Rows: CT with contours, tumor probability, ledger; columns: the axial slices with most tumor (else liver) and one
+    coronal slice. What is missing is left out, and said.
+    """
+    if folder is not None:
+        from workbench import folders
+
+        case = folders.result(folder)
+        found = {name: case.volume(name) for name in ("labels", "tumor_probability", "ledger")}
+        grid = next((v for v in found.values() if v is not None), None)
+        if grid is not None:
+            spacing_mm = grid[1]
+        labels, tumor_probability, ledger = (found[n][0] if found[n] is not None else None for n in found)
+        ct, why = case.ct()
+        title = title or f"{case.case}: {case.info.get('status', '')}" + (f" (no CT: {why})" if ct is None else "")
+    ct, labels, p, codes = _array(ct), _array(labels), _array(tumor_probability), _array(ledger)
+    some = next(a for a in (labels, p, codes, ct) if a is not None)
+    if ct is None:
+        ct = np.full(some.shape, -1000, np.int16)
+    of = (
+        labels == 2
+        if labels is not None and (labels == 2).any()
+        else codes > 1
+        if codes is not None and (codes > 1).any()
+        else labels >= 1
+        if labels is not None
+        else np.zeros(some.shape, bool)
+    )
+    views = [("axial", z) for z in _spread(of.sum(axis=(1, 2)), slices)] + [("coronal", slice_with_most(of, "coronal"))]
+    rows = [r for r, a in (("contours", labels), ("tumor probability", p), ("ledger", codes)) if a is not None] or [
+        "CT"
+    ]
+    liver = labels >= 1 if labels is not None else of
+    box = box_around(liver, spacing_mm, 25)
+    figure = Picture(3 * len(views), 2.7 * len(rows) + 0.9)
+    for row, name in zip(figure.subplots(len(rows), len(views), squeeze=False), rows):
+        for ax, (plane, at) in zip(row, views):
+            view = _View(ct.shape, spacing_mm, plane, at)
+            view.ct(ax, ct, "liver")
+            if name == "contours":
+                view.labels(ax, labels)
+            elif name == "ledger":
+                _draw_ledger(view, ax, codes)
+            elif name == "tumor probability":
+                image = view.show(
+                    ax, p.astype(np.float32), cmap=PROBABILITY_MAPS["tumor"], vmin=0, vmax=1, interpolation="nearest"
+                )
+            view.zoom(ax, box)
+            ax.set_title(view.title(), fontsize=8)
+        row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}", fontsize=8)
+        if name == "tumor probability":
+            figure.colorbar(image, ax=list(row), label="probability", shrink=0.8)
+    figure.suptitle(title or "preview", fontsize=11)
+    _legend(
+        figure, _ledger_legend(codes, spacing_mm, None) if codes is not None else _label_legend(labels, None), columns=3
+    )
+    return png(figure)
+
+
+def _spread(counts: np.ndarray, n: int) -> list[int]:
+    """The slices with most voxels, no two closer than a tenth of their extent, in order."""
+    if not counts.any():
+        return [len(counts) // 2]
+    apart = max(1, np.count_nonzero(counts) // 10)
+    chosen: list[int] = []
+    for z in np.argsort(-counts, kind="stable"):
+        if counts[z] and all(abs(int(z) - c) >= apart for c in chosen):
+            chosen.append(int(z))
+        if len(chosen) == n:
+            break
+    return sorted(chosen)
+
+
+# --- cohort and training ----------------------------------------------------------------------------------------
+
+
+def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
+    """Loss and Dice against the training step, one line a fold (columns fold, step, loss, dice as in curves.csv)."""
+    names = [c for c in ("loss", "dice") if c in table] or [c for c in table.columns if c not in ("fold", x, "seconds")]
+    figure = Picture(5 * max(1, len(names)), 3.8)
+    folds = list(table.groupby("fold")) if "fold" in table else [("", table)]
+    for ax, name in zip(np.atleast_1d(figure.subplots(1, max(1, len(names)))), names):
+        for n, (fold, rows) in enumerate(folds):
+            rows = rows.dropna(subset=[name])
+            ax.plot(
+                rows[x],
+                rows[name],
+                color=FOLD_COLOURS[n % len(FOLD_COLOURS)],
+                ls=("-", "--", ":", "-.")[n % 4],
+                label=f"fold {fold}" if "fold" in table else None,
+                lw=1.4,
+            )
+        ax.set_xlabel(x)
+        ax.set_ylabel({"dice": "Dice (1)", "loss": "loss (1)"}.get(name, name))
+        if name == "dice":
+            ax.set_ylim(0, 1)
+        ax.grid(alpha=0.3)
+        if "fold" in table:
+            ax.legend(fontsize=8)
+    figure.suptitle(f"{title or 'learning curves'} ({len(folds)} {'folds' if 'fold' in table else 'run'})", fontsize=11)
+    return figure
+
+
+def cohort(cases: pd.DataFrame, title: str = "") -> Figure:
+    """Liver and tumor volume, voxel spacing and tumors per case, train against test (columns of cohort/cases.csv)."""
+    figure = Picture(11, 7.4)
+    volumes, spacing, numbers, names = figure.subplots(2, 2).flat
+    looks = {"train": (BLUE, "o"), "test": (VERMILLION, "s")}
+    for split, rows in cases.groupby("split"):
+        colour, marker = looks.get(split, (GREY, "^"))
+        volumes.scatter(
+            rows["liver_ml"],
+            rows["tumor_ml"].clip(lower=0.01),
+            c=colour,
+            marker=marker,
+            label=f"{split} ({len(rows)})",
+            s=28,
+        )
+        spacing.scatter(rows["spacing_x_mm"], rows["spacing_z_mm"], c=colour, marker=marker, label=split, s=28)
+    volumes.set(xlabel="liver (ml)", ylabel="tumor (ml; none drawn at 0.01)", yscale="log")
+    volumes.legend(fontsize=8, title="cases")
+    spacing.set(xlabel="pixel spacing (mm)", ylabel="slice spacing (mm)")
+    spacing.legend(fontsize=8)
+    top = int(cases["tumors"].max()) if len(cases) else 0
+    numbers.hist(
+        [rows["tumors"] for _, rows in cases.groupby("split")],
+        bins=np.arange(-0.5, top + 1.5),
+        stacked=True,
+        color=[looks.get(s, (GREY, ""))[0] for s, _ in cases.groupby("split")],
+    )
+    numbers.set(xlabel="tumors per case", ylabel="cases")
+    shown = cases.head(14)
+    names.set_axis_off()
+    columns = [
+        c
+        for c in ("case", "split", "fold", "slices", "spacing_z_mm", "spacing_x_mm", "liver_ml", "tumors", "tumor_ml")
+        if c in cases
+    ]
+    text = [
+        [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in shown[columns].itertuples(index=False)
+    ]
+    if text:
+        table = names.table(text, colLabels=[c.replace("_", "\n", 1) for c in columns], loc="center", cellLoc="center")
+        table.auto_set_font_size(False)
+        table.set_fontsize(6.5)
+        for (row, _), cell in table.get_celld().items():
+            cell.set_height(0.11 if row == 0 else 0.058)
+            cell.set_linewidth(0.3)
+    names.set_title(f"first {len(shown)} of {len(cases)} cases", fontsize=9)
+    figure.suptitle(f"{title or 'cohort'} ({_patients(cases)}, {len(cases)} cases)", fontsize=11)
+    return figure
+
+
+def lesions(table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", title: str = "") -> Figure:
+    """Number of lesions of each kind, and their sizes on a log scale."""
+    figure = Picture(10, 4)
+    left, right = figure.subplots(1, 2)
+    groups = list(table.groupby(table[by].astype(str))) if by in table else [("all", table)]
+    colours = [(BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)[n % 8] for n in range(len(groups))]
+    left.barh([str(k) for k, _ in groups], [len(rows) for _, rows in groups], color=colours)
+    left.set(xlabel="lesions", ylabel=by if by in table else "")
+    values = [rows[size].to_numpy(float) for _, rows in groups]
+    every = np.concatenate(values) if values else np.zeros(0)
+    if (every > 0).any():
+        bins = np.geomspace(every[every > 0].min() * 0.9, every.max() * 1.1, 16)
+        right.hist(values, bins=bins, stacked=True, color=colours, label=[str(k) for k, _ in groups])
+        right.set_xscale("log")
+        right.legend(fontsize=7)
+    else:
+        _say(right, "no lesion has a size")
+    right.set(xlabel=size.replace("_", " (") + ")" if "_" in size else size, ylabel="lesions")
+    who = f"{_patients(table)}, " if "patient" in table else ""
+    figure.suptitle(f"{title or 'lesions'} ({who}{len(table)} lesions)", fontsize=11)
+    return figure
+
+
+# --- radiomics and selection ------------------------------------------------------------------------------------
+
+
+def icc_forest(
+    table: pd.DataFrame, limit: float | None = None, most: int = 40, patients: int | None = None, title: str = ""
+) -> Figure:
+    """Stability of features: ICC with its 95 % interval, coloured by group.
+
+    Columns: name, group, icc, icc_low, icc_high.
+
+    Of more than `most` rows an even spread over the ranking is drawn. `limit` is the lowest lower bound that is kept.
+    """
+    rows = table.dropna(subset=["icc"]).sort_values("icc")
+    drawn = (
+        rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+        if len(rows)
+        else rows
+    )
+    figure = Picture(8.4, 1.6 + 0.19 * max(6, len(drawn)))
+    ax = figure.subplots()
+    for at, row in enumerate(drawn.itertuples()):
+        ax.plot([row.icc_low, row.icc_high], [at, at], color=GROUP_COLOURS.get(row.group, GREY), lw=1.6)
+        ax.plot(row.icc, at, GROUP_MARKERS.get(row.group, "o"), color=GROUP_COLOURS.get(row.group, GREY), ms=4)
+    ax.set_yticks(range(len(drawn)), drawn["name"], fontsize=6)
+    ax.set(xlabel="ICC (1), 95 % interval", xlim=(min(-0.05, float(drawn["icc_low"].min()) if len(drawn) else 0), 1.02))
+    if limit is not None:
+        ax.axvline(limit, color=BLACK, ls="--", lw=1)
+    _legend(
+        figure,
+        [
+            Line2D([], [], color=c, marker=GROUP_MARKERS[g], label=f"{g} ({(rows['group'] == g).sum()})")
+            for g, c in GROUP_COLOURS.items()
+            if (rows["group"] == g).any()
+        ],
+        columns=5,
+    )
+    stable = (
+        f", {(rows['icc_low'] >= limit).sum()} with a lower bound of at least {limit:g}" if limit is not None else ""
+    )
+    who = f"{patients} patients, " if patients is not None else ""
+    figure.suptitle(f"{title or 'stability'} ({who}{len(drawn)} of {len(rows)} features drawn{stable})", fontsize=10)
+    return figure
+
+
+def redundancy(
+    features: pd.DataFrame,
+    groups: dict | None = None,
+    clusters: dict | None = None,
+    patients: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Absolute Spearman correlation of features `[lesion x k]`, ordered so that clusters lie together."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    varied = features.loc[:, features.nunique() > 1]
+    rho = varied.rank().fillna(varied.rank().mean()).corr().abs().fillna(0).to_numpy(copy=True)
+    np.fill_diagonal(rho, 1)
+    order = np.arange(len(rho))
+    if len(rho) > 2:
+        order = leaves_list(linkage(squareform(np.clip(1 - rho, 0, None), checks=False), "average"))
+    if clusters:
+        number = np.array([clusters.get(c, -1) for c in varied.columns], float)
+        order = order[np.argsort(number[order], kind="stable")]
+    figure = Picture(7.4, 6.6)
+    ax = figure.subplots()
+    image = ax.imshow(rho[np.ix_(order, order)], cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=ax, label="|Spearman correlation| (1)", shrink=0.8)
+    names = [varied.columns[i] for i in order]
+    if len(names) <= 45:
+        ax.set_yticks(range(len(names)), names, fontsize=6)
+        for tick, name in zip(ax.get_yticklabels(), names):
+            tick.set_color(GROUP_COLOURS.get((groups or {}).get(name), BLACK))
+    ax.set(xlabel="feature, ordered by cluster", ylabel="" if len(names) <= 45 else "feature, ordered by cluster")
+    if clusters:
+        edges = np.flatnonzero(np.diff(number[order])) + 0.5
+        for edge in edges if len(edges) < 60 else []:
+            ax.axhline(edge, color="white", lw=0.6)
+            ax.axvline(edge, color="white", lw=0.6)
+    who = f"{patients} patients, " if patients is not None else ""
+    figure.suptitle(f"{title or 'redundancy'} ({who}{len(features)} lesions, {len(names)} features)", fontsize=11)
+    return figure
+
+
+def survival(steps: pd.DataFrame, title: str = "", patients: int | None = None) -> Figure:
+    """How many features of each group are left after each step of the selection: index = step, columns = groups."""
+    figure = Picture(8.4, 4.4)
+    ax = figure.subplots()
+    at = np.arange(len(steps))
+    bottom = np.zeros(len(steps))
+    share = steps.div(steps.sum(axis=1).replace(0, 1), axis=0)
+    for group in steps.columns:
+        ax.bar(
+            at, share[group], 0.65, bottom=bottom, color=GROUP_COLOURS.get(group, GREY), label=group, edgecolor="white"
+        )
+        for x, low, value, n in zip(at, bottom, share[group], steps[group]):
+            if value > 0.04:
+                ax.text(x, low + value / 2, str(int(n)), ha="center", va="center", fontsize=8, color="white")
+        bottom += share[group].to_numpy()
+    ax.set_xticks(at, [f"{s}\n{int(n)} left" for s, n in zip(steps.index, steps.sum(axis=1))], fontsize=8)
+    ax.set(ylabel="share of the features left (1)", ylim=(0, 1))
+    _legend(figure, ax.get_legend_handles_labels()[0], columns=5)
+    who = f", {patients} patients" if patients is not None else ""
+    total = [int(n) for n in steps.sum(axis=1)]
+    figure.suptitle(f"{title or 'selection'} ({' → '.join(map(str, total))} features{who})", fontsize=11)
+    return figure
+
+
+# --- forest -----------------------------------------------------------------------------------------------------
+
+
+def _at_thresholds(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds falling, and the numbers of true and of false candidates that reach each of them."""
+    levels = np.unique(table["score"].to_numpy(float))[::-1]
+    levels = np.concatenate([[np.inf], levels])
+    true = np.sort(table.loc[table["is_lesion"].astype(bool), "score"].to_numpy(float))
+    false = np.sort(table.loc[~table["is_lesion"].astype(bool), "score"].to_numpy(float))
+    return levels, len(true) - np.searchsorted(true, levels), len(false) - np.searchsorted(false, levels)
+
+
+def _draw_scores(ax, table, threshold):
+    bins = np.linspace(0, 1, 26)
+    lesion = table["is_lesion"].astype(bool)
+    ax.hist(
+        [table.loc[lesion, "score"], table.loc[~lesion, "score"]],
+        bins=bins,
+        color=[TRUE_COLOUR, FALSE_COLOUR],
+        label=[f"true lesions ({lesion.sum()})", f"false positives ({(~lesion).sum()})"],
+    )
+    if threshold is not None:
+        ax.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
+    ax.set(xlabel="forest score (1)", ylabel="candidates", xlim=(0, 1))
+    ax.legend(fontsize=8)
+
+
+def scores(table: pd.DataFrame, threshold: float | None = None, title: str = "") -> Figure:
+    """Forest scores of true lesions and false positives (columns patient, is_lesion, score)."""
+    figure = Picture(7, 4)
+    _draw_scores(figure.subplots(), table, threshold)
+    figure.suptitle(f"{title or 'forest scores'} ({_patients(table)}, {len(table)} candidates)", fontsize=11)
+    return figure
+
+
+def _draw_tradeoff(ax, table, threshold):
+    levels, true, false = _at_thresholds(table)
+    n_true, n_false = max(1, true[-1]), max(1, false[-1])
+    ax.step(1 - false / n_false, true / n_true, where="post", color=BLUE)
+    if threshold is not None:
+        kept = table["score"] >= threshold
+        lesion = table["is_lesion"].astype(bool)
+        x, y = 1 - (kept & ~lesion).sum() / n_false, (kept & lesion).sum() / n_true
+        ax.plot(
+            x,
+            y,
+            "o",
+            color=BLACK,
+            label=f"threshold {threshold:.3f}: {x:.0%} of false positives removed,\n{y:.1%} of true lesions kept",
+        )
+        ax.legend(fontsize=8, loc="lower left")
+    ax.set(
+        xlabel="false positives removed (share)", ylabel="true lesions kept (share)", xlim=(-0.02, 1.02), ylim=(0, 1.03)
+    )
+    ax.grid(alpha=0.3)
+
+
+def tradeoff(table: pd.DataFrame, threshold: float | None = None, title: str = "") -> Figure:
+    """ROC curve, and what a threshold buys: false positives removed against true lesions kept."""
+    figure = Picture(10, 4.6)
+    roc, right = figure.subplots(1, 2)
+    _, true, false = _at_thresholds(table)
+    tpr, fpr = true / max(1, true[-1]), false / max(1, false[-1])
+    area = float(np.trapezoid(tpr, fpr))
+    roc.plot(fpr, tpr, color=BLUE)
+    roc.plot([0, 1], [0, 1], color=GREY, ls=":", lw=1)
+    roc.set(
+        xlabel="false positives kept (share)",
+        ylabel="true lesions kept (share)",
+        title=f"ROC, area {area:.3f}",
+        aspect="equal",
+    )
+    roc.grid(alpha=0.3)
+    _draw_tradeoff(right, table, threshold)
+    figure.suptitle(f"{title or 'the forest as a filter'} ({_patients(table)}, {len(table)} candidates)", fontsize=11)
+    return figure
+
+
+def importance(table: pd.DataFrame, patients: int | None = None, groups: dict | None = None, title: str = "") -> Figure:
+    """Importance of features with intervals (columns name, importance, low, high; group if known)."""
+    rows = table.sort_values("importance")
+    figure = Picture(7.6, 1.4 + 0.24 * max(4, len(rows)))
+    ax = figure.subplots()
+    for at, row in enumerate(rows.itertuples()):
+        colour = GROUP_COLOURS.get(getattr(row, "group", None) or (groups or {}).get(row.name), GREY)
+        ax.barh(at, row.importance, color=colour, height=0.65)
+        if hasattr(row, "low") and np.isfinite([row.low, row.high]).all():
+            ax.plot([row.low, row.high], [at, at], color=BLACK, lw=1.2)
+    ax.set_yticks(range(len(rows)), rows["name"], fontsize=7)
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.set(xlabel="permutation importance (loss of score), interval")
+    who = f" ({patients} patients)" if patients is not None else ""
+    figure.suptitle(f"{title or 'what the forest looks at'}{who}", fontsize=11)
+    return figure
+
+
+def decision_card(
+    ct,
+    mask,
+    spacing_mm,
+    score: float,
+    threshold: float,
+    contributions: pd.Series | None = None,
+    facts: dict | None = None,
+    truth=None,
+    window="tumor",
+    title: str = "",
+) -> Figure:
+    """One candidate: its picture, its score against the threshold, and what each feature contributed.
+
+    `contributions` is a series feature -> change of the score (above 0: more like a lesion).
+    """
+    ct, mask, truth = _array(ct), _array(mask) > 0, _array(truth)
+    figure = Picture(12, 4.6)
+    image, bar, reasons = figure.subplots(1, 3, width_ratios=[1.2, 0.35, 1.3])
+    view = _View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
+    view.ct(image, ct, window)
+    view.contour(image, mask, TUMOR_COLOUR)
+    if truth is not None:
+        view.contour(image, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+    view.zoom(image, box_around(mask, spacing_mm, 25))
+    image.set_title(view.title(), fontsize=9)
+    kept = score >= threshold
+    bar.bar([0], [score], color=TRUE_COLOUR if kept else FALSE_COLOUR)
+    bar.axhline(threshold, color=BLACK, ls="--")
+    bar.text(0, min(score + 0.02, 0.95), f"{score:.3f}", ha="center", fontsize=10)
+    bar.set(
+        ylim=(0, 1),
+        xticks=[],
+        ylabel="forest score (1)",
+        title=f"{'kept' if kept else 'rejected'}\nthreshold {threshold:.3f}",
+    )
+    if contributions is not None and len(contributions):
+        top = contributions[contributions.abs().sort_values(ascending=False).index].head(10)[::-1]
+        reasons.barh(range(len(top)), top.to_numpy(), color=[TRUE_COLOUR if v > 0 else FALSE_COLOUR for v in top])
+        reasons.set_yticks(range(len(top)), top.index, fontsize=7)
+        reasons.axvline(0, color=BLACK, lw=0.8)
+        reasons.set(xlabel="contribution to the score (above 0: lesion)")
+    else:
+        reasons.set_axis_off()
+        _say(reasons, "contributions not given")
+    words = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in (facts or {}).items())
+    figure.suptitle(f"{title or 'candidate'}{': ' + words if words else ''}", fontsize=11)
+    return figure
+
+
+def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | None = None, title: str = "") -> Figure:
+    """Lesions found against false positives per patient as the threshold falls.
+
+    `lesions` counts all reference lesions, so that those without any candidate hold the curve down. A lesion with
+    several candidates counts once where `lesion` names it, else each true candidate counts.
+    """
+    figure = Picture(6.6, 4.8)
+    ax = figure.subplots()
+    once = table
+    if "lesion" in table:
+        is_true = table["is_lesion"].astype(bool)
+        best = table[is_true].sort_values("score", ascending=False).drop_duplicates(["case", "lesion"])
+        once = pd.concat([best, table[~is_true]])
+    levels, true, false = _at_thresholds(once)
+    ax.step(false / max(1, patients), true / max(1, lesions), where="post", color=BLUE)
+    if threshold is not None:
+        kept = once["score"] >= threshold
+        lesion = once["is_lesion"].astype(bool)
+        ax.plot(
+            (kept & ~lesion).sum() / max(1, patients),
+            (kept & lesion).sum() / max(1, lesions),
+            "o",
+            color=BLACK,
+            label=f"threshold {threshold:.3f}",
+        )
+        ax.legend(fontsize=8, loc="lower right")
+    ax.set(xlabel="false positives per patient", ylabel="lesions found (share)", ylim=(0, 1.03))
+    ax.grid(alpha=0.3)
+    figure.suptitle(f"{title or 'FROC'} ({patients} patients, {lesions} lesions)", fontsize=11)
+    return figure
+
+
+def what_if(table: pd.DataFrame, threshold: float, title: str = "") -> Figure:
+    """The forest at a threshold of one's own: who is kept, who is lost (columns patient, is_lesion, score)."""
+    figure = Picture(10, 4.2)
+    left, right = figure.subplots(1, 2)
+    _draw_scores(left, table, threshold)
+    _draw_tradeoff(right, table, threshold)
+    kept, lesion = table["score"] >= threshold, table["is_lesion"].astype(bool)
+    figure.suptitle(
+        f"{title or 'what if the threshold were'} {threshold:.3f}: "
+        f"{(kept & lesion).sum()} of {lesion.sum()} lesions and "
+        f"{(kept & ~lesion).sum()} of {(~lesion).sum()} false positives kept ({_patients(table)})",
+        fontsize=10,
+    )
+    return figure
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------
+
+
+def _units(metric: str) -> str:
+    return metric.replace("_mm", " (mm)").replace("_ml", " (ml)").replace("_", " ")
+
+
+def ablation(
+    table: pd.DataFrame,
+    cases: pd.DataFrame | None = None,
+    metrics: list[str] | None = None,
+    columns: int = 3,
+    title: str = "",
+) -> Figure:
+    """Each metric after each stage: mean and 95 % interval over patients, and one thin line a patient where given.
+
+    `table`: stage, metric, mean, low, high, n in stage order; `cases`: stage, case, patient and a column per metric.
+    """
+    stages = list(dict.fromkeys(table["stage"]))
+    metrics = [m for m in (metrics or dict.fromkeys(table["metric"])) if (table["metric"] == m).any()]
+    columns = max(1, min(columns, len(metrics)))
+    rows = max(1, math.ceil(len(metrics) / columns))
+    figure = Picture(4.2 * columns, 3.2 * rows + 0.6)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    if not metrics:
+        _say(axes[0], "no metric in the table")
+    for ax, metric in zip(axes, metrics):
+        part = table[table["metric"] == metric].drop_duplicates("stage").set_index("stage").reindex(stages)
+        if cases is not None and metric in cases:
+            wide = cases.groupby(["patient", "stage"])[metric].mean().unstack().reindex(columns=stages)
+            ax.plot(range(len(stages)), wide.to_numpy(float).T, color=GREY, lw=0.7, alpha=0.6)
+        for at, (stage, row) in enumerate(part.iterrows()):
+            if np.isfinite(row["mean"]):
+                if np.isfinite([row["low"], row["high"]]).all():
+                    ax.plot([at, at], [row["low"], row["high"]], color=stage_colour(stage), lw=3, alpha=0.8)
+                ax.plot(at, row["mean"], "o", color=stage_colour(stage), mec=BLACK, ms=7)
+        ax.set_xticks(range(len(stages)), stages, fontsize=8, rotation=15)
+        n = part["n"].dropna()
+        count = (
+            ""
+            if n.empty
+            else f" (n = {int(n.iloc[0])})"
+            if n.nunique() == 1
+            else f" (n = {int(n.min())} to {int(n.max())})"
+        )
+        ax.set_ylabel(_units(metric), fontsize=9)
+        ax.set_title(f"{_units(metric)}{count}", fontsize=9)
+        ax.grid(alpha=0.3, axis="y")
+    for ax in axes[len(metrics) :]:
+        ax.set_axis_off()
+    n = int(table["n"].max()) if len(table) else 0
+    who = _patients(cases) if cases is not None and "patient" in cases else f"n up to {n}"
+    figure.suptitle(
+        f"{title or 'ablation'} ({who}; mean and 95 % interval{', thin: each patient' if cases is not None else ''})",
+        fontsize=11,
+    )
+    return figure
+
+
+def paired(cases: pd.DataFrame, before: str, after: str, metrics: list[str], title: str = "") -> Figure:
+    """Metrics of two stages per patient, joined by lines: what a stage did (columns stage, patient, metrics)."""
+    figure = Picture(3.4 * len(metrics), 4)
+    key = cases["stage"].map(stage_key)
+    patients = 0
+    for ax, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics):
+        a = cases[key == stage_key(before)].groupby("patient")[metric].mean()
+        b = cases[key == stage_key(after)].groupby("patient")[metric].mean()
+        both = pd.concat([a, b], axis=1, keys=["a", "b"]).dropna()
+        patients = max(patients, len(both))
+        for row in both.itertuples():
+            ax.plot([0, 1], [row.a, row.b], color=GREY, lw=0.8)
+        ax.plot(np.zeros(len(both)), both["a"], "o", color=stage_colour(before))
+        ax.plot(np.ones(len(both)), both["b"], "s", color=stage_colour(after))
+        if len(both):
+            ax.plot([0, 1], [both["a"].mean(), both["b"].mean()], color=BLACK, lw=2)
+        ax.set_xticks([0, 1], [before, after])
+        ax.set_xlim(-0.4, 1.4)
+        ax.set_ylabel(_units(metric))
+        ax.set_title(
+            f"mean change {(both['b'] - both['a']).mean():+.3g} (n = {len(both)})"
+            if len(both)
+            else "no patient has both",
+            fontsize=9,
+        )
+        ax.grid(alpha=0.3, axis="y")
+    figure.suptitle(f"{title or f'{before} → {after}'} ({patients} patients)", fontsize=11)
+    return figure
+
+
+def boundary_gain(cases: pd.DataFrame, before: str = "forest", after: str = "boundary", title: str = "") -> Figure:
+    """Surface distances and Dice before and after the boundary stage, patient by patient."""
+    known = [
+        m
+        for m in ("tumor_assd_mm", "assd_mm", "tumor_msd_mm", "msd_mm", "tumor_dice", "tumor_dice_per_case", "dice")
+        if m in cases
+    ]
+    return paired(
+        cases,
+        before,
+        after,
+        known[:3] or [c for c in cases.columns if c not in ("stage", "case", "patient")][:3],
+        title or "boundary relabelling",
+    )
+
+
+def timings(seconds: dict, title: str = "") -> Figure:
+    """How long each stage took, in seconds."""
+    figure = Picture(7, 1.2 + 0.35 * max(2, len(seconds)))
+    ax = figure.subplots()
+    names = list(seconds)[::-1]
+    ax.barh(names, [seconds[n] for n in names], color=[stage_colour(n) for n in names])
+    for at, name in enumerate(names):
+        ax.text(seconds[name], at, f" {seconds[name]:.1f} s", va="center", fontsize=8)
+    ax.set_xlabel("seconds")
+    ax.margins(x=0.15)
+    figure.suptitle(title or f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)
+    return figure

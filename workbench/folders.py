@@ -1,0 +1,166 @@
+"""The two folders that the workbench writes, read back: a case's result and an experiment.
+
+The outer ring (report, napari, tracking, widgets) reads these folders and nothing else, so it needs neither the models
+nor the pipeline. Arrays come back canonical `[z y x]` (z to the head, y to the back, x to the patient's left).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench.volume import Refused
+
+STAGES = (
+    "cohort",
+    "liver",
+    "tumor",
+    "consistency",
+    "candidates",
+    "radiomics",
+    "selection",
+    "forest",
+    "boundary",
+    "metrics",
+)
+
+
+def canonical(image) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
+    """A nibabel image as `[z y x]` LPS (a view where it can be), its spacing_mm, its affine (x, y, z) -> RAS mm."""
+    import nibabel
+
+    ras = nibabel.as_closest_canonical(image)
+    array = np.asanyarray(ras.dataobj)
+    array = array.transpose(2, 1, 0)[:, ::-1, ::-1]
+    z, y, x = array.shape
+    spacing = tuple(float(s) for s in np.linalg.norm(ras.affine[:3, :3], axis=0)[::-1])
+    return array, spacing, ras.affine @ np.array([[-1, 0, 0, x - 1], [0, -1, 0, y - 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """What `workbench segment` wrote for one case."""
+
+    path: Path
+    info: dict
+
+    @property
+    def case(self) -> str:
+        return str(self.info.get("case", self.path.name))
+
+    def volume(self, name: str) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray] | None:
+        """A volume by its file's name (`labels`, `ledger` ...): array, spacing_mm, affine; None if not there."""
+        import nibabel
+
+        file = self.path / f"{name}.nii.gz"
+        return canonical(nibabel.load(file)) if file.exists() else None
+
+    def lesions(self) -> pd.DataFrame:
+        """lesions.csv; empty when the case has none."""
+        file = self.path / "lesions.csv"
+        try:
+            return pd.read_csv(file, keep_default_na=True)
+        except (FileNotFoundError, pd.errors.EmptyDataError):
+            return pd.DataFrame(
+                columns=[
+                    "candidate",
+                    "kept",
+                    "reason",
+                    "forest_score",
+                    "volume_ml",
+                    "long_axis_mm",
+                    "z_mm",
+                    "y_mm",
+                    "x_mm",
+                ]
+            )
+
+    def ct(self) -> tuple[np.ndarray | None, str]:
+        """The CT `[z y x]` that was segmented and "", or None and why it cannot be shown."""
+        source = self.info.get("input")
+        if not source:
+            return None, "result.json names no input"
+        path = Path(source) if Path(source).is_absolute() else self.path / source
+        if not path.exists():
+            return None, f"{path} is no longer there"
+        if path.name.endswith((".nii", ".nii.gz")):
+            import nibabel
+
+            array = canonical(nibabel.load(path))[0]
+        else:
+            from workbench import readers
+
+            array = readers.read(path).array.cpu().numpy()
+        labels = self.volume("labels")
+        if labels is not None and labels[0].shape != array.shape:
+            return None, f"{path} has the grid {array.shape}, the result {labels[0].shape}"
+        return array, ""
+
+
+def result(path: str | Path) -> ResultFolder:
+    """Open a result folder; refused when it holds no result.json."""
+    path = Path(path)
+    file = path / "result.json"
+    if not file.is_file():
+        raise Refused(path, "no result.json", "a result folder of `workbench segment`")
+    return ResultFolder(path, json.loads(file.read_text()))
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One finished stage of an experiment; `sha256` of its stage.json stands for all that it holds."""
+
+    name: str
+    path: Path
+    info: dict
+    sha256: str
+
+    def metrics(self) -> dict[str, float]:
+        file = self.path / "metrics.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        file = self.path / name
+        return pd.read_csv(file) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class ExperimentFolder:
+    path: Path
+    info: dict
+    stages: dict[str, StageFolder]
+
+    def table(self, stage: str, name: str) -> pd.DataFrame | None:
+        """A CSV of a stage, or None when the stage has not run."""
+        return self.stages[stage].table(name) if stage in self.stages else None
+
+    def results(self) -> list[Path]:
+        return sorted(p.parent for p in self.path.glob("results/*/result.json"))
+
+    def patients(self) -> int | None:
+        cases = self.table("cohort", "cases.csv")
+        return None if cases is None else int(cases["patient"].nunique())
+
+
+def stage_hashes(path: str | Path) -> dict[str, str]:
+    """{stage: sha256 of its stage.json} for every finished stage."""
+    return {p.parent.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(path).glob("*/stage.json"))}
+
+
+def experiment(path: str | Path) -> ExperimentFolder:
+    """Open an experiment folder; refused when it holds neither experiment.json nor a finished stage."""
+    path = Path(path)
+    file = path / "experiment.json"
+    stages = {}
+    for name, sha in stage_hashes(path).items():
+        stages[name] = StageFolder(name, path / name, json.loads((path / name / "stage.json").read_text()), sha)
+    if not file.is_file() and not stages:
+        raise Refused(path, "no experiment.json", "an experiment folder of `workbench train` or `workbench demo`")
+    order = {name: n for n, name in enumerate(STAGES)}
+    stages = dict(sorted(stages.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+    return ExperimentFolder(path, json.loads(file.read_text()) if file.is_file() else {}, stages)
