@@ -1,0 +1,93 @@
+"""PyRadiomics as the second engine: the standard 707 descriptors, one lesion after the other.
+
+We CHOOSE it for cross-checks. It is imported only when asked for, and told to be silent. Each lesion is cropped before
+it is handed over, with enough voxels around it (indices wrap at the volume's ends, as the periodic wavelet does) that
+the sub-bands inside equal those of the whole volume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+
+import numpy as np
+
+from workbench.radiomics.catalogue import CATALOGUE
+from workbench.volume import Spacing
+
+MARGIN = 8  # rule: the coif1 filter reaches 3 voxels, one more where an axis is odd
+
+
+def wrapped(low: int, high: int, n: int) -> np.ndarray:
+    """Indices low .. high - 1 on an axis of n as the periodic wavelet sees it: odd axes repeat the first voxel."""
+    return np.arange(low, high) % (n + n % 2) % n
+
+
+@contextlib.contextmanager
+def _quiet():
+    import radiomics  # its import sets the logger's level, so it comes first
+
+    logger = radiomics.logger
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def extractor(**settings):
+    """PyRadiomics's extractor for the original image and the coif1 sub-bands, every feature on."""
+    from radiomics import featureextractor
+
+    made = featureextractor.RadiomicsFeatureExtractor(
+        binWidth=25, additionalInfo=False, minimumROIDimensions=1, **settings
+    )
+    made.enableImageTypeByName("Wavelet")
+    made.enableAllFeatures()
+    return made
+
+
+def crop(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lesion's box `[z y x]` with its margin; voxels beyond the volume are wrapped ones and never in the mask."""
+    box, inside = [], []
+    for axis, n in enumerate(mask.shape):
+        on = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = on[0] - MARGIN, on[-1] + 1 + MARGIN
+        box.append(wrapped(low, high, n))
+        at = np.arange(low, high)
+        inside.append((at >= 0) & (at < n))
+    region = mask[np.ix_(*box)] & inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+    return image[np.ix_(*box)], region
+
+
+def describe(image: np.ndarray, lesions: np.ndarray, spacing_mm: Spacing, labels: list[int], progress=None):
+    """The 707 standard values of each label, `[lesion, 728]` with NaN in the boundary group, and a reason a lesion."""
+    import SimpleITK as sitk
+
+    twins = CATALOGUE["pyradiomics"]
+    values = np.full((len(labels), len(CATALOGUE)), np.nan)
+    reasons = [""] * len(labels)
+    with _quiet():
+        engine = extractor()
+        for row, label in enumerate(labels):
+            if image.dtype not in (np.float32, np.float64):
+                image = image.astype(np.float64)
+            box, region = crop(image, lesions == label)
+            pair = [sitk.GetImageFromArray(np.ascontiguousarray(a)) for a in (box, region.astype(np.uint8))]
+            for one in pair:
+                one.SetSpacing(tuple(float(s) for s in spacing_mm[::-1]))
+            try:
+                result = engine.execute(*pair, label=1)
+            except (ValueError, IndexError, ZeroDivisionError, FloatingPointError) as error:
+                reasons[row] = f"PyRadiomics: {error}"
+            else:
+                for column, key in enumerate(twins):
+                    if isinstance(key, str):
+                        values[row, column] = np.real(result[key])
+            if progress:
+                progress(row + 1, len(labels))
+    return values, reasons
