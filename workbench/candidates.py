@@ -1,0 +1,136 @@
+"""Candidate lesions: the connected pieces of the refined mask inside the liver.
+
+States: candidate lesions are taken from the refined maps.
+Chooses: 26-connected components of the mask inside the liver, widened by `liver_margin_mm` since tumors bulge; smaller than
+`minimum_ml` is dropped and counted. A candidate is a true one when it shares at least `overlap` of its own voxels with the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from workbench.volume import Spacing
+
+TOUCHING = np.ones((3, 3, 3))  # 26-connected
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    minimum_ml: float = 0.03
+    liver_margin_mm: float = 5.0
+    overlap: float = 0.1  # empirical: share of a candidate inside the reference that makes it a true lesion
+
+
+class Candidates(NamedTuple):
+    labels: Tensor  # int16 [z y x], 0 outside, 1.. in the order of the table
+    table: (
+        pd.DataFrame
+    )  # candidate, volume_ml, long_axis_mm, z_mm, y_mm, x_mm, mean_probability, max_probability, touches_border
+    dropped: Tensor  # bool [z y x]
+    dropped_count: int
+
+
+def near(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
+    """The mask and all within `margin_mm` of it."""
+    if margin_mm <= 0 or not bool(mask.any()):
+        return mask
+    away = ndimage.distance_transform_edt(~mask.cpu().numpy(), sampling=spacing_mm)
+    return torch.from_numpy(away <= margin_mm).to(mask.device)
+
+
+def components(mask: Tensor) -> tuple[np.ndarray, int]:
+    return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
+
+
+def find(
+    mask: Tensor,
+    probability: Tensor,
+    liver: Tensor,
+    spacing_mm: Spacing,
+    settings: CandidateSettings = CandidateSettings(),
+) -> Candidates:
+    """Candidates of a refined mask [z y x], largest first."""
+    voxel_ml = math.prod(spacing_mm) / 1000
+    inside = mask & near(liver, spacing_mm, settings.liver_margin_mm)
+    pieces, count = components(inside)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+    kept = [i + 1 for i in np.argsort(-sizes, kind="stable") if sizes[i] * voxel_ml >= settings.minimum_ml]
+    renumber = np.zeros(count + 1, np.int16)
+    renumber[kept] = np.arange(1, len(kept) + 1)
+    labels = renumber[pieces]
+    rows = [
+        _row(number, labels, probability, spacing_mm, box) for number, box in enumerate(ndimage.find_objects(labels), 1)
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    labels = torch.from_numpy(labels).to(mask.device)
+    return Candidates(labels, table, mask & (labels == 0), count - len(kept))
+
+
+COLUMNS = [
+    "candidate",
+    "volume_ml",
+    "long_axis_mm",
+    "z_mm",
+    "y_mm",
+    "x_mm",
+    "mean_probability",
+    "max_probability",
+    "touches_border",
+]
+
+
+def _row(number: int, labels: np.ndarray, probability: Tensor, spacing_mm: Spacing, box: tuple[slice, ...]) -> dict:
+    on = labels[box] == number
+    p = probability[box].cpu().numpy()[on]
+    at = np.argwhere(on)
+    centre = (at.mean(0) + [b.start for b in box]) * spacing_mm
+    edge = any(b.start == 0 or b.stop == n for b, n in zip(box, labels.shape))
+    return dict(
+        zip(
+            COLUMNS,
+            [
+                number,
+                on.sum() * math.prod(spacing_mm) / 1000,
+                long_axis_mm(at, spacing_mm),
+                *centre,
+                float(p.mean()),
+                float(p.max()),
+                edge,
+            ],
+        )
+    )
+
+
+def long_axis_mm(voxels: np.ndarray, spacing_mm: Spacing) -> float:
+    """Longest axial diameter (RECIST) of voxel indices [n, 3] (z y x): the greatest distance within one slice, voxel width included."""
+    from scipy.spatial import ConvexHull, QhullError
+    from scipy.spatial.distance import pdist
+
+    longest = 0.0
+    for z in np.unique(voxels[:, 0]):
+        points = voxels[voxels[:, 0] == z][:, 1:] * np.asarray(spacing_mm[1:])
+        if len(points) > 50:
+            try:
+                points = points[ConvexHull(points).vertices]
+            except QhullError:  # all on one line: its ends are among the extremes of either axis
+                points = points[[*np.argmin(points, 0), *np.argmax(points, 0)]]
+        if len(points) > 1:
+            longest = max(longest, float(pdist(points).max()))
+    return longest + float(np.mean(spacing_mm[1:]))
+
+
+def match(labels: Tensor, reference: Tensor, settings: CandidateSettings = CandidateSettings()) -> np.ndarray:
+    """For each candidate 1..n: does it hit a reference lesion? bool [n]."""
+    count = int(labels.max()) if labels.numel() else 0
+    flat = labels.long().flatten()
+    size = torch.bincount(flat, minlength=count + 1)[1:]
+    hit = torch.bincount(flat, weights=(reference.flatten() > 0).double(), minlength=count + 1)[1:]
+    return (hit >= settings.overlap * size.double()).cpu().numpy() & (hit > 0).cpu().numpy()

@@ -1,0 +1,102 @@
+"""What both cascade stages share: one network class, two configurations, trained fold by fold.
+
+States: a two-stage cascade. Chooses: patient-grouped folds; the net of a fold never sees that fold's patients, so the
+maps that later stages learn from are out of fold. New patients get the mean of all fold models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from workbench import fit, slabs
+from workbench.losses import deep_supervision
+from workbench.network import NetworkSettings, SlabNet
+from workbench.volume import Refused
+
+
+@dataclass(frozen=True)
+class CascadeSettings:
+    """One stage of the cascade: its net, how slabs are drawn, how long it trains."""
+
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    slabs: slabs.SlabSettings = field(default_factory=slabs.SlabSettings)
+    fit: fit.FitSettings = field(default_factory=fit.FitSettings)
+
+
+def train_fold(
+    training: Sequence[slabs.BankCase],
+    held_out: Sequence[slabs.BankCase],
+    settings: CascadeSettings,
+    folder: Path,
+    fold: int,
+    device: torch.device | str,
+    progress=None,
+) -> pd.DataFrame:
+    """Train one fold's net on `training`; its curve shows the Dice on slabs of `held_out`. Saves `folder/fold<n>`."""
+    seed = settings.fit.seed + 101 * fold
+    torch.manual_seed(seed)
+    net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
+    bank = slabs.SlabBank(training, device)
+    still = replace(
+        settings.slabs, scale=0.0, rotate_degrees=0.0, flip=False, shift_hu=0.0, contrast=0.0, noise_hu=0.0, blur=0.0
+    )
+    check = slabs.SlabBank(held_out, device).draw(still, settings.network.slices, 64, seed, 0) if held_out else None
+
+    def validate(net: SlabNet) -> dict:
+        with torch.inference_mode(), slabs.autocast(device):
+            on = net(check[0]) > 0
+        truth = check[1] > 0.5
+        return {"dice": float(2 * (on & truth).sum() / (on.sum() + truth.sum()).clamp_min(1))}
+
+    return fit.fit(
+        net,
+        lambda step: bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step),
+        lambda net, batch: deep_supervision(net(batch[0]), batch[1]),
+        settings.fit,
+        folder,
+        f"fold{fold}",
+        {"network": asdict(settings.network), "slabs": asdict(settings.slabs), "fold": fold},
+        validate if check is not None else None,
+        device,
+        progress,
+    )
+
+
+def load(
+    folder: Path, settings: CascadeSettings, device: torch.device | str, folds: Sequence[int] | None = None
+) -> list[SlabNet]:
+    """The nets of the given folds (all by default), in evaluation mode; refused when trained with other settings."""
+    numbers = (
+        folds
+        if folds is not None
+        else sorted(int(p.stem[4:]) for p in folder.glob("fold*.json") if p.stem[4:].isdigit())
+    )
+    if not numbers:
+        raise Refused(folder, "no trained net", "fold0.json and its weights", "Train this stage first.")
+    return [load_fold(folder, settings, n, device) for n in numbers]
+
+
+def load_fold(folder: Path, settings: CascadeSettings, fold: int, device: torch.device | str) -> SlabNet:
+    tensors, about = fit.load_tensors(folder / f"fold{fold}")
+    wanted = json.loads(json.dumps(asdict(settings.network)))
+    if about["config"]["network"] != wanted:
+        differs = {
+            k: (about["config"]["network"].get(k), v)
+            for k, v in wanted.items()
+            if about["config"]["network"].get(k) != v
+        }
+        raise Refused(
+            folder / f"fold{fold}",
+            f"a net of another configuration, (stored, asked for) {differs}",
+            "the same",
+            "Train this stage again.",
+        )
+    net = SlabNet(settings.network)
+    net.load_state_dict(tensors)
+    return net.to(device, memory_format=torch.channels_last).eval()

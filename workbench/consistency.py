@@ -1,0 +1,51 @@
+"""Three-slice consistency along the body axis.
+
+States: a simple three-slice rule along the cranio-caudal axis that restores thin and tiny lesions and suppresses isolated noise.
+Chooses: with probability p and m = p >= threshold, a voxel whose two z-neighbours are both in m is set where p >= low; a voxel of m
+with neither z-neighbour in m is cleared unless p >= keep, so a real one-slice lesion survives when the net is sure of it. The outermost slice
+is repeated beyond the ends. One pass, pure. On slices thicker than `restore_only_above_mm` nothing is cleared: a
+lesion may well fit into one such slice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ConsistencySettings:
+    threshold: float = 0.5  # fixed by the cascade: where a tumor probability becomes a tumor
+    low: float = 0.25
+    keep: float = 0.8
+    restore_only_above_mm: float = 6.0
+
+    def __post_init__(self):
+        if not 0 <= self.low <= self.threshold <= self.keep <= 1:
+            raise ValueError(
+                f"consistency: found low {self.low}, threshold {self.threshold}, keep {self.keep}; expected them in rising order in [0, 1]"
+            )
+
+
+class Refined(NamedTuple):
+    mask: Tensor
+    restored: Tensor
+    suppressed: Tensor
+
+
+def refine(
+    probability: Float[Tensor, "z y x"], slice_mm: float, settings: ConsistencySettings = ConsistencySettings()
+) -> Refined:
+    """Refined mask, what was added and what was removed, all bool [z y x]."""
+    mask: Bool[Tensor, "z y x"] = probability >= settings.threshold
+    below = torch.cat([mask[:1], mask[:-1]])
+    above = torch.cat([mask[1:], mask[-1:]])
+    restored = ~mask & below & above & (probability >= settings.low)
+    suppressed = mask & ~below & ~above & (probability < settings.keep)
+    if slice_mm > settings.restore_only_above_mm:
+        suppressed = torch.zeros_like(suppressed)
+    return Refined((mask | restored) & ~suppressed, restored, suppressed)

@@ -1,0 +1,181 @@
+"""The one training loop: precision, schedule, checkpoints, resume.
+
+Chooses: AdamW, one cycle of warm-up and cosine decay, gradient clipping, bfloat16 autocast where it is native. A checkpoint holds
+weights, optimiser and step as safetensors with the settings and a SHA-256 beside it in JSON; it is written
+under another name and moved into place, and the one before is kept until then. Since every batch follows from (seed, step),
+a resumed run ends in the same weights as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from workbench.slabs import autocast
+from workbench.volume import Refused
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Length and pace of one training run."""
+
+    steps: int = 400
+    batch: int = 32
+    rate: float = 3e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1  # share of the steps
+    clip: float = 1.0
+    check_every: int = 50  # steps between validation points
+    save_every_s: float = 30.0
+    seed: int = 0
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """The whole file or none of it: write beside it, flush to disk, move into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
+    """`path`.safetensors and `path`.json, which holds `about` and the checksum. The JSON goes last: without it nothing counts."""
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    held = path.with_name(f"{path.name}.{digest[:12]}.safetensors")
+    write_atomic(held, data)
+    write_atomic(
+        path.with_suffix(".json"), json.dumps({**about, "file": held.name, "sha256": digest}, indent=1).encode()
+    )
+    for old in path.parent.glob(f"{path.name}.*.safetensors"):
+        if old != held:
+            old.unlink()
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """What `save_tensors` wrote, refused when the bytes are not those that were written."""
+    about_path = path.with_suffix(".json")
+    if not about_path.is_file():
+        raise Refused(about_path, "no such model", "a trained one", "Train this stage first.")
+    about = json.loads(about_path.read_text())
+    held = path.parent / about["file"]
+    if not held.is_file() or hashlib.sha256(held.read_bytes()).hexdigest() != about["sha256"]:
+        raise Refused(
+            held,
+            "a checksum other than the recorded one, or no file",
+            about["sha256"][:12] + "...",
+            "The file is damaged: restore it or train this stage again.",
+        )
+    return load_file(held), about
+
+
+def rate_at(step: int, settings: FitSettings) -> float:
+    """Learning rate: linear warm-up, then half a cosine down to zero."""
+    warm = max(1, round(settings.steps * settings.warmup))
+    if step < warm:
+        return settings.rate * (step + 1) / warm
+    return settings.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
+
+
+def fit(
+    net: nn.Module,
+    draw: Callable[[int], tuple],
+    objective: Callable[[nn.Module, tuple], Tensor],
+    settings: FitSettings,
+    folder: Path,
+    name: str,
+    about: dict,
+    validate: Callable[[nn.Module], dict] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str, int, int, dict], None] | None = None,
+) -> pd.DataFrame:
+    """Train `net` in place and return its curve (step, loss, seconds and what `validate` gives).
+
+    draw(step) gives a batch, objective(net, batch) its loss. Saves `folder/name` (safetensors + JSON) at the end, and a
+    checkpoint `folder/name-resume` on the way, from which an interrupted run goes on.
+    """
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    config = {"fit": asdict(settings), **about}
+    start, rows, spent = 0, [], 0.0
+    point = folder / f"{name}-resume"
+    if point.with_suffix(".json").is_file():
+        tensors, saved = load_tensors(point)
+        if saved["config"] == json.loads(json.dumps(config)):
+            net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+            _restore(optimiser, net, tensors)
+            start, rows, spent = saved["step"], saved["curve"], saved["seconds"]
+    net.train()
+    began = saved_at = time.monotonic()
+    running = []
+    for step in range(start, settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate_at(step, settings)
+        with autocast(device):
+            loss = objective(net, draw(step))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
+        optimiser.step()
+        running.append(loss.detach())
+        last = step + 1 == settings.steps
+        if (step + 1) % settings.check_every == 0 or last:
+            mean_loss = float(torch.stack(running).mean())
+            if not math.isfinite(mean_loss):
+                raise Refused(
+                    f"training {name}, step {step + 1}",
+                    f"a loss of {mean_loss}",
+                    "a finite one",
+                    "Lower the learning rate or check the cohort's voxels.",
+                )
+            row = {"step": step + 1, "loss": mean_loss, "seconds": spent + time.monotonic() - began}
+            if validate is not None:
+                net.eval()
+                row |= validate(net)
+                net.train()
+            rows.append(row)
+            running = []
+            if progress is not None:
+                progress(name, step + 1, settings.steps, row)
+            if not last and time.monotonic() - saved_at > settings.save_every_s:
+                state = {f"net.{k}": v for k, v in net.state_dict().items()} | _state(optimiser, net)
+                save_tensors(
+                    point, state, {"config": config, "step": step + 1, "curve": rows, "seconds": row["seconds"]}
+                )
+                saved_at = time.monotonic()
+    net.eval()
+    save_tensors(folder / name, dict(net.state_dict()), {"config": config, "step": settings.steps, "curve": rows})
+    for old in folder.glob(f"{name}-resume.*"):
+        old.unlink()
+    return pd.DataFrame(rows)
+
+
+def _state(optimiser: torch.optim.AdamW, net: nn.Module) -> dict[str, Tensor]:
+    out = {}
+    for key, parameter in net.named_parameters():
+        for what, value in optimiser.state[parameter].items():
+            out[f"opt.{what}.{key}"] = value.reshape(-1) if value.ndim == 0 else value
+    return out
+
+
+def _restore(optimiser: torch.optim.AdamW, net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for key, parameter in net.named_parameters():
+        state = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
+        state["step"] = state["step"].reshape(())
+        optimiser.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in state.items()}

@@ -1,0 +1,59 @@
+"""Stage 1: the liver's probability map.
+
+States: the first network of the cascade gives a liver probability map.
+Chooses: the whole field of view at a reduced in-plane resolution; the liver is the largest 26-connected piece above one half,
+its holes filled slice by slice (tumors and vessels belong to it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from workbench import slabs
+from workbench.cascade import CascadeSettings
+from workbench.volume import Spacing, resample, shape_at
+
+
+@dataclass(frozen=True)
+class LiverSettings:
+    pixel_mm: float = 3.0
+    threshold: float = 0.5
+    minimum_ml: float = 100.0  # empirical: less than this is no liver
+    cascade: CascadeSettings = field(default_factory=CascadeSettings)
+
+
+def to_grid(array: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tensor:
+    """HU or occupancy [z y x] on this stage's grid: the same slices, coarser pixels."""
+    return resample(array, shape_at(array.shape, spacing_mm, (None, settings.pixel_mm, settings.pixel_mm)))
+
+
+def bank_case(hu: Tensor, labels: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> slabs.BankCase:
+    return slabs.BankCase(to_grid(hu, spacing_mm, settings).round(), to_grid(labels >= 1, spacing_mm, settings) >= 0.5)
+
+
+def probability(
+    nets: Sequence[nn.Module], hu: Tensor, spacing_mm: Spacing, settings: LiverSettings, device="cpu", progress=None
+) -> Tensor:
+    """Liver probability [z y x] on the grid of `hu`."""
+    small = to_grid(hu, spacing_mm, settings)
+    p = slabs.predict(nets, small, None, settings.cascade.slabs.window_hu, device, progress=progress)
+    return resample(p, tuple(hu.shape)).clamp(0, 1)
+
+
+def mask(probability: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tensor:
+    """The liver, bool [z y x]; all False when no piece is as large as a liver."""
+    pieces, count = ndimage.label((probability >= settings.threshold).cpu().numpy(), structure=np.ones((3, 3, 3)))
+    if count == 0:
+        return torch.zeros_like(probability, dtype=torch.bool)
+    sizes = np.bincount(pieces.ravel())[1:]
+    if sizes.max() * np.prod(spacing_mm) / 1000 < settings.minimum_ml:
+        return torch.zeros_like(probability, dtype=torch.bool)
+    liver = pieces == 1 + int(sizes.argmax())
+    liver = np.stack([ndimage.binary_fill_holes(s) if s.any() else s for s in liver])
+    return torch.from_numpy(liver).to(probability.device)

@@ -1,0 +1,39 @@
+"""Losses of the three networks: Dice + cross entropy, with deep supervision.
+
+Chooses: soft Dice over the whole batch (a slab without lesion then still counts as one to keep clean) plus
+binary cross entropy; coarser scales weigh half of the next finer one, against the area-averaged target.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, smooth: float = 1.0) -> Tensor:
+    """1 - soft Dice of all voxels of the batch; `weight` masks voxels that do not count."""
+    p = torch.sigmoid(logits)
+    if weight is not None:
+        p, target = p * weight, target * weight
+    return 1 - (2 * (p * target).sum() + smooth) / (p.sum() + target.sum() + smooth)
+
+
+def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    logits, target = logits.float(), target.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if weight is None:
+        return entropy.mean() + dice_loss(logits, target)
+    return (entropy * weight).sum() / weight.sum().clamp_min(1) + dice_loss(logits, target, weight)
+
+
+def deep_supervision(outputs: list[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sum over scales, finest first, each half the weight of the one before; target [b 1 h w] in [0, 1]."""
+    total, share = target.new_zeros(()), 1.0
+    for logits in outputs:
+        size = logits.shape[-2:]
+        at = target if size == target.shape[-2:] else F.adaptive_avg_pool2d(target, size)
+        w = None if weight is None else (weight if size == weight.shape[-2:] else F.adaptive_avg_pool2d(weight, size))
+        total = total + share * dice_cross_entropy(logits, at, w)
+        share /= 2
+    return total

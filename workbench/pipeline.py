@@ -1,0 +1,1030 @@
+"""The method in order: train a cohort, segment a volume, keep the ledger.
+
+The only module that orders the stages. Each stage leaves a folder in the experiment, with a manifest of its settings, inputs
+and outputs; a stage whose manifest still holds is not run again. Later stages learn from out-of-fold maps only.
+
+The ledger (ours; the paper has none) says for each voxel which stage decided its label. It is made by
+comparing the masks of consecutive stages on the input's own grid, so applying it to the cascade's mask gives the final one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import workbench
+from workbench import (
+    boundary,
+    candidates,
+    cascade,
+    cohort,
+    consistency,
+    forest,
+    liver,
+    metrics,
+    radiomics,
+    selection,
+    tumor,
+)
+from workbench.fit import FitSettings, write_atomic
+from workbench.network import NetworkSettings
+from workbench.radiomics import perturb
+from workbench.slabs import SlabSettings
+from workbench.volume import Refused, Spacing, Volume, resample, shape_at
+
+STAGES = (
+    "cohort",
+    "liver",
+    "tumor",
+    "consistency",
+    "candidates",
+    "radiomics",
+    "selection",
+    "forest",
+    "boundary",
+    "metrics",
+)
+NEEDS = {
+    "cohort": (),
+    "liver": ("cohort",),
+    "tumor": ("cohort", "liver"),
+    "consistency": ("cohort", "tumor"),
+    "candidates": ("cohort", "liver", "tumor", "consistency"),
+    "radiomics": ("cohort", "liver", "candidates"),
+    "selection": ("cohort", "candidates", "radiomics"),
+    "forest": ("cohort", "candidates", "radiomics", "selection"),
+    "boundary": ("cohort", "liver", "tumor", "candidates", "forest"),
+    "metrics": ("liver", "tumor", "forest", "boundary"),
+}
+ABLATION = ("cascade", "consistency", "candidates", "forest", "boundary")
+# ledger code -> (meaning, tumor after cascade, consistency, candidates, forest, boundary). These 16 histories are all that can
+# happen: candidates and forest only take away.
+LEDGER = {
+    2: ("tumor by the cascade", (1, 1, 1, 1, 1)),
+    3: ("restored by consistency", (0, 1, 1, 1, 1)),
+    4: ("suppressed by consistency", (1, 0, 0, 0, 0)),
+    5: ("dropped: too small or outside the liver", (1, 1, 0, 0, 0)),
+    6: ("rejected by the forest", (1, 1, 1, 0, 0)),
+    7: ("added at the boundary", (0, 0, 0, 0, 1)),
+    8: ("removed at the boundary", (1, 1, 1, 1, 0)),
+    21: ("restored, then dropped", (0, 1, 0, 0, 0)),
+    22: ("restored, then rejected", (0, 1, 1, 0, 0)),
+    23: ("suppressed, then added back at the boundary", (1, 0, 0, 0, 1)),
+    24: ("restored, then removed at the boundary", (0, 1, 1, 1, 0)),
+    39: ("dropped, then added back at the boundary", (1, 1, 0, 0, 1)),
+    55: ("rejected, then added back at the boundary", (1, 1, 1, 0, 1)),
+    71: ("restored, dropped, then added back at the boundary", (0, 1, 0, 0, 1)),
+    87: ("restored, rejected, then added back at the boundary", (0, 1, 1, 0, 1)),
+}
+LEDGER_CODES = {0: "background", 1: "liver, never tumor"} | {code: meaning for code, (meaning, _) in LEDGER.items()}
+
+Progress = Callable[[str, int, int, dict], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a result, stage by stage."""
+
+    preset: str = "demo"
+    pixel_mm: float | None = 2.5  # rule: the work grid's pixel; None keeps the scan's own
+    slice_mm: float | None = 3.5  # rule: thinner slices are averaged up to this, thicker ones stay
+    folds: int = 3
+    seed: int = 0
+    liver: liver.LiverSettings = field(default_factory=liver.LiverSettings)
+    tumor: tumor.TumorSettings = field(default_factory=tumor.TumorSettings)
+    consistency: consistency.ConsistencySettings = field(default_factory=consistency.ConsistencySettings)
+    candidates: candidates.CandidateSettings = field(default_factory=candidates.CandidateSettings)
+    selection: selection.SelectionSettings = field(default_factory=selection.SelectionSettings)
+    forest: forest.ForestSettings = field(default_factory=forest.ForestSettings)
+    boundary: boundary.BoundarySettings = field(default_factory=boundary.BoundarySettings)
+
+    def work_shape(self, shape: tuple[int, int, int], spacing_mm: Spacing) -> tuple[int, int, int]:
+        thin = self.slice_mm is not None and spacing_mm[0] < self.slice_mm
+        return shape_at(shape, spacing_mm, (self.slice_mm if thin else None, self.pixel_mm, self.pixel_mm))
+
+
+def demo() -> Settings:
+    """Every stage in its true form, small enough for minutes on two cores."""
+    return Settings()
+
+
+def paper() -> Settings:
+    """Full size: the scan's own resolution, five folds, for a GPU."""
+    net = NetworkSettings(width=32, growth=24, layers=(3, 4, 6, 8, 8), stem_stride=1)
+    train = FitSettings(steps=40_000, batch=24, rate=1e-3, check_every=500, save_every_s=300)
+    return Settings(
+        preset="paper",
+        pixel_mm=None,
+        slice_mm=None,
+        folds=5,
+        liver=liver.LiverSettings(
+            pixel_mm=1.5, cascade=cascade.CascadeSettings(net, SlabSettings(crop=(256, 256)), train)
+        ),
+        tumor=tumor.TumorSettings(
+            cascade=cascade.CascadeSettings(
+                replace(net, extra=1),
+                SlabSettings(window_hu=(-60.0, 220.0), crop=(320, 320), flip=True, foreground=0.6),
+                train,
+            )
+        ),
+        boundary=boundary.paper(),
+    )
+
+
+PRESETS = {"demo": demo, "paper": paper}
+
+
+def from_dict(kind: type, values: dict) -> Any:
+    """A settings dataclass from the nested dictionary that `asdict` made."""
+    made = {}
+    for name, f in kind.__dataclass_fields__.items():
+        if name not in values:
+            continue
+        value, default = values[name], getattr(kind(), name)
+        made[name] = (
+            from_dict(type(default), value)
+            if hasattr(default, "__dataclass_fields__")
+            else tuple(value)
+            if isinstance(default, tuple)
+            else value
+        )
+    return kind(**made)
+
+
+# ---------------------------------------------------------------- the experiment folder
+
+
+class Experiment:
+    """A folder in which every stage leaves what the next ones need."""
+
+    def __init__(self, folder: str | Path, device: str = "auto", progress: Progress | None = None):
+        self.folder = Path(folder)
+        about = self.folder / "experiment.json"
+        if not about.is_file():
+            raise Refused(
+                self.folder,
+                "no experiment.json",
+                "an experiment folder",
+                "`workbench train all --cohort MANIFEST -o FOLDER` or `workbench demo` makes one.",
+            )
+        self.about = json.loads(about.read_text())
+        self.settings: Settings = from_dict(Settings, self.about["settings"])
+        self.device = pick_device(device)
+        self.progress = progress or print_progress()
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        manifest: str | Path,
+        settings: Settings,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> Experiment:
+        """Make or open the folder; refused when it already holds other settings or another cohort."""
+        folder, manifest = Path(folder), Path(manifest)
+        cohort.read_manifest(manifest)
+        about = {
+            "preset": settings.preset,
+            "settings": json.loads(json.dumps(asdict(settings))),
+            "manifest": os.path.relpath(manifest, folder),
+            "manifest_sha256": sha256(manifest),
+            "version": workbench.__version__,
+            "seed": settings.seed,
+        }
+        held = folder / "experiment.json"
+        if held.is_file():
+            stored = json.loads(held.read_text())
+            differs = [k for k in ("settings", "manifest_sha256") if stored.get(k) != about[k]]
+            if differs:
+                raise Refused(
+                    folder,
+                    f"an experiment with other {' and '.join(differs)}",
+                    "the same, to go on with it",
+                    "Choose another folder with -o, or remove this one.",
+                )
+        else:
+            write_json(held, about)
+        return cls(folder, device, progress)
+
+    @property
+    def manifest(self) -> Path:
+        return (self.folder / self.about["manifest"]).resolve()
+
+    def path(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def cases(self, split: str | None = None) -> pd.DataFrame:
+        """The cohort's table: case, patient, split, fold and its sizes."""
+        table = self.table("cohort", "cases.csv", dtype={"case": str, "patient": str})
+        return table if split is None else table[table.split == split].reset_index(drop=True)
+
+    def table(self, stage: str, name: str, **options) -> pd.DataFrame:
+        self.need(stage)
+        return pd.read_csv(self.path(stage) / name, **options)
+
+    def array(self, stage: str, kind: str, case: str) -> Tensor:
+        """An array [z y x] on the work grid that a stage left for a case."""
+        return torch.from_numpy(np.load(self.path(stage) / kind / f"{case}.npy", allow_pickle=False))
+
+    def work(self, case: str) -> tuple[Tensor, Tensor, Spacing]:
+        """HU int16, labels uint8 and spacing of a case on the work grid."""
+        row = self.cases().set_index("case").loc[case]
+        spacing = (float(row.work_z_mm), float(row.work_y_mm), float(row.work_x_mm))
+        return self.array("cohort", "hu", case), self.array("cohort", "labels", case), spacing
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage has run with these settings, this code and the inputs that are there now."""
+        held = self.path(stage) / "stage.json"
+        if not held.is_file() or not all((self.path(need) / "stage.json").is_file() for need in NEEDS[stage]):
+            return False
+        stored = json.loads(held.read_text())
+        return all(stored.get(k) == v for k, v in self._identity(stage).items())
+
+    def _identity(self, stage: str) -> dict:
+        own = self.about["settings"].get(stage) or {
+            k: self.about["settings"][k] for k in ("pixel_mm", "slice_mm", "folds", "seed")
+        }
+        inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
+        return {
+            "stage": stage,
+            "version": workbench.__version__,
+            "settings": own,
+            "inputs": inputs or {"manifest": sha256(self.manifest)},
+        }
+
+    def need(self, stage: str) -> None:
+        if not (self.path(stage) / "stage.json").is_file():
+            number = STAGES.index(stage) + 1
+            raise Refused(
+                self.folder,
+                f"the stage {stage} has not run",
+                "it finished",
+                f"Run notebook {number:02d} or `workbench train {stage}` first.",
+            )
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise Refused("--device", name, "a device that is there", "No CUDA device was found: use --device cpu.")
+    return torch.device(name)
+
+
+def print_progress(every_s: float = 4.0) -> Progress:
+    """One line at most every few seconds, and one at the end of each piece of work."""
+    last = [0.0]
+
+    def show(what: str, done: int, total: int, row: dict) -> None:
+        if done >= total or time.monotonic() - last[0] > every_s:
+            last[0] = time.monotonic()
+            extra = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, int | float) and k != "step")
+            print(f"  {what}  {done}/{total}  {extra}".rstrip(), flush=True)
+
+    return show
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False, default=_plain).encode())
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, table.to_csv(index=False).encode())
+
+
+def write_array(path: Path, array: Tensor) -> None:
+    import io
+
+    held = io.BytesIO()
+    np.save(held, array.cpu().numpy(), allow_pickle=False)
+    write_atomic(path, held.getvalue())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold an experiment alone; the second comer is told who has it."""
+    import fcntl
+
+    lock = folder / ".lock"
+    with open(lock, "a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            f.seek(0)
+            raise Refused(
+                folder,
+                f"in use by {f.read().strip() or 'another process'}",
+                "an experiment that nobody else writes to",
+                "Wait for it or choose another folder.",
+            ) from None
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {platform.node()}")
+        f.flush()
+        try:
+            yield
+        finally:
+            f.truncate(0)
+
+
+def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], None] | None = None) -> Path:
+    """Run one stage, unless what it left still holds. `keep` writes the result folders of the held-out cases (stage metrics)."""
+    if stage not in STAGES:
+        raise Refused("stage", stage, ", ".join(STAGES))
+    for need in NEEDS[stage]:
+        experiment.need(need)
+    folder = experiment.path(stage)
+    if experiment.finished(stage):
+        return folder
+    with held(experiment.folder):
+        began = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = experiment._identity(stage)
+        mark = folder / "started.json"
+        if mark.is_file() and json.loads(mark.read_text()) != identity:
+            shutil.rmtree(folder)  # left by other settings or inputs: nothing of it may be taken over
+        (folder / "stage.json").unlink(missing_ok=True)
+        write_json(mark, identity)
+        figures = RUN[stage](experiment, folder, keep) if stage == "metrics" else RUN[stage](experiment, folder)
+        write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
+        outputs = {
+            str(p.relative_to(folder)): sha256(p)
+            for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name not in ("stage.json", "started.json")
+        }
+        write_json(
+            folder / "stage.json",
+            identity
+            | {
+                "outputs": outputs,
+                "seconds": round(time.monotonic() - began, 1),
+                "device": str(experiment.device),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+    return folder
+
+
+def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, Path], None] | None = None) -> None:
+    """All stages in order, or one."""
+    for stage in STAGES if stages == "all" else (stages,):
+        fresh = (
+            not experiment.finished(stage)
+            if all((experiment.path(n) / "stage.json").is_file() for n in NEEDS[stage])
+            else True
+        )
+        if fresh:
+            print(f"{stage}", flush=True)
+        run(experiment, stage, keep)
+
+
+# ---------------------------------------------------------------- the stages, on a cohort
+
+
+def _run_cohort(experiment: Experiment, folder: Path) -> dict:
+    settings, rows = experiment.settings, []
+    cases = cohort.read_manifest(experiment.manifest)
+    tumor_ml, tables = {}, []
+    for i, case in enumerate(cases):
+        ct, labels = case.read()
+        shape = settings.work_shape(ct.shape, ct.spacing_mm)
+        spacing = tuple(n * s / m for n, s, m in zip(ct.shape, ct.spacing_mm, shape))
+        on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
+        on_work[resample(labels.array == 2, shape) >= 0.5] = 2
+        write_array(
+            folder / "hu" / f"{case.case}.npy", resample(ct.array, shape).round().clamp(-1024, 3071).to(torch.int16)
+        )
+        write_array(folder / "labels" / f"{case.case}.npy", on_work)
+        tumor_ml[case.case] = float((labels.array == 2).sum()) * labels.voxel_ml
+        lesions = candidates.components(labels.array == 2)[1]
+        rows.append(
+            {
+                "case": case.case,
+                "patient": case.patient,
+                "split": case.split,
+                "slices": ct.shape[0],
+                "spacing_z_mm": ct.spacing_mm[0],
+                "spacing_y_mm": ct.spacing_mm[1],
+                "spacing_x_mm": ct.spacing_mm[2],
+                "work_z_mm": spacing[0],
+                "work_y_mm": spacing[1],
+                "work_x_mm": spacing[2],
+                "liver_ml": float((labels.array >= 1).sum()) * labels.voxel_ml,
+                "tumors": lesions,
+                "tumor_ml": tumor_ml[case.case],
+                "voxel_hash": cohort.voxel_hash(ct.array.numpy()),
+            }
+        )
+        table = case.ct.parent / "lesions.csv"
+        if table.is_file():
+            tables.append(pd.read_csv(table).assign(case=case.case, split=case.split))
+        experiment.progress("cohort", i + 1, len(cases), {})
+    of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
+    table = pd.DataFrame(rows)
+    table.insert(3, "fold", [of.get(c, -1) for c in table.case])
+    twins = table[table.duplicated("voxel_hash", keep=False)]
+    if len(twins):
+        raise Refused(
+            experiment.manifest,
+            f"the same voxels in cases {', '.join(twins.case)}",
+            "each scan once",
+            "Remove the copies.",
+        )
+    write_table(folder / "cases.csv", table)
+    if tables:
+        write_table(folder / "lesions.csv", pd.concat(tables))
+    return {
+        "patients": table.patient.nunique(),
+        "held_out_patients": table[table.split == "test"].patient.nunique(),
+        "tumors": int(table.tumors.sum()),
+    }
+
+
+def _fold_maps(
+    experiment: Experiment, folder: Path, settings: cascade.CascadeSettings, predict: Callable[[list, str], Tensor]
+) -> None:
+    """Maps of all cases: a training case by the net that never saw it, a held-out case by the mean of all."""
+    nets = cascade.load(folder, settings, experiment.device, range(experiment.settings.folds))
+    table = experiment.cases()
+    for i, row in enumerate(table.itertuples()):
+        path = folder / "maps" / f"{row.case}.npy"
+        if not path.is_file():
+            chosen = [nets[int(row.fold)]] if row.fold >= 0 else nets
+            write_array(path, predict(chosen, row.case).to(torch.float16))
+        experiment.progress(f"{folder.name} maps", i + 1, len(table), {})
+
+
+def _train_folds(
+    experiment: Experiment, folder: Path, settings: cascade.CascadeSettings, bank: Callable[[str], Any]
+) -> None:
+    table, curves = experiment.cases("train"), []
+    banks = (
+        {c: bank(c) for c in table.case}
+        if not all((folder / f"fold{n}.json").is_file() for n in range(experiment.settings.folds))
+        else {}
+    )
+    for fold in range(experiment.settings.folds):
+        if (folder / f"fold{fold}.json").is_file():
+            curve = pd.DataFrame(json.loads((folder / f"fold{fold}.json").read_text())["curve"])
+        else:
+            split = {
+                side: [
+                    banks[r.case] for r in table.itertuples() if (r.fold == fold) == side and banks[r.case] is not None
+                ]
+                for side in (True, False)
+            }
+            curve = cascade.train_fold(
+                split[False],
+                split[True],
+                settings,
+                folder,
+                fold,
+                experiment.device,
+                lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
+            )
+        curves.append(curve.assign(fold=fold))
+    write_table(folder / "curves.csv", pd.concat(curves))
+
+
+def _run_liver(experiment: Experiment, folder: Path) -> dict:
+    s = experiment.settings.liver
+
+    def bank(case: str):
+        hu, labels, spacing = experiment.work(case)
+        return liver.bank_case(hu, labels, spacing, s)
+
+    def predict(nets: list, case: str) -> Tensor:
+        hu, _, spacing = experiment.work(case)
+        return liver.probability(nets, hu, spacing, s, experiment.device)
+
+    _train_folds(experiment, folder, s.cascade, bank)
+    _fold_maps(experiment, folder, s.cascade, predict)
+    rows = []
+    for row in experiment.cases().itertuples():
+        _, labels, spacing = experiment.work(row.case)
+        found = liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, s)
+        rows.append(
+            {
+                "case": row.case,
+                "patient": row.patient,
+                "split": row.split,
+                "fold": row.fold,
+                "dice": _dice(found, labels >= 1),
+            }
+        )
+    write_table(folder / "cases.csv", pd.DataFrame(rows))
+    return _by_split(pd.DataFrame(rows), "dice")
+
+
+def _run_tumor(experiment: Experiment, folder: Path) -> dict:
+    s = experiment.settings.tumor
+
+    def bank(case: str):
+        hu, labels, spacing = experiment.work(case)
+        p = experiment.array("liver", "maps", case).float()
+        at = tumor.box(liver.mask(p, spacing, experiment.settings.liver), spacing, s)
+        return None if at is None else tumor.bank_case(hu, labels, p, at)
+
+    def predict(nets: list, case: str) -> Tensor:
+        hu, _, spacing = experiment.work(case)
+        p = experiment.array("liver", "maps", case).float()
+        return tumor.probability(
+            nets, hu, p, tumor.box(liver.mask(p, spacing, experiment.settings.liver), spacing, s), s, experiment.device
+        )
+
+    _train_folds(experiment, folder, s.cascade, bank)
+    _fold_maps(experiment, folder, s.cascade, predict)
+    threshold, rows = experiment.settings.consistency.threshold, []
+    for row in experiment.cases().itertuples():
+        labels = experiment.work(row.case)[1]
+        found = experiment.array("tumor", "maps", row.case).float() >= threshold
+        rows.append(
+            {
+                "case": row.case,
+                "patient": row.patient,
+                "split": row.split,
+                "fold": row.fold,
+                "dice": _dice(found, labels == 2),
+            }
+        )
+    write_table(folder / "cases.csv", pd.DataFrame(rows))
+    return _by_split(pd.DataFrame(rows), "dice")
+
+
+def _run_consistency(experiment: Experiment, folder: Path) -> dict:
+    rows = []
+    for row in experiment.cases().itertuples():
+        _, labels, spacing = experiment.work(row.case)
+        p = experiment.array("tumor", "maps", row.case).float()
+        refined = consistency.refine(p, spacing[0], experiment.settings.consistency)
+        write_array(folder / "masks" / f"{row.case}.npy", refined.mask)
+        truth = labels == 2
+        rows.append(
+            {
+                "case": row.case,
+                "patient": row.patient,
+                "split": row.split,
+                "restored": int(refined.restored.sum()),
+                "restored_right": int((refined.restored & truth).sum()),
+                "suppressed": int(refined.suppressed.sum()),
+                "suppressed_right": int((refined.suppressed & ~truth).sum()),
+                "dice_before": _dice(p >= experiment.settings.consistency.threshold, truth),
+                "dice_after": _dice(refined.mask, truth),
+            }
+        )
+    table = pd.DataFrame(rows)
+    write_table(folder / "cases.csv", table)
+    test = table[table.split == "test"]
+    return {f"test_{k}": float(test[k].sum()) for k in ("restored", "restored_right", "suppressed", "suppressed_right")}
+
+
+def _run_candidates(experiment: Experiment, folder: Path) -> dict:
+    tables, dropped = [], 0
+    for row in experiment.cases().itertuples():
+        _, labels, spacing = experiment.work(row.case)
+        p = experiment.array("tumor", "maps", row.case).float()
+        inside = liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, experiment.settings.liver)
+        found = candidates.find(
+            experiment.array("consistency", "masks", row.case), p, inside, spacing, experiment.settings.candidates
+        )
+        write_array(folder / "labels" / f"{row.case}.npy", found.labels)
+        hits = candidates.match(found.labels, labels == 2, experiment.settings.candidates)
+        table = found.table.copy()
+        table.insert(1, "is_lesion", hits)
+        for n, name in enumerate(("case", "patient", "split", "fold")):
+            table.insert(n, name, getattr(row, name))
+        tables.append(table)
+        dropped += found.dropped_count
+    table = pd.concat([t for t in tables if len(t)]) if any(map(len, tables)) else tables[0]
+    write_table(folder / "candidates.csv", table)
+    counts = {
+        f"{split}_{what}": int((table[table.split == split].is_lesion == hit).sum())
+        for split in ("train", "test")
+        for what, hit in (("true", True), ("false", False))
+    }
+    return {**counts, "dropped": dropped}
+
+
+def _candidate_table(experiment: Experiment) -> pd.DataFrame:
+    return experiment.table("candidates", "candidates.csv", dtype={"case": str, "patient": str})
+
+
+def _run_radiomics(experiment: Experiment, folder: Path) -> dict:
+    table = _candidate_table(experiment)
+    rows, repeats, which, seconds = [], [], [], time.monotonic()
+    cases = list(dict.fromkeys(table.case))
+    for i, case in enumerate(cases):
+        hu, _, spacing = experiment.work(case)
+        labels = experiment.array("candidates", "labels", case).long()
+        inside = liver.mask(experiment.array("liver", "maps", case).float(), spacing, experiment.settings.liver)
+        described = radiomics.describe(
+            hu.to(experiment.device), labels.to(experiment.device), spacing, inside.to(experiment.device)
+        )
+        rows.append(described.rename(columns={"label": "candidate"}).assign(case=case))
+        if table[table.case == case].split.iloc[0] == "train":
+            repeats.append(
+                np.asarray(
+                    perturb.describe_perturbed(
+                        hu.to(experiment.device),
+                        labels.to(experiment.device),
+                        spacing,
+                        inside.to(experiment.device),
+                        perturb.PERTURBATIONS,
+                        experiment.settings.seed + i,
+                    )
+                )
+            )
+            which += [{"case": case, "candidate": int(c)} for c in described.label]
+        experiment.progress("radiomics", i + 1, len(cases), {})
+    features = pd.concat(rows)
+    write_table(folder / "features.csv", features[["case", "candidate", *radiomics.NAMES, "reason"]])
+    write_table(folder / "repeats.csv", pd.DataFrame(which))
+    write_array(folder / "repeats.npy", torch.from_numpy(np.concatenate(repeats, 1)))
+    write_json(folder / "perturbations.json", [{"name": p.name, "kind": p.kind} for p in perturb.PERTURBATIONS])
+    return {
+        "candidates": len(features),
+        "perturbations": len(perturb.PERTURBATIONS),
+        "described": len(features) + len(which) * len(perturb.PERTURBATIONS),
+        "undefined_share": float(features[list(radiomics.NAMES)].isna().mean().mean()),
+        "seconds": time.monotonic() - seconds,
+    }
+
+
+def _tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates and their features, row by row the same lesions."""
+    table = _candidate_table(experiment)
+    features = experiment.table("radiomics", "features.csv", dtype={"case": str})
+    joined = table[["case", "candidate"]].merge(features, on=["case", "candidate"], how="left", validate="one_to_one")
+    return table.reset_index(drop=True), joined[list(radiomics.NAMES)]
+
+
+def _run_selection(experiment: Experiment, folder: Path) -> dict:
+    table, features = _tables(experiment)
+    repeats = np.load(experiment.path("radiomics") / "repeats.npy", allow_pickle=False)
+    kinds = [p["kind"] for p in json.loads((experiment.path("radiomics") / "perturbations.json").read_text())]
+    train = table.split == "train"
+    x, y, fold = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy(), table[train].fold.to_numpy()
+    patients = table[train].patient.to_numpy()
+    names = {}
+    for n in [*range(experiment.settings.folds), None]:
+        use = np.ones(len(y), bool) if n is None else fold != n
+        chosen = selection.select(
+            x[use].reset_index(drop=True), y[use], patients[use], repeats[:, use], kinds, experiment.settings.selection
+        )
+        names["all" if n is None else str(n)] = list(chosen.names)
+        experiment.progress("selection", len(names), experiment.settings.folds + 1, {})
+    write_table(folder / "table.csv", chosen.table)
+    write_json(folder / "selected.json", names)
+    index = selection.nogueira([names[str(n)] for n in range(experiment.settings.folds)], len(radiomics.NAMES))
+    return {
+        "kept": len(names["all"]),
+        **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},
+        "stable": int((chosen.table.step != "stability").sum()),
+    }
+
+
+def _run_forest(experiment: Experiment, folder: Path) -> dict:
+    table, features = _tables(experiment)
+    names = json.loads((experiment.path("selection") / "selected.json").read_text())
+    s, train = experiment.settings.forest, (table.split == "train").to_numpy()
+    y, fold, scores = table.is_lesion.to_numpy(), table.fold.to_numpy(), np.full(len(table), np.nan)
+    for n in range(experiment.settings.folds):
+        here = train & (fold == n)
+        if here.any():
+            scores[here] = forest.fit(
+                features.loc[train & (fold != n), names[str(n)]], y[train & (fold != n)], s
+            ).score(features.loc[here, names[str(n)]])
+    model = forest.fit(features.loc[train, names["all"]], y[train], s)
+    threshold = forest.threshold_for_recall(scores[train], y[train], s.recall)
+    model = model.with_threshold(threshold)
+    if (~train).any():
+        scores[~train] = model.score(features.loc[~train, names["all"]])
+    model.save(folder)
+    kept = scores >= model.threshold
+    write_table(
+        folder / "scores.csv",
+        table[["case", "patient", "split", "fold", "candidate", "is_lesion", "volume_ml", "long_axis_mm"]].assign(
+            score=scores, kept=kept
+        ),
+    )
+    baselines = forest.baselines(features[train], y[train], table[train].patient.to_numpy(), s)
+    write_table(folder / "baselines.csv", baselines)
+    write_table(folder / "importance.csv", forest.importance(model, features.loc[train, names["all"]], y[train]))
+    out = {"threshold": float(model.threshold)}
+    for split, on in (("train", train), ("test", ~train)):
+        out |= {
+            f"{split}_false": int((~y & on).sum()),
+            f"{split}_false_removed": int((~y & ~kept & on).sum()),
+            f"{split}_true": int((y & on).sum()),
+            f"{split}_true_lost": int((y & ~kept & on).sum()),
+        }
+    return out
+
+
+def _kept_mask(experiment: Experiment, case: str) -> Tensor:
+    """The candidates of a case that the forest kept, bool [z y x]."""
+    scores = experiment.table("forest", "scores.csv", dtype={"case": str})
+    numbers = scores[(scores.case == case) & scores.kept].candidate.to_numpy()
+    return torch.isin(experiment.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
+
+
+def _run_boundary(experiment: Experiment, folder: Path) -> dict:
+    s, examples = experiment.settings.boundary, []
+    for row in experiment.cases("train").itertuples():
+        hu, labels, spacing = experiment.work(row.case)
+        examples.append(
+            boundary.Example(
+                hu.float(),
+                experiment.array("tumor", "maps", row.case).float(),
+                _kept_mask(experiment, row.case),
+                labels == 2,
+                spacing,
+                row.patient,
+            )
+        )
+    model, curves = boundary.train(
+        examples,
+        s,
+        experiment.settings.seed,
+        experiment.device,
+        lambda done, total, row: experiment.progress("boundary", done, total, row),
+    )
+    model.save(folder)
+    write_table(folder / "curves.csv", curves)
+    return {"final_loss": float(curves.loss.iloc[-1])}
+
+
+def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], None] | None) -> dict:
+    models = Models.load(experiment.folder, experiment.device)
+    chosen = [c for c in cohort.read_manifest(experiment.manifest) if c.split == "test"]
+    if not chosen:
+        raise Refused(experiment.manifest, "no held-out case", "at least one with split test")
+    rows, reports = [], {stage: [] for stage in ABLATION}
+    for i, case in enumerate(chosen):
+        ct, truth = case.read()
+        result = segment(replace(ct, name=case.case), models)
+        for stage in ABLATION:
+            measured = metrics.evaluate_case(truth.array.numpy(), result.labels_after(stage).numpy(), ct.spacing_mm)
+            reports[stage].append({"case": case.case, **measured})
+            rows.append({"stage": stage, "case": case.case, "patient": case.patient, **metrics.flat(measured)})
+        if keep is not None:
+            keep(result, experiment.folder / "results" / case.case)
+        experiment.progress("held-out cases", i + 1, len(chosen), {})
+    table = pd.DataFrame(rows)
+    write_table(folder / "cases.csv", table)
+    summary = [
+        {
+            "stage": stage,
+            "metric": m,
+            **dict(
+                zip(("mean", "low", "high"), metrics.bootstrap(part[m].to_numpy(float), groups=part.patient.to_numpy()))
+            ),
+            "n": int(part[m].notna().sum()),
+        }
+        for stage, part in table.groupby("stage", sort=False)
+        for m in table.columns[3:]
+    ]
+    write_table(folder / "ablation.csv", pd.DataFrame(summary))
+    steps = [
+        {
+            "from": a,
+            "to": b,
+            "metric": m,
+            **metrics.paired(table[table.stage == a][m].to_numpy(float), table[table.stage == b][m].to_numpy(float)),
+        }
+        for a, b in zip(ABLATION, ABLATION[1:])
+        for m in table.columns[3:]
+    ]
+    write_table(folder / "comparisons.csv", pd.DataFrame(steps))
+    for stage in ABLATION:
+        write_json(folder / f"{stage}.json", metrics.summarise(reports[stage]))
+    return {f"{row['stage']}_{row['metric']}": row["mean"] for row in summary}
+
+
+RUN = {
+    "cohort": _run_cohort,
+    "liver": _run_liver,
+    "tumor": _run_tumor,
+    "consistency": _run_consistency,
+    "candidates": _run_candidates,
+    "radiomics": _run_radiomics,
+    "selection": _run_selection,
+    "forest": _run_forest,
+    "boundary": _run_boundary,
+    "metrics": _run_metrics,
+}
+
+
+def _dice(a: Tensor, b: Tensor) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
+
+
+def _by_split(table: pd.DataFrame, column: str) -> dict:
+    return {f"{split}_{column}": float(part[column].mean()) for split, part in table.groupby("split")}
+
+
+# ---------------------------------------------------------------- one volume
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything that `segment` needs of a trained experiment."""
+
+    settings: Settings
+    liver: list
+    tumor: list
+    forest: forest.Forest
+    boundary: boundary.BoundaryModel
+    device: torch.device
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "auto") -> Models:
+        experiment = Experiment(folder, str(device))
+        for stage in ("liver", "tumor", "forest", "boundary"):
+            experiment.need(stage)
+        s, on = experiment.settings, experiment.device
+        return cls(
+            s,
+            cascade.load(experiment.path("liver"), s.liver.cascade, on),
+            cascade.load(experiment.path("tumor"), s.tumor.cascade, on),
+            forest.load(experiment.path("forest")),
+            boundary.load(experiment.path("boundary"), on),
+            on,
+            experiment.folder,
+        )
+
+
+@dataclass
+class Result:
+    """What the method says of one volume, on the volume's own grid."""
+
+    volume: Volume
+    status: str
+    liver_probability: Tensor
+    tumor_probability: Tensor
+    ledger: Tensor
+    liver: Tensor
+    lesions: pd.DataFrame
+    timings: dict[str, float]
+    settings: Settings
+    device: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> Tensor:
+        return self.labels_after("boundary")
+
+    def labels_after(self, stage: str) -> Tensor:
+        """Labels uint8 [z y x] (1 liver, 2 tumor) as they stood after a stage of the ablation, read from the ledger."""
+        out = self.liver.to(torch.uint8)
+        out[tumor_after(self.ledger, stage)] = 2
+        return out
+
+
+def tumor_after(ledger: Tensor, stage: str) -> Tensor:
+    """The tumor mask after a stage of the ablation, bool, from the ledger alone."""
+    column = ABLATION.index(stage)
+    on = torch.zeros(256, dtype=torch.bool, device=ledger.device)
+    on[[code for code, (_, history) in LEDGER.items() if history[column]]] = True
+    return on[ledger.long()]
+
+
+def write_ledger(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
+    """The ledger uint8 from the masks after each stage of the ablation, [z y x] each."""
+    code_of = torch.full((32,), 255, dtype=torch.uint8)
+    code_of[0] = 0
+    for code, (_, history) in LEDGER.items():
+        code_of[sum(bit << n for n, bit in enumerate(history))] = code
+    pattern = sum(m.to(torch.uint8) << n for n, m in enumerate(masks))
+    ledger = code_of[pattern.long()]
+    if bool((ledger == 255).any()):
+        raise AssertionError("a voxel came back as tumor in a stage that only takes away")
+    ledger[(ledger == 0) & liver_mask] = 1
+    return ledger
+
+
+def _agree(level: Tensor, mask: Tensor) -> Tensor:
+    """A level field whose sign says the mask: where it disagrees it is mirrored at zero."""
+    return torch.where((level >= 0) == mask, level, -level - 1e-4 * (~mask).float())
+
+
+def segment(volume: Volume, models: Models, progress: Progress | None = None) -> Result:
+    """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own."""
+    s, timings, show = models.settings, {}, progress or (lambda *_: None)
+    if volume.shape[0] < s.tumor.cascade.network.slices:
+        raise Refused(
+            volume.name,
+            f"{volume.shape[0]} slices",
+            f"at least {s.tumor.cascade.network.slices}, since the nets look at neighbouring slices",
+        )
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        show(stage, len(timings), 8, {})
+        began = time.monotonic()
+        yield
+        timings[stage] = round(time.monotonic() - began, 3)
+
+    with timed("grid"):
+        shape = s.work_shape(volume.shape, volume.spacing_mm)
+        spacing = tuple(n * mm / m for n, mm, m in zip(volume.shape, volume.spacing_mm, shape))
+        hu = resample(volume.array, shape).clamp(-1024, 3071).round()
+    with timed("liver"):
+        p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
+        found = liver.mask(p_liver, spacing, s.liver)
+    with timed("tumor"):
+        p = tumor.probability(models.tumor, hu, p_liver, tumor.box(found, spacing, s.tumor), s.tumor, models.device)
+    with timed("consistency"):
+        level = p - s.consistency.threshold
+        levels = [level]
+        refined = consistency.refine(p, spacing[0], s.consistency)
+        levels.append(level := _agree(level, refined.mask))
+    with timed("candidates"):
+        pieces = candidates.find(refined.mask, p, found, spacing, s.candidates)
+        levels.append(level := _agree(level, pieces.labels > 0))
+    with timed("forest"):
+        lesions = _judge(pieces, hu, found, spacing, models)
+        kept = torch.isin(
+            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_numpy(), dtype=torch.long)
+        )
+        levels.append(level := _agree(level, kept))
+    with timed("boundary"):
+        if bool(kept.any()):
+            edge = boundary.relabel(
+                models.boundary,
+                hu.to(models.device),
+                p.to(models.device),
+                kept.to(models.device),
+                found.to(models.device),
+                spacing,
+            )
+            moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
+            levels.append(_agree(moved, edge.mask.cpu()))
+        else:
+            levels.append(level)
+    with timed("own grid"):
+        masks = [resample(v, volume.shape) >= 0 for v in levels]
+        for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
+            masks[n] &= masks[n - 1]
+        liver_mask = resample(_agree(p_liver - s.liver.threshold, found), volume.shape) >= 0
+        ledger = write_ledger(masks, liver_mask)
+    status = "no liver" if not bool(found.any()) else "ok" if bool(masks[-1].any()) else "no tumor"
+    return Result(
+        volume,
+        status,
+        resample(p_liver, volume.shape).clamp(0, 1),
+        resample(p, volume.shape).clamp(0, 1),
+        ledger,
+        liver_mask,
+        lesions,
+        timings,
+        s,
+        str(models.device),
+    )
+
+
+def _judge(pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Spacing, models: Models) -> pd.DataFrame:
+    """The lesion table: each candidate with its verdict, the reason and the features that decided."""
+    columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
+    if not len(pieces.table):
+        return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
+    on = models.device
+    described = radiomics.describe(hu.to(on), pieces.labels.long().to(on), spacing, found.to(on))
+    score = models.forest.score(described[list(models.forest.names)])
+    kept = score >= models.forest.threshold
+    reason = [
+        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {models.forest.threshold:.3f}"
+        for a, k in zip(score, kept)
+    ]
+    table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
+    return pd.concat([table, described[list(models.forest.names)].reset_index(drop=True)], axis=1)[columns]

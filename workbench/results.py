@@ -1,0 +1,84 @@
+"""The result folder of one case: what `workbench segment` leaves, on the input's own grid."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import workbench
+from workbench import figures, pipeline, report
+from workbench.pipeline import Result, write_json, write_table
+from workbench.readers import nifti
+
+
+def keep(result: Result, folder: str | Path, source: str | Path | None = None) -> Path:
+    """Write a result, whole or not at all: it is made beside its place and moved there when complete."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
+    try:
+        _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(making, folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
+    volume, labels = result.volume, result.labels
+    for name, array in (
+        ("labels", labels),
+        ("liver_probability", result.liver_probability),
+        ("tumor_probability", result.tumor_probability),
+        ("ledger", result.ledger),
+    ):
+        nifti.write(volume.with_array(array, name), making / f"{name}.nii.gz")
+    write_table(making / "lesions.csv", result.lesions)
+    present = {int(code) for code in result.ledger.unique()}
+    write_json(
+        making / "result.json",
+        {
+            "status": result.status,
+            "case": volume.name,
+            "input": None if source is None else os.path.relpath(source, folder),
+            "version": workbench.__version__,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "device": result.device,
+            "config": asdict(result.settings),
+            "timings": result.timings,
+            "ledger_codes": {str(code): meaning for code, meaning in pipeline.LEDGER_CODES.items()},
+            "ledger_present": sorted(present),
+            "ledger_tumor": {
+                stage: sorted(c for c, (_, history) in pipeline.LEDGER.items() if history[n])
+                for n, stage in enumerate(pipeline.ABLATION)
+            },
+            "liver_ml": float((labels > 0).sum()) * volume.voxel_ml,
+            "tumor_ml": float((labels == 2).sum()) * volume.voxel_ml,
+            "lesions": int(result.lesions.kept.sum()),
+            "candidates": len(result.lesions),
+            "shape_zyx": list(volume.shape),
+            "spacing_mm_zyx": list(volume.spacing_mm),
+            "warnings": result.warnings,
+        },
+    )
+    figures.save(
+        figures.preview(
+            volume.array.numpy(),
+            labels.numpy(),
+            result.tumor_probability.numpy(),
+            result.ledger.numpy(),
+            volume.spacing_mm,
+            title=volume.name,
+        ),
+        making / "preview.png",
+    )
+    (making / "report.html").write_text(report.case_report(making), encoding="utf-8")
