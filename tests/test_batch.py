@@ -107,7 +107,7 @@ def test_source_hash_ignores_outputs_but_not_words(books):
 
 
 def test_run_keeps_the_result_skips_the_second_time_and_shows_the_error(tmp_path, monkeypatch):
-    """One kernel start: the cell fails on purpose after the parameters were used. A user's own kernel named python3 is not asked."""
+    """One kernel start: the cell fails on purpose after the parameters were used.."""
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     spec.joinpath("kernel.json").write_text(

@@ -172,7 +172,7 @@ def box_around(mask, spacing_mm, margin_mm: float = 20) -> tuple[slice, slice, s
 def _cut(a: np.ndarray | None, plane: str, at: int) -> np.ndarray | None:
     if a is None:
         return None
-    return (a[at], a[:, at, :], a[:, :, at])[AXES[plane]]
+    return a[(slice(None),) * AXES[plane] + (at,)]
 
 
 class _View:

@@ -1,0 +1,265 @@
+"""Figures: where voxels land in mm, what the words say, and that colours can be told apart."""
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from tests import fake_folders as fake
+from workbench import figures
+
+A, MM, T = fake.arrays(), fake.SPACING, fake.tables()
+
+
+def words(figure: Figure) -> str:
+    texts = [figure._suptitle] + [t for ax in figure.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    return " | ".join(t.get_text() for t in texts if t is not None)
+
+
+def picture(data: bytes) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(data))[..., :3]
+
+
+def contour_box(ax, colour) -> tuple[float, float, float, float]:
+    """Extent (left, right, top, bottom in mm) of the contours of a colour."""
+    paths = [
+        p.vertices
+        for c in ax.collections
+        if np.allclose(c.get_edgecolor()[0][:3], to_rgb(colour))
+        for p in c.get_paths()
+    ]
+    points = np.concatenate(paths)
+    return (*(points[:, 0].min(), points[:, 0].max()), points[:, 1].min(), points[:, 1].max())
+
+
+@pytest.mark.parametrize("plane, at, down, across", [("axial", 2, 1, 2), ("coronal", 3, 0, 2), ("sagittal", 4, 0, 1)])
+def test_voxels_lie_in_mm(plane, at, down, across):
+    labels = np.zeros((5, 8, 11), np.uint8)
+    labels[1:4, 2:6, 3:9] = 1
+    figure = figures.slice_view(torch.zeros(5, 8, 11), (4.0, 2.0, 0.5), at, torch.from_numpy(labels), plane=plane)
+    low = [(1, 4), (2, 6), (3, 9)]
+    mm = (4.0, 2.0, 0.5)
+    edges = [[(a - 0.5) * s, (b - 0.5) * s] for (a, b), s in zip(low, mm)]
+    # a contour at one half runs halfway between a voxel inside and its neighbour outside: exactly on the voxels' edges
+    assert contour_box(figure.axes[0], figures.LIVER_COLOUR) == pytest.approx((*edges[across], *edges[down]), abs=1e-5)
+    top_first = figure.axes[0].yaxis_inverted()
+    assert top_first == (plane == "axial"), "axial: front at the top; coronal and sagittal: head at the top"
+    assert f"{plane} slice {at} ({at * mm[figures.AXES[plane]]:.0f} mm)" in words(figure)
+
+
+def test_picture_is_not_flipped():
+    """Bright voxel at the front right of the patient (small y, small x): top left of an axial picture."""
+    ct = np.full((3, 6, 6), -500)
+    ct[1, 0, 0] = 500
+    ax = figures.slice_view(ct, (1, 1, 1), 1).axes[0]
+    image = ax.images[0]
+    assert image.get_array()[0, 0] == 500 and image.origin == "upper" and image.get_extent() == [-0.5, 5.5, 5.5, -0.5]
+
+
+def test_window_presets_and_own_windows():
+    for window, limits in (("liver", (-115, 235)), ((0, 10), (-5, 5))):
+        image = figures.slice_view(A["ct"], MM, 7, window=window).axes[0].images[0]
+        assert image.get_clim() == limits
+    with pytest.raises(IndexError, match="axial slice 14 of 14"):
+        figures.slice_view(A["ct"], MM, 14)
+
+
+def test_box_and_slice_helpers():
+    mask = np.zeros((4, 10, 10), bool)
+    mask[2, 3:5, 6] = True
+    assert figures.slice_with_most(mask) == 2 and figures.slice_with_most(mask, "sagittal") == 6
+    assert figures.slice_with_most(mask & False) == 2
+    assert figures.box_around(mask, (5.0, 2.0, 1.0), 4) == (slice(1, 4), slice(1, 7), slice(2, 10))
+    assert figures.box_around(mask & False, (1, 1, 1)) is None
+    assert figures._spread(np.array([0, 5, 9, 8, 1, 0]), 3) == [1, 2, 3] and figures._spread(np.zeros(5), 3) == [2]
+
+
+def test_colours_can_be_told_apart_also_without_red_or_green():
+    """Ledger colours stay apart under simulated deuteranopia and protanopia (Machado et al. 2009, severity 1)."""
+    deuteranopia = np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    )
+    protanopia = np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    )
+    assert set(figures.LEDGER_COLOURS) == set(figures.LEDGER_MEANINGS) == {1, 2, 3, 4, 5, 6, 7, 8, 21, 22, 23, 24}
+    assert figures.LEDGER_COLOURS[1] == figures.LIVER_COLOUR and figures.LEDGER_COLOURS[2] == figures.TUMOR_COLOUR
+    colours = np.array([to_rgb(c) for c in figures.LEDGER_COLOURS.values()])
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    for seen in (np.eye(3), deuteranopia, protanopia):
+        rgb = np.clip(linear @ seen.T, 0, 1)
+        rgb = np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055)
+        apart = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1)[~np.eye(len(rgb), dtype=bool)]
+        assert apart.min() > 0.09, apart.min()
+
+
+def test_ledger_legend_has_the_codes_that_occur_with_their_ml():
+    codes = np.zeros((2, 10, 10), np.uint8)
+    codes[0, :5], codes[0, 0, :4], codes[1, 9, 9] = 1, 22, 77
+    figure = figures.ledger(
+        np.zeros_like(codes, np.int16), codes, (10.0, 1.0, 1.0), 0, meanings={"77": "something new"}
+    )
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels == ["1 liver (0.46 ml)", "22 rejected after restored (0.04 ml)", "77 something new (0.01 ml)"]
+
+
+def test_before_and_after_say_how_much_changed():
+    before = np.zeros((5, 9, 9), bool)
+    before[2, 4, 4:6] = True
+    after = before.copy()
+    after[2, 4, 5], after[3, 2, 2:5] = False, True
+    ct = np.zeros(before.shape)
+    assert "0.03 ml restored, 0.01 ml suppressed" in words(figures.consistency(ct, before, after, (10, 1, 1)))
+    assert "0.03 ml added, 0.01 ml removed" in words(figures.boundary_change(ct, before, after, (10, 1, 1)))
+    nothing = figures.consistency(ct, before, before, (10, 1, 1), at=0)  # first slice: no slice below, nothing changed
+    assert "0 ml restored" in words(nothing) and len(picture(figures.png(nothing)))
+    assert len(figures.png(figures.boundary_change(ct, before & False, before & False, (10, 1, 1))))
+
+
+def test_what_a_threshold_buys_by_hand():
+    table = pd.DataFrame(
+        {
+            "case": ["a", "a", "b", "b", "b"],
+            "patient": ["p", "p", "q", "q", "q"],
+            "lesion": [1, 1, 1, 0, 0],
+            "is_lesion": [1, 1, 1, 0, 0],
+            "score": [0.9, 0.6, 0.4, 0.5, 0.1],
+        }
+    )
+    levels, true, false = figures._at_thresholds(table)
+    assert list(zip(levels, true, false)) == [
+        (np.inf, 0, 0),
+        (0.9, 1, 0),
+        (0.6, 2, 0),
+        (0.5, 2, 1),
+        (0.4, 3, 1),
+        (0.1, 3, 2),
+    ]
+    figure = figures.what_if(table, 0.45)
+    assert "2 of 3 lesions and 1 of 2 false positives kept (2 patients)" in words(figure)
+    label = figures.tradeoff(table, 0.45).axes[1].get_legend().get_texts()[0].get_text()
+    assert "50% of false positives removed" in label and "66.7% of true lesions kept" in label
+    assert "area 0.833" in words(figures.tradeoff(table))
+    # of 4 reference lesions two have candidates, one of them two: at 0.1 half are found, with 1 false positive a patient
+    line = figures.froc(table, lesions=4, patients=2).axes[0].lines[0]
+    assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (1.0, 0.5)
+
+
+def test_ablation_draws_every_mean_interval_and_patient():
+    figure = figures.ablation(T["ablation"], T["cases"])
+    ax = figure.axes[0]
+    patients = [line for line in ax.lines if len(line.get_xdata()) == 4]
+    means = [float(line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "o"]
+    expected = T["ablation"].query("metric == 'tumor_dice'")["mean"]
+    assert len(patients) == 4 and means == pytest.approx(list(expected))
+    assert "4 patients" in words(figure) and "tumor assd (mm) (n = 4)" in words(figure)
+    assert figures.stage_colour("+ forest") == figures.stage_colour("Forest") == figures.STAGE_COLOURS["forest"]
+    assert "mean change -1 (n = 4)" in words(figures.boundary_gain(T["cases"]))
+    assert "no metric" in str([t.get_text() for t in figures.ablation(T["ablation"].head(0)).axes[0].texts])
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: figures.curves(T["curves"]), "2 folds"),
+        (lambda: figures.curves(T["curves"].drop(columns=["fold", "dice"])), "1 run"),
+        (lambda: figures.cohort(T["cohort"]), "12 patients, 12 cases"),
+        (
+            lambda: figures.lesions(T["cohort"].rename(columns={"split": "kind", "tumor_ml": "volume_ml"})),
+            "12 patients, 12 lesions",
+        ),
+        (lambda: figures.lesions(T["cohort"].head(0)[["patient", "tumor_ml"]], size="tumor_ml"), "0 lesions"),
+        (lambda: figures.icc_forest(T["selection"], 0.75, most=10, patients=12), "12 patients, 10 of 20 features"),
+        (lambda: figures.scores(T["scores"], 0.4), "12 patients, 80 candidates"),
+        (
+            lambda: figures.importance(
+                pd.DataFrame({"name": ["a", "b"], "importance": [0.1, -0.1], "low": [0, np.nan], "high": [1, 1]}), 9
+            ),
+            "9 patients",
+        ),
+        (
+            lambda: figures.survival(pd.DataFrame({"shape": [14, 9], "wavelet": [600, 11]}, index=["all", "kept"])),
+            "614 → 20 features",
+        ),
+        (
+            lambda: figures.probability(A["ct"], A["tumor_probability"].astype(np.float16), MM, truth=A["labels"]),
+            "tumor probability",
+        ),
+        (
+            lambda: figures.probability(A["ct"], torch.from_numpy(A["liver_probability"]), MM, which="liver"),
+            "liver probability",
+        ),
+        (lambda: figures.montage(A["ct"], MM, A["labels"], slices=5, title="m"), "axial slice 13"),
+        (lambda: figures.montage(A["ct"], MM, slices=3), "axial slice 0"),
+        (lambda: figures.case_montage([("c1", A["ct"], A["labels"], MM)] * 2), "c1: axial slice 7"),
+        (
+            lambda: figures.decision_card(A["ct"], A["candidates"] == 2, MM, 0.3, 0.4, None, {"volume_ml": 0.5}),
+            "rejected",
+        ),
+        (
+            lambda: figures.decision_card(
+                A["ct"], A["candidates"] == 1, MM, 0.4, 0.4, pd.Series({"a": 0.1, "b": -0.2})
+            ),
+            "kept",
+        ),
+        (lambda: figures.timings({"liver": 1.0, "tumor": 2.5}), "3.5 s in all"),
+    ],
+)
+def test_figures_draw_and_say_what_they_rest_on(make, says):
+    figure = make()
+    assert says in words(figure), words(figure)
+    shown = picture(figures.png(figure, 50))
+    assert shown.std() > 0.02
+    for ax in figure.axes:
+        if ax.axison and (ax.lines or ax.patches or ax.images):
+            assert ax.get_xlabel() or ax.get_ylabel() or len(ax.get_xticks()) == 0, "an axis without a name"
+
+
+def test_redundancy_puts_copies_side_by_side():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 30))
+    features = pd.DataFrame({"a": a, "b": b, "a_again": np.exp(a), "b_again": -b, "flat": 1.0})
+    figure = figures.redundancy(features, patients=5)
+    names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert {frozenset(names[:2]), frozenset(names[2:])} == {frozenset({"a", "a_again"}), frozenset({"b", "b_again"})}
+    image = figure.axes[0].images[0].get_array()
+    assert (
+        image[0, 1] == pytest.approx(1)
+        and image[2, 3] == pytest.approx(1)
+        and "5 patients, 30 lesions, 4 features" in words(figure)
+    )
+
+
+def test_preview_from_a_folder_is_the_preview_of_its_arrays(tmp_path):
+    folder = fake.result(tmp_path / "c1", "c1")
+    sheet = figures.preview(folder)
+    same = figures.preview(
+        ct=A["ct"],
+        labels=A["labels"],
+        tumor_probability=A["tumor_probability"],
+        ledger=A["ledger"],
+        spacing_mm=MM,
+        title="c1: ok",
+    )
+    assert sheet == same and picture(sheet).std() > 0.1
+    (tmp_path / "c1 ct.nii.gz").unlink()
+    assert figures.preview(folder) != sheet
+    empty = figures.preview(fake.result(tmp_path / "none", "none", status="no liver"))
+    assert picture(empty).std() > 0.02
+
+
+def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypatch):
+    figure = figures.timings({"liver": 1.0})
+    path = figures.save(figure, tmp_path / "new" / "a.png")
+    first = path.read_bytes()
+    assert first.startswith(b"\x89PNG") and [p.name for p in path.parent.iterdir()] == ["a.png"]
+    assert figure._repr_png_() == figures.png(figure) == figures.png(figures.timings({"liver": 1.0}))
+    monkeypatch.setattr(figures.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        figures.save(figures.timings({"tumor": 2.0}), path)
+    assert path.read_bytes() == first
