@@ -1,0 +1,251 @@
+"""The gates that every reader passes its voxels through, and the turn to canonical axes.
+
+A file that would give a wrong answer is refused here; one that may be right is read with a warning. Values are HU as
+the file says: padding below -1024 (-2000 or -3024 outside a scanner's circle) is kept, since a result must be
+comparable with its input voxel by voxel; the stages' HU windows cut it off.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from workbench.volume import Refused, Source, Volume
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+MIN_SLICES = 3  # fixed: the 2.5D net and the three-slice rule both look at a slice and its two neighbours
+MAX_AXIS = 8192  # rule: four times the finest CT matrix; a longer axis is a broken header
+MAX_VOXELS = 2**31  # rule: 2048 slices of 1024 x 1024
+SPACING_MM = (0.05, 50.0)  # rule: beyond these a length in another unit was taken for mm
+SKEW = 1e-3  # rule: cosine between two axes; half a mm over a 500 mm field of view
+
+GENERIC = {"ct", "image", "images", "img", "volume", "scan", "series", "dicom", "dicom_anon", "patient_dicom"} | {
+    "labels", "label", "mask", "segmentation", "seg"
+}  # fmt: skip
+
+
+class WorkbenchWarning(UserWarning):
+    """Something in an input that may be right but should be looked at."""
+
+
+def warn(subject: object, text: str) -> None:
+    warnings.warn(f"{subject}: {text}", WorkbenchWarning, stacklevel=3)
+
+
+def stem(path: Path) -> str:
+    """File name without its image suffix; a folder's whole name."""
+    name = path.name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def case_name(path: str | Path) -> str:
+    """What a case is called: its file or folder, or the folder above when that says nothing. Never a header's text."""
+    path = Path(path).absolute()
+    while stem(path).lower() in GENERIC and path.parent.name:
+        path = path.parent
+    return stem(path)
+
+
+def existing(path: Path) -> None:
+    """Refuse what is not there, not readable or without a byte in it."""
+    if not path.exists():
+        raise Refused(path, "no such file or folder", "an existing NIfTI, NRRD, MHA or MHD file or a DICOM folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise Refused(path, "a file of 0 bytes", "an image", "The copy or download failed; fetch it again.")
+
+
+def size(shape: tuple[int, ...], subject: object) -> None:
+    """Refuse a shape before memory is asked for."""
+    if min(shape, default=0) < 1 or max(shape) > MAX_AXIS or math.prod(shape) > MAX_VOXELS:
+        raise Refused(
+            subject,
+            f"a header that claims {' x '.join(map(str, shape))} voxels",
+            f"1 to {MAX_AXIS} along each axis and at most {MAX_VOXELS:,} in all",
+            "The header is damaged.",
+        )
+
+
+def three_axes(shape: tuple[int, ...], subject: object) -> tuple[int, int, int]:
+    """The three spatial lengths; a fourth axis of length one is dropped with a warning."""
+    if len(shape) > 3 and all(n == 1 for n in shape[3:]):
+        warn(subject, f"a {len(shape)}D image of shape {shape}: axes of length 1 were dropped")
+        shape = shape[:3]
+    if len(shape) > 3:
+        raise Refused(subject, f"a {len(shape)}D image of shape {shape}", "one 3D volume",
+                      "Write the volume you want (one phase, one time point) to a file of its own.")  # fmt: skip
+    if len(shape) < 3:
+        raise Refused(subject, f"a {len(shape)}D image of shape {shape}", f"3D, at least {MIN_SLICES} slices")
+    return tuple(int(n) for n in shape)
+
+
+def affine(matrix: np.ndarray, subject: object) -> None:
+    """Refuse an affine that cannot place voxels on a rectangular grid. Oblique axes are fine."""
+    columns = np.asarray(matrix, float)[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(matrix).all():
+        raise Refused(subject, "an affine with NaN or infinite entries", "finite numbers",
+                      "Set the affine from the original DICOM.")  # fmt: skip
+    if (spacing == 0).any() or abs(np.linalg.det(columns / np.where(spacing == 0, 1, spacing))) < 1e-6:
+        raise Refused(subject, f"a singular affine (column lengths {_numbers(spacing)} mm)", "three independent axes",
+                      "Set the affine from the original DICOM.")  # fmt: skip
+    unit = columns / spacing
+    skew = np.abs(unit.T @ unit - np.eye(3)).max()
+    if skew > SKEW:
+        angle = 90 - math.degrees(math.asin(min(1, skew)))
+        raise Refused(subject, f"a sheared affine (two axes {angle:.2f} degrees apart)", "axes at right angles",
+                      "Gantry tilt does this: resample onto a rectangular grid first.")  # fmt: skip
+    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
+        raise Refused(subject, f"voxels of {_numbers(spacing)} mm", f"{SPACING_MM[0]} to {SPACING_MM[1]:g} mm",
+                      "The lengths may be in another unit.")  # fmt: skip
+
+
+def finite(array: np.ndarray, subject: object, fill: float | None) -> np.ndarray:
+    """Refuse NaN and infinity, or put `fill` there when asked to."""
+    if array.dtype.kind != "f":
+        return array
+    bad = ~np.isfinite(array)
+    count = int(bad.sum())
+    if not count:
+        return array
+    where = ", ".join(str(int(i)) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+    if fill is None:
+        raise Refused(subject, f"{count} of {array.size} voxels NaN or infinite, the first at ({where})", "finite HU",
+                      "Repair the file, or fill them on purpose: read(path, fill_nonfinite=-1024).")  # fmt: skip
+    warn(subject, f"{count} voxels that were NaN or infinite, the first at ({where}), became {fill:g}")
+    return np.where(bad, np.asarray(fill, array.dtype), array)
+
+
+def smallest(array: np.ndarray) -> np.ndarray:
+    """int16 where every value is whole and fits, else float32."""
+    if array.dtype == np.int16:
+        return array
+    low, high = array.min(), array.max()
+    fits = low >= -32768 and high <= 32767
+    if fits and (array.dtype.kind in "iub" or np.array_equal(array, np.rint(array))):
+        return array.astype(np.int16)
+    return array.astype(np.float32)
+
+
+def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> None:
+    """Refuse values that are clearly not HU; warn of those that may not be.
+
+    Scans cut to an organ's box and clipped to a window (-160..240), phantoms and soft tissue alone all pass.
+    """
+    low, high = float(array.min()), float(array.max())
+    seen = f"values from {low:g} to {high:g}"
+    if max(abs(low), abs(high)) > 1e6:
+        raise Refused(subject, seen, "HU, -1024 to a few thousand", "The scale in the header is damaged.")
+    if low == high:
+        warn(subject, f"every voxel is {low:g} HU")
+        return
+    if low >= 0 and high <= 2:
+        raise Refused(subject, seen, "HU", "This looks like a mask or a picture scaled to 0..1; give the CT itself.")
+    if low >= 0 and high <= 255 and (eight_bit or (low == 0 and high == 255)):
+        raise Refused(subject, f"{seen}, as in an 8-bit picture", "HU",
+                      "Undo the windowing: HU = lower + grey * (upper - lower) / 255.")  # fmt: skip
+    if low >= 0 and high > 900:
+        some = array.reshape(-1)[:: max(1, array.size // 1_000_000)]
+        if float(((some > 900) & (some < 1300)).mean()) > 0.2:
+            raise Refused(subject, f"{seen} with soft tissue near 1060, an offset of 1024", "HU, with water at 0",
+                          "Subtract 1024 (set the intercept, scl_inter, to -1024).")  # fmt: skip
+    if low >= 0:
+        warn(subject, f"{seen}: no voxel below 0 HU, so neither fat nor air; are these HU?")
+    elif high < -200:
+        warn(subject, f"{seen}: no soft tissue in it")
+    elif high > 32767 or low < -32768:
+        warn(subject, f"{seen}: beyond any CT number")
+
+
+def turn(matrix: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """`axes` and `flips` of `Source` for an affine (i, j, k) -> RAS mm: nearest axes, no voxel is changed."""
+    from nibabel.orientations import io_orientation
+
+    ras = io_orientation(matrix)
+    axes = tuple(2 - int(r) for r, _ in ras)
+    # LPS wants x and y against RAS, z along it
+    flips = tuple(i for i, (r, sign) in enumerate(ras) if sign == (-1 if r == 2 else 1))
+    return axes, flips
+
+
+def canonical(array: np.ndarray, matrix: np.ndarray, path: str | Path, name: str | None = None) -> Volume:
+    """File voxels `[i j k]` with their affine -> RAS mm as a `Volume` in canonical LPS `[z y x]`."""
+    axes, flips = turn(matrix)
+    source = Source(str(path), tuple(array.shape), np.array(matrix, float), axes, flips)
+    index = np.zeros((4, 4))
+    index[3, 3] = 1
+    for i, axis in enumerate(axes):
+        index[i, 2 - axis] = -1 if i in flips else 1
+        index[i, 3] = array.shape[i] - 1 if i in flips else 0
+    lps = source.affine @ index
+    # float32 headers: 0.743 comes back as 0.74299997
+    spacing = tuple(round(float(s), 6) for s in np.linalg.norm(lps[:3, :3], axis=0)[::-1])
+    turned = torch.from_numpy(np.ascontiguousarray(source.to_canonical(array)))
+    return Volume(turned, spacing, lps, name or case_name(path), source)
+
+
+def ct(
+    array: np.ndarray, matrix: np.ndarray, path: str | Path, fill_nonfinite: float | None, eight_bit: bool = False
+) -> Volume:
+    """The gates of a CT in one row: affine, slices, finite values, HU; then canonical."""
+    affine(matrix, path)
+    array = smallest(finite(array, path, fill_nonfinite))
+    axes, _ = turn(matrix)
+    if array.shape[axes.index(0)] < MIN_SLICES or min(array.shape) < 2:
+        raise Refused(path, f"{array.shape[axes.index(0)]} slice(s) in a grid of {' x '.join(map(str, array.shape))}",
+                      f"at least {MIN_SLICES} slices", "Give the whole scan, not one image of it.")  # fmt: skip
+    hounsfield(array, path, eight_bit)
+    volume = canonical(array, matrix, path)
+    if volume.spacing_mm == (1.0, 1.0, 1.0):
+        warn(path, "spacing is exactly 1 x 1 x 1 mm, which often means that it was lost; sizes in mm may be wrong")
+    return volume
+
+
+def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: set[int] | None) -> Volume:
+    """The gates of a label map: finite whole numbers out of an allowed set, never negative; then canonical."""
+    affine(matrix, path)
+    finite(array, path, None)
+    if array.dtype.kind == "f":
+        part = array[array != np.rint(array)]
+        if part.size:
+            raise Refused(path, f"label values that are not whole numbers, as {part.reshape(-1)[0]:g}",
+                          "integers: 0 background, 1 liver, 2 tumor",
+                          "Resample label maps with nearest neighbour, and threshold probabilities first.")  # fmt: skip
+    found = sorted(int(v) for v in np.unique(array))
+    foreign = [v for v in found if v < 0 or v > 2**31 - 1 or (allowed is not None and v not in allowed)]
+    if foreign:
+        expected = "values of 0 and above" if allowed is None else "only " + ", ".join(map(str, sorted(allowed)))
+        raise Refused(path, f"label values {_short(found)}", expected, _mapping(found, allowed))
+    return canonical(array.astype(np.uint8 if found[-1] <= 255 else np.int32), matrix, path)
+
+
+def _mapping(found: list[int], allowed: set[int] | None) -> str:
+    """The re-labelling that the values suggest."""
+    if allowed is None:
+        return "Renumber the regions from 1."
+    if found == [0, 255]:
+        return "It looks like an 8-bit mask: map 255 to 1 (liver) or 2 (tumor)."
+    if len(found) == 3 and found[0] == 0 and found[1] in (127, 128) and found[2] == 255:
+        return f"It looks like an 8-bit mask: map {found[1]} to 1 (liver) and 255 to 2 (tumor)."
+    return "Map the liver to 1, tumors to 2 and everything else to 0."
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " x ".join(f"{v:.4g}" for v in values)
+
+
+def _short(values: list[int], most: int = 12) -> str:
+    text = ", ".join(map(str, values[:most]))
+    return text if len(values) <= most else f"{text} and {len(values) - most} more"
+
+
+def natural(path: Path) -> list:
+    """Sort key that puts case 2 before case 10."""
+    return [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", str(path))]
