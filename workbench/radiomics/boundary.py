@@ -1,0 +1,389 @@
+"""The boundary group: 21 descriptors of a lesion's margin.
+
+The paper STATES a boundary group and not what is in it. We CHOOSE margin descriptors of the literature (the catalogue has
+formula and source of each). How they are measured:
+
+- The surface is the set of faces between region and background. Normals and the sub-voxel place of the surface along
+  them come from the region blurred by a Gaussian: beside a plane its value is Phi(-d / sigma), so d = -sigma Phi^-1(value).
+  A face counts with its area projected on the normal, so that the stairs of voxels do not count twice.
+- HU is read along each normal from 4 mm inside to 4 mm outside. A reading counts inside only within the region, and
+  outside only beyond it, in the volume, and in the liver when that is known: fat beyond the capsule is no margin.
+- The sigmoid is fitted to the mean profile of each of 26 sectors of normals, not to single rays: CT noise is as large as
+  the contrast. The fit is linear in offset and contrast; centre and width are searched on a grid that is refined around
+  its best point, which is deterministic and has no start to choose.
+- Everything of all lesions at once; samples in float32 (HU to 1e-4), moments in float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workbench.radiomics.ragged import DIRECTIONS, REACH_MM, Boxes, mean, quantiles, total
+
+NAMES = (
+    "contrast_median", "contrast_iqr", "blur_median", "blur_iqr", "fit_r2",
+    "inner_mean", "margin_mean", "outer_mean", "contrast_to_noise", "rim", "margin_sd",
+    "gradient_mean", "gradient_sd", "gradient_entropy", "radial_gradient", "contrast_asymmetry",
+    "radial_spread", "roughness", "hull_fill", "fractal_dimension", "liver_contact",
+)
+
+# empirical choices, all in mm or HU
+STEP_MM = 0.5  # along a profile
+SHELL_MM = 1.0  # half the width of the margin shell; inner and outer shell lie beyond it
+SMOOTH_MM = 1.0  # blur that defines normals; one voxel where that is more
+ROUGH_MM = 2.5  # blur that defines the smooth surface; one voxel where that is more
+BLUR_MM = (0.2, 2.5)  # range of W: wider ones are not seen in 8 mm
+CENTRE_MM = 2.0  # range of t0
+GRADIENT_BIN = 5.0  # HU/mm
+CONTACT_MM = 1.5
+FACES = 1500  # most faces a lesion that carry a profile; larger lesions are thinned evenly
+_SECTORS = torch.tensor([v for v in itertools.product((-1.0, 0.0, 1.0), repeat=3) if any(v)])
+_HULL = [v for v in itertools.product(range(-2, 3), repeat=3) if v > (0, 0, 0) and math.gcd(*v) == 1]
+
+
+def describe(boxes: Boxes) -> Tensor:
+    """Values `[l 21]` float64 in the order of `NAMES`; NaN where the catalogue's note says so."""
+    l, spacing = boxes.count, boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
+    faces = Faces.of(boxes, spacing)
+    out: dict[str, Tensor] = {}
+
+    t = torch.arange(-REACH_MM, REACH_MM + STEP_MM / 2, STEP_MM, device=boxes.hu.device)
+    place = faces.at + faces.outward / spacing * faces.offset[:, None]  # the surface itself, in voxels
+    along = place[:, None, :] + (faces.outward / spacing)[:, None, :] * t[:, None]
+    hu, valid = _read(boxes, faces.lesion, along, t)
+    weight = torch.where(valid, faces.weight[:, None], 0.0)
+    out |= _sigmoid(hu, weight, faces, t, l)
+    out |= _shells(hu, weight, faces, t, l)
+    out |= _gradients(boxes, faces, place, spacing)
+    out |= _form(boxes, faces, place, spacing)
+    out["liver_contact"] = _contact(boxes, faces, place, spacing)
+    return torch.stack([out[name].double() for name in NAMES], 1)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces between region and background, the elements of the surface.
+
+    `lesion` `[f]`, `at` their place `[f 3]` in voxels, `outward` unit normals `[f 3]` in mm, `weight` their share of the
+    surface in mm², `offset` along the normal from the face to the surface in mm, `rough` the same to the smooth surface,
+    `centre` the lesions' centroids `[l 3]` in voxels.
+    """
+
+    lesion: Tensor
+    at: Tensor
+    outward: Tensor
+    weight: Tensor
+    offset: Tensor
+    rough: Tensor
+    centre: Tensor
+
+    @classmethod
+    def of(cls, boxes: Boxes, spacing: Tensor) -> Faces:
+        inner = _inner(boxes.region, 2)
+        cut = boxes.region[inner]
+        soft, softer = (_blur(cut.float(), boxes.spacing_mm, mm) for mm in (SMOOTH_MM, ROUGH_MM))
+        slope = torch.stack(torch.gradient(soft, dim=(1, 2, 3)), -1) / spacing  # [l z y x 3], 1/mm
+        origin = torch.tensor([s.start for s in inner[1:]], device=cut.device)
+        parts = []
+        for axis in range(3):
+            n = cut.shape[axis + 1] - 1
+            a = (cut.narrow(axis + 1, 0, n) ^ cut.narrow(axis + 1, 1, n)).nonzero()
+            b = a.clone()
+            b[:, axis + 1] += 1
+            at = (a[:, 1:] + origin).float()
+            at[:, axis] += 0.5
+            a, b = tuple(a.T), tuple(b.T)
+            normal = -(slope[a] + slope[b]) / 2
+            normal[:, axis] = (soft[a] - soft[b]) / spacing[axis]
+            normal = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            # thin parts can turn the smoothed normal against the face; such a face keeps a little weight
+            upright = (normal[:, axis] * torch.where(cut[a], 1.0, -1.0)).clamp_min(0.05)
+            weight = spacing.prod() / spacing[axis] * upright
+            parts.append((a[0], at, normal, weight, (soft[a] + soft[b]) / 2, (softer[a] + softer[b]) / 2))
+        lesion, at, normal, weight, value, rough = (torch.cat(p) for p in zip(*parts))
+        keep = _thinned(lesion, boxes.count)
+        lesion, at, normal, weight, value, rough = (v[keep] for v in (lesion, at, normal, weight, value, rough))
+        extent = 0.5 * (normal.abs() * spacing).sum(1)  # half a voxel along the normal
+        offset = _depth(value, _sigma(boxes.spacing_mm, SMOOTH_MM, normal))
+        offset = torch.maximum(torch.minimum(offset, extent), -extent)
+        rough = _depth(rough, _sigma(boxes.spacing_mm, ROUGH_MM, normal))
+        voxels = boxes.voxels
+        one = torch.ones_like(voxels.lesion)
+        centre = torch.stack([mean(voxels.zyx[:, a], one, voxels.lesion, boxes.count) for a in range(3)], 1).float()
+        return cls(lesion, at, normal, weight, offset, rough, centre)
+
+
+def _thinned(lesion: Tensor, lesions: int) -> Tensor:
+    """Positions of at most `FACES` faces a lesion, evenly spread; all of them for most lesions."""
+    count = torch.bincount(lesion, minlength=lesions)
+    order = lesion.argsort(stable=True)
+    first = count.cumsum(0) - count
+    rank = torch.arange(lesion.numel(), device=lesion.device) - first[lesion[order]]
+    stride = (count + FACES - 1).div(FACES, rounding_mode="floor").clamp_min(1)
+    return order[rank % stride[lesion[order]] == 0]
+
+
+def _inner(region: Tensor, pad: int) -> tuple[slice, ...]:
+    """The part of the boxes that holds any region, with `pad` voxels around it."""
+    cuts = [slice(None)]
+    for axis in (1, 2, 3):
+        on = region.any(dim=[a for a in range(4) if a != axis]).nonzero().flatten()
+        low, high = (int(on[0]), int(on[-1])) if on.numel() else (0, 0)
+        cuts.append(slice(max(0, low - pad), min(region.shape[axis], high + 1 + pad)))
+    return tuple(cuts)
+
+
+def _sigma(spacing_mm, blur_mm: float, normal: Tensor) -> Tensor:
+    """Width of the blur along a normal: never less than one voxel along an axis."""
+    widths = normal.new_tensor([max(blur_mm, s) for s in spacing_mm])
+    return (normal * widths).norm(dim=1)
+
+
+def _depth(value: Tensor, sigma: Tensor) -> Tensor:
+    """Distance inside a plane's edge (mm) at which its blurred step has this value."""
+    return sigma * torch.special.ndtri(value.double().clamp(0.01, 0.99)).float()
+
+
+def _blur(volume: Tensor, spacing_mm, blur_mm: float) -> Tensor:
+    """Gaussian blur `[l z y x]`, zero outside; a banded matrix an axis, which is faster than shifting."""
+    for axis, s in enumerate(spacing_mm, 1):
+        n = volume.shape[axis]
+        sigma = max(blur_mm, s) / s
+        at = torch.arange(n, device=volume.device, dtype=torch.float32)
+        reach = math.ceil(4 * sigma)
+        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=volume.device) / sigma) ** 2).sum()
+        matrix = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2) / kernel
+        volume = torch.movedim(torch.movedim(volume, axis, 3) @ matrix, 3, axis)
+    return volume.contiguous()
+
+
+def _nearest(boxes: Boxes, lesion: Tensor, at: Tensor) -> Tensor:
+    """Flat index of the voxel nearest to places `[f ... 3]` of the faces' lesions `[f]`."""
+    z, y, x = boxes.hu.shape[1:]
+    i = (at + 0.5).floor().long()
+    lesion = lesion.view(-1, *[1] * (at.ndim - 2))
+    return ((lesion * z + i[..., 0].clamp(0, z - 1)) * y + i[..., 1].clamp(0, y - 1)) * x + i[..., 2].clamp(0, x - 1)
+
+
+def _linear(boxes: Boxes, lesion: Tensor, at: Tensor) -> Tensor:
+    """HU at places `[f ... 3]` (voxels), trilinear, float32."""
+    _, z, y, x = boxes.hu.shape
+    hu = boxes.hu.flatten().float()
+    limit = at.new_tensor([z - 1, y - 1, x - 1])
+    at = torch.minimum(at.clamp_min(0), limit)
+    low = torch.minimum(at.floor(), limit - 1)
+    part = at - low
+    low = low.long()
+    corner = ((lesion.view(-1, *[1] * (at.ndim - 2)) * z + low[..., 0]) * y + low[..., 1]) * x + low[..., 2]
+    fz, fy, fx = part.unbind(-1)
+
+    def row(shift):
+        a = hu[corner + shift]
+        return a + (hu[corner + shift + 1] - a) * fx
+
+    def plane(shift):
+        a = row(shift)
+        return a + (row(shift + x) - a) * fy
+
+    a = plane(0)
+    return a + (plane(y * x) - a) * fz
+
+
+def _read(boxes: Boxes, lesion: Tensor, along: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """HU `[f t]` on the profiles and which readings count."""
+    near = _nearest(boxes, lesion, along)
+    region = boxes.region.flatten()[near]
+    valid = boxes.seen.flatten()[near]
+    valid &= torch.where(t < 0, region | (t > -SHELL_MM), ~region | (t < SHELL_MM))
+    if boxes.liver is not None:
+        valid &= (t <= 0) | region | boxes.liver.flatten()[near]
+    return _linear(boxes, lesion, along), valid
+
+
+def _by_step(hu: Tensor, weight: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Sums of HU times weight and of weight by group and step, float64 `[group t]`."""
+    steps = hu.shape[1]
+    key = (group[:, None] * steps + torch.arange(steps, device=hu.device)).flatten()
+    sums = [total(v.flatten(), key, groups * steps).view(groups, steps) for v in (hu.double() * weight, weight)]
+    return sums[0], sums[1]
+
+
+def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict[str, Tensor]:
+    sectors = _SECTORS.to(hu.device)
+    sector = (faces.outward @ (sectors / sectors.norm(dim=1, keepdim=True)).T).argmax(1)
+    s = len(sectors)
+    group = faces.lesion * s + sector
+    value, mass = _by_step(hu, weight, group, l * s)
+    whole = total(faces.weight, group, l * s)
+    valid = mass > 0.25 * whole[:, None]  # a step that few of the sector's rays reach is no mean of the sector
+    used = ((valid & (t <= -STEP_MM)).sum(1) >= 2) & ((valid & (t >= STEP_MM)).sum(1) >= 2) & (valid.sum(1) >= 5)
+    row = used.nonzero().flatten()
+    profile = torch.where(valid, value / mass.clamp_min(1e-12), 0.0)[row]
+    contrast, blur, r2 = fit(profile, valid[row].double(), t.double())
+    lesion = row // s
+
+    def over(v):
+        return quantiles(v, lesion, l, (0.25, 0.5, 0.75)).unbind(1)
+
+    c25, c50, c75 = over(contrast)
+    b25, b50, b75 = over(blur)
+    kept = ~r2.isnan()
+    r2 = mean(r2[kept], torch.ones_like(r2[kept]), lesion[kept], l)
+    return dict(contrast_median=c50, contrast_iqr=c75 - c25, blur_median=b50, blur_iqr=b75 - b25, fit_r2=r2)
+
+
+def fit(profile: Tensor, valid: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Least squares of a + S / (1 + exp(-(t - t0) / W)) for each profile `[p t]` with weights `[p t]`: S, W, R².
+
+    A flat profile has S = 0 and no W. Grid search: 17 centres by 14 widths, then three times a 5 by 5 grid around the best.
+    """
+    p = profile.shape[0]
+    n = valid.sum(1)
+    centred = (profile - (profile * valid).sum(1, keepdim=True) / n[:, None]) * valid  # also kills rounding of large HU
+    spread = (centred**2).sum(1)
+    t0 = torch.linspace(-CENTRE_MM, CENTRE_MM, 17, dtype=t.dtype, device=t.device)
+    w = torch.exp(torch.linspace(math.log(BLUR_MM[0]), math.log(BLUR_MM[1]), 14, dtype=t.dtype, device=t.device))
+    g = torch.sigmoid((t - t0[:, None, None]) / w[None, :, None]).view(-1, t.numel())  # [k t]
+    explained, slope = _explained(centred @ g.T, valid @ g.T, valid @ (g**2).T, n)
+    best = explained.argmax(1)
+    t0, w = t0[best // w.numel()], w[best % w.numel()]
+    step_t, step_w = 2 * CENTRE_MM / 16, math.log(BLUR_MM[1] / BLUR_MM[0]) / 13
+    fine = torch.linspace(-1, 1, 5, dtype=t.dtype, device=t.device)
+    for _ in range(4):
+        some_t = (t0[:, None] + step_t * fine).clamp(-CENTRE_MM, CENTRE_MM)[:, :, None].expand(p, 5, 5).reshape(p, 25)
+        some_w = (w[:, None] * torch.exp(step_w * fine)).clamp(*BLUR_MM)[:, None, :].expand(p, 5, 5).reshape(p, 25)
+        g = torch.sigmoid((t - some_t[..., None]) / some_w[..., None])  # [p 25 t]
+        explained, slope = _explained(
+            (g * centred[:, None]).sum(2), (g * valid[:, None]).sum(2), (g**2 * valid[:, None]).sum(2), n
+        )
+        best = explained.argmax(1, keepdim=True)
+        t0, w = some_t.gather(1, best)[:, 0], some_w.gather(1, best)[:, 0]
+        step_t, step_w = step_t / 2.5, step_w / 2.5
+    contrast = slope.gather(1, best)[:, 0]
+    r2 = explained.gather(1, best)[:, 0] / spread
+    flat = spread <= 1e-6 * n  # a thousandth of a HU
+    return torch.where(flat, 0.0, contrast), torch.where(flat, torch.nan, w), torch.where(flat, torch.nan, r2)
+
+
+def _explained(cross: Tensor, sums: Tensor, squares: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Explained sum of squares and slope of each template `[p k]`, from its sums against a centred profile."""
+    variance = (squares - sums**2 / n[:, None]).clamp_min(1e-12)
+    return cross**2 / variance, cross / variance
+
+
+def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict[str, Tensor]:
+    centre = hu.double().mean() if hu.numel() else 0.0  # variances from sums lose nothing that way
+    value = hu.double() - centre
+    octants = 8
+    away = faces.at >= faces.centre[faces.lesion]
+    group = faces.lesion * octants + (away * away.new_tensor([4, 2, 1], dtype=torch.int64)).sum(1)
+    shells = {}
+    for name, inside in dict(inner=t <= -SHELL_MM, margin=t.abs() <= SHELL_MM, outer=t >= SHELL_MM).items():
+        part, share = value[:, inside], weight[:, inside].double()
+        sums = torch.stack([total(v.sum(1), group, l * octants) for v in (share, share * part, share * part**2)], 1)
+        whole = sums.view(l, octants, 3).sum(1)
+        first = whole[:, 1] / whole[:, 0]
+        variance = (whole[:, 2] / whole[:, 0] - first**2).clamp_min(0)
+        shells[name] = first, variance, (sums[:, 1] / sums[:, 0]).view(l, octants)
+    (inner, inner_var, inner_by), (rim, rim_var, _), (outer, outer_var, outer_by) = shells.values()
+    noise = ((inner_var + outer_var) / 2).sqrt()
+    contrast = outer_by - inner_by
+    known = ~contrast.isnan()
+    there = known.sum(1)
+    contrast = torch.where(known, contrast, 0.0)
+    average = contrast.sum(1) / there
+    spread = (torch.where(known, contrast - average[:, None], 0.0) ** 2).sum(1) / there
+    return dict(
+        inner_mean=inner + centre, margin_mean=rim + centre, outer_mean=outer + centre,
+        contrast_to_noise=torch.where(noise > 1e-3, (outer - inner) / noise, torch.nan),
+        rim=rim - (inner + outer) / 2, margin_sd=rim_var.sqrt(),
+        contrast_asymmetry=torch.where(there >= 2, spread.sqrt(), torch.nan),
+    )
+
+
+def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[str, Tensor]:
+    l = boxes.count
+    ends = torch.cat([torch.eye(3), -torch.eye(3)]).to(place)
+    value = _linear(boxes, faces.lesion, place[:, None] + ends).double()
+    gradient = (value[:, :3] - value[:, 3:]) / (2 * spacing)
+    inside = boxes.seen.flatten()[_nearest(boxes, faces.lesion, place[:, None] + ends)].all(1)
+    weight = torch.where(inside, faces.weight, 0.0).double()
+    length = gradient.norm(dim=1)
+    average = mean(length, weight, faces.lesion, l)
+    sd = mean((length - average[faces.lesion]) ** 2, weight, faces.lesion, l).clamp_min(0).sqrt()
+    bins = (length / GRADIENT_BIN).floor().long().clamp(0, 999)
+    share = total(weight, faces.lesion * 1000 + bins, l * 1000).view(l, 1000)
+    share = share / share.sum(1, keepdim=True)
+    entropy = torch.special.entr(share).sum(1) / math.log(2)
+    radius = (place - faces.centre[faces.lesion]) * spacing
+    radius = radius / radius.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    along = total((gradient * radius).sum(1) * weight, faces.lesion, l)
+    whole = total(length * weight, faces.lesion, l)
+    steep = whole > 1e-3 * total(weight, faces.lesion, l)
+    return dict(gradient_mean=average, gradient_sd=sd, gradient_entropy=entropy,
+                radial_gradient=torch.where(steep, along / whole, torch.nan))
+
+
+def _form(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[str, Tensor]:
+    l = boxes.count
+    distance = ((place - faces.centre[faces.lesion]) * spacing).norm(dim=1)
+    average = mean(distance, faces.weight, faces.lesion, l)
+    spread = mean((distance - average[faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt() / average
+    rough = (faces.rough - faces.offset).double()
+    level = mean(rough, faces.weight, faces.lesion, l)
+    rough = mean((rough - level[faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt()
+    return dict(radial_spread=spread, roughness=rough, hull_fill=_hull_fill(boxes), fractal_dimension=_fractal(boxes))
+
+
+def _hull_fill(boxes: Boxes) -> Tensor:
+    """Voxels of each region / voxels of the box inside its polytope, whose 98 half-spaces touch the region."""
+    voxels, l = boxes.voxels, boxes.count
+    inner = _inner(boxes.region, 0)
+    axes = [torch.arange(s.start, s.stop, device=boxes.hu.device) * mm for s, mm in zip(inner[1:], boxes.spacing_mm)]
+    place = voxels.zyx * boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
+    inside = torch.ones((l, *(len(a) for a in axes)), dtype=torch.bool, device=boxes.hu.device)
+    for dz, dy, dx in _HULL:
+        height = place @ place.new_tensor((dz, dy, dx))
+        low = height.new_full((l,), torch.inf).scatter_reduce(0, voxels.lesion, height, "amin") - 1e-3
+        high = height.new_full((l,), -torch.inf).scatter_reduce(0, voxels.lesion, height, "amax") + 1e-3
+        grid = dz * axes[0][:, None, None] + dy * axes[1][:, None] + dx * axes[2]
+        inside &= (grid >= low[:, None, None, None]) & (grid <= high[:, None, None, None])
+    return voxels.count / inside.sum((1, 2, 3))
+
+
+def _fractal(boxes: Boxes) -> Tensor:
+    """Box counting of the surface voxels; sizes up to half the lesion's longest side."""
+    voxels, l = boxes.voxels, boxes.count
+    n = voxels.lesion.numel()
+    cross = [i for i, d in enumerate(DIRECTIONS) if sum(map(abs, d)) == 1]
+    edge = ((voxels.ahead[cross] == n) | (voxels.behind[cross] == n)).any(0)
+    zyx, lesion = voxels.zyx[edge], voxels.lesion[edge]
+    low = zyx.new_full((l, 3), 10**6).scatter_reduce(0, lesion[:, None].expand(-1, 3), zyx, "amin")
+    high = zyx.new_full((l, 3), -1).scatter_reduce(0, lesion[:, None].expand(-1, 3), zyx, "amax")
+    longest = (high - low + 1).amax(1)
+    at = zyx - low[lesion]
+    logs, used = [], []
+    for size in (1, 2, 4, 8):
+        cell = at.div(size, rounding_mode="floor")
+        key = ((lesion * 1024 + cell[:, 0]) * 1024 + cell[:, 1]) * 1024 + cell[:, 2]
+        boxes_held = torch.bincount(torch.unique(key) // 1024**3, minlength=l)
+        logs.append(boxes_held.double().clamp_min(1).log2())
+        used.append((longest >= 2 * size).double())
+    y, w = torch.stack(logs, 1), torch.stack(used, 1)
+    x = -torch.arange(4, dtype=torch.float64, device=y.device).expand_as(y)
+    mx, my = (w * x).sum(1) / w.sum(1), (w * y).sum(1) / w.sum(1)
+    slope = (w * (x - mx[:, None]) * (y - my[:, None])).sum(1) / (w * (x - mx[:, None]) ** 2).sum(1)
+    return torch.where(longest >= 4, slope, torch.nan)
+
+
+def _contact(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> Tensor:
+    if boxes.liver is None:
+        return torch.full((boxes.count,), torch.nan, dtype=torch.float64, device=boxes.hu.device)
+    near = _nearest(boxes, faces.lesion, place + faces.outward / spacing * CONTACT_MM)
+    free = ~(boxes.liver | boxes.region).flatten()[near]
+    return mean(free.double(), faces.weight, faces.lesion, boxes.count)

@@ -1,0 +1,187 @@
+"""All lesions in one batch: boxes of about one size, and ragged lists of the voxels in them.
+
+We CHOOSE (METHOD 4) to describe every lesion of a case, or every perturbed copy of it, at once. `Boxes` holds crops padded
+to one common box, because a neighbour is then one constant step in flat memory; lesions are grouped by size so that little
+of it is padding. `Voxels` is the ragged list of region voxels with its table of neighbours, shared by the image and all its
+sub-bands. Every family of descriptors takes these two and loops over no lesion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from workbench.volume import Spacing
+
+# The 13 directions of the 26-neighbourhood, one of each opposite pair, along (z, y, x); the plain x direction comes first.
+DIRECTIONS = tuple(
+    d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0)
+)
+
+REACH_MM = 4.0  # empirical choice: how far from the surface the boundary group looks
+_LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surface one more on either side
+
+
+def margins(spacing_mm: Spacing) -> tuple[int, int, int]:
+    """Voxels around a lesion that its descriptors read, per axis."""
+    return tuple(max(_LEAST_MARGIN, math.ceil((REACH_MM + 0.5 * s) / s) + 2) for s in spacing_mm)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Lesions `[l z y x]` in boxes of one size: HU, the region, which voxels exist, and the liver (or None)."""
+
+    hu: Tensor
+    region: Tensor
+    seen: Tensor
+    liver: Tensor | None
+    spacing_mm: Spacing
+
+    @property
+    def count(self) -> int:
+        return self.hu.shape[0]
+
+    @cached_property
+    def voxels(self) -> Voxels:
+        return Voxels.of(self.region)
+
+    def part(self, first: int, last: int) -> Boxes:
+        liver = None if self.liver is None else self.liver[first:last]
+        return replace(
+            self, hu=self.hu[first:last], region=self.region[first:last], seen=self.seen[first:last], liver=liver
+        )
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """The region voxels of a batch as one list, sorted by lesion, then z, y, x.
+
+    `at` flat index `[n]`, `lesion` `[n]`, `zyx` index in the box `[n 3]`, `count` voxels of each lesion `[l]`, `ahead` and
+    `behind` the position in this list of the neighbour in each direction `[13 n]`, or n where there is none.
+    """
+
+    at: Tensor
+    lesion: Tensor
+    zyx: Tensor
+    count: Tensor
+    ahead: Tensor
+    behind: Tensor
+
+    @classmethod
+    def of(cls, region: Tensor) -> Voxels:
+        """From regions `[l z y x]` that keep clear of the box's faces by a voxel or more."""
+        l, z, y, x = region.shape
+        at = region.flatten().nonzero().flatten()
+        lesion = at // (z * y * x)
+        zyx = torch.stack([at // (y * x) % z, at // x % y, at % x], 1)
+        n = at.numel()
+        place = torch.full((region.numel(),), n, dtype=torch.int64, device=region.device)
+        place[at] = torch.arange(n, device=region.device)
+        steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], device=region.device)
+        return cls(
+            at, lesion, zyx, torch.bincount(lesion, minlength=l), place[at + steps[:, None]], place[at - steps[:, None]]
+        )
+
+
+def total(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sums of `values` `[n]` by group, float64 `[groups]`."""
+    return torch.bincount(group, weights=values.double(), minlength=groups)
+
+
+def mean(values: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Weighted means by group; NaN where a group has no weight."""
+    return total(values * weights, group, groups) / total(weights, group, groups)
+
+
+def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, ...]) -> Tensor:
+    """Quantiles by group, linear between ranks as numpy's, `[groups shares]`; NaN in an empty group. NaN values are left out."""
+    kept = ~values.isnan()
+    values, group = values[kept], group[kept]
+    order = values.argsort(stable=True)
+    order = order[group[order].argsort(stable=True)]
+    values = torch.cat([values[order], values.new_full((1,), float("nan"))])
+    count = torch.bincount(group, minlength=groups)
+    first = count.cumsum(0) - count
+    out = []
+    for share in shares:
+        rank = (count - 1).clamp_min(0) * share
+        low = rank.floor().long()
+        part = rank - low
+        a = values[(first + low).clamp(max=values.numel() - 1)]
+        b = values[(first + torch.minimum(low + 1, (count - 1).clamp_min(0))).clamp(max=values.numel() - 1)]
+        q = torch.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part))
+        out.append(torch.where(count > 0, q, torch.nan))
+    return torch.stack(out, 1)
+
+
+def wrapped(first: Tensor, length: int, n: int) -> Tensor:
+    """Indices first .. first + length - 1 on an axis of n voxels as the periodic wavelet sees it `[l length]`.
+
+    PyRadiomics gives an odd axis one more voxel, a copy of the first, before it filters periodically.
+    """
+    at = first[:, None] + torch.arange(length, device=first.device)
+    return at.remainder(n + n % 2).remainder(n)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the lesions are: label values `[l]` ascending, first and last voxel of each along z, y, x `[l 3]`."""
+
+    labels: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def find(lesions: Tensor) -> Found:
+    """Labels and bounding boxes of a label map `[z y x]`, in one pass."""
+    at = lesions.nonzero()
+    labels, which = torch.unique(lesions[tuple(at.T)], return_inverse=True)
+    empty = torch.empty((labels.numel(), 3), dtype=torch.int64, device=lesions.device)
+    which = which[:, None].expand(-1, 3)
+    low = empty.fill_(max(lesions.shape)).scatter_reduce(0, which, at, "amin")
+    high = empty.fill_(-1).scatter_reduce(0, which, at, "amax")
+    return Found(labels, low, high)
+
+
+def groups_by_size(extent: Tensor, margin: tuple[int, int, int], voxels: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Split lesions into groups whose common box wastes little: (indices, common extent), at most `voxels` a group."""
+    extents = extent.tolist()
+    volume = [math.prod(e + 2 * m for e, m in zip(one, margin)) for one in extents]
+    held: list[int] = []
+    common = [0, 0, 0]
+    for i in sorted(range(len(extents)), key=volume.__getitem__):
+        wider = [max(a, b) for a, b in zip(common, extents[i])]
+        size = math.prod(e + 2 * m for e, m in zip(wider, margin))
+        if held and (size * (len(held) + 1) > voxels or size > 1.6 * volume[held[0]] + 2000):
+            yield held, common
+            held, wider = [], extents[i]
+        held.append(i)
+        common = wider
+    if held:
+        yield held, common
+
+
+def crop(image: Tensor, lesions: Tensor, liver: Tensor | None, spacing_mm: Spacing, found: Found,
+         index: list[int], extent: list[int]) -> Boxes:
+    """Boxes around the lesions `index` of `found`, each with its margins, on one common size."""
+    margin = margins(spacing_mm)
+    pick = torch.tensor(index, device=image.device)
+    low = found.low[pick] - torch.tensor(margin, device=image.device)
+    at, inside = [], []
+    for axis, n in enumerate(image.shape):
+        length = extent[axis] + 2 * margin[axis]
+        at.append(wrapped(low[:, axis], length, n))
+        plain = low[:, axis, None] + torch.arange(length, device=image.device)
+        inside.append((plain >= 0) & (plain < n))
+    where = at[0][:, :, None, None], at[1][:, None, :, None], at[2][:, None, None, :]
+    seen = inside[0][:, :, None, None] & inside[1][:, None, :, None] & inside[2][:, None, None, :]
+    region = (lesions[where] == found.labels[pick][:, None, None, None]) & seen
+    hu = image[where]
+    if not hu.is_floating_point():
+        hu = hu.double()  # as PyWavelets does with integers
+    return Boxes(hu, region, seen, None if liver is None else (liver[where] != 0) & seen, spacing_mm)
