@@ -1,0 +1,350 @@
+"""LiTS's measures on masks one can solve by hand, and against brute force."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from workbench import metrics
+from workbench.volume import Refused
+
+SPACING = (5.0, 0.7, 0.9)
+
+
+def labels(shape=(4, 5, 6), liver=(), tumor=()):
+    a = np.zeros(shape, np.uint8)
+    for box in liver:
+        a[box] = 1
+    for box in tumor:
+        a[box] = 2
+    return a
+
+
+def balls(rng, shape=(7, 9, 8)):
+    """A random lumpy mask."""
+    return rng.random(shape) < rng.choice([0.05, 0.3, 0.7])
+
+
+def test_two_voxels_2_mm_apart():
+    a, b = np.zeros((2, 1, 3, 4), bool)
+    a[0, 1, 1] = b[0, 1, 3] = True
+    found = metrics.compare(a, b, (5.0, 3.0, 1.0))
+    assert (found["assd_mm"], found["rmsd_mm"], found["msd_mm"]) == (2.0, 2.0, 2.0)
+    assert (found["dice"], found["voe"], found["rvd"], found["surface_dice"]) == (0.0, 1.0, 0.0, 0.0)
+    assert metrics.compare(a, b, (5.0, 3.0, 1.0), tolerance_mm=2.0)["surface_dice"] == 1.0
+
+
+def test_each_axis_has_its_own_spacing():
+    for axis, apart in enumerate(SPACING):
+        a, b = np.zeros((2, 3, 3, 3), bool)
+        a[0, 0, 0] = True
+        b[tuple(2 if i == axis else 0 for i in range(3))] = True
+        assert metrics.compare(a, b, SPACING)["msd_mm"] == pytest.approx(2 * apart)
+
+
+def test_overlap_and_volume_by_hand():
+    # 4 and 6 voxels, 2 in common: Dice 4/10, IoU 2/8, volume +2 of 4
+    a, b = np.zeros((2, 1, 1, 8), bool)
+    a[..., :4] = True
+    b[..., 2:8] = True
+    found = metrics.compare(a, b, (1.0, 1.0, 2.0))
+    assert (found["dice"], found["voe"], found["rvd"]) == (0.4, 0.75, 0.5)
+    assert (found["truth_ml"], found["prediction_ml"]) == (0.008, 0.012)
+    # in one row every voxel is surface: 2 1 0 0 voxels from a to b, 0 0 1 2 3 4 back... each 2 mm
+    steps = 2 * np.array([2, 1, 0, 0, 0, 0, 1, 2, 3, 4])
+    assert found["assd_mm"] == pytest.approx(steps.mean())
+    assert found["rmsd_mm"] == pytest.approx(np.sqrt((steps**2).mean()))
+    assert found["msd_mm"] == 8.0
+
+
+def test_rvd_relates_to_the_reference():
+    small, large = np.zeros((2, 1, 1, 4), bool)
+    small[..., :1] = large[..., :] = True
+    assert metrics.compare(small, large, SPACING)["rvd"] == 3.0
+    assert metrics.compare(large, small, SPACING)["rvd"] == -0.75
+
+
+def test_the_inside_of_a_block_is_no_surface():
+    a = np.ones((5, 5, 5), bool)
+    assert len(metrics._surface(a, (1.0, 1.0, 1.0))) == 125 - 27
+    # a missing corner of the 3x3x3 neighbourhood does not make a surface voxel (18 neighbours), an edge one does
+    corner, edge = a.copy(), a.copy()
+    corner[1, 1, 1] = edge[1, 1, 2] = False
+    inner = [2.0, 2.0, 2.0]
+    assert inner not in metrics._surface(corner, (1.0, 1.0, 1.0)).tolist()
+    assert inner in metrics._surface(edge, (1.0, 1.0, 1.0)).tolist()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_surface_distances_by_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    a, b = balls(rng), balls(rng)
+    a[3, 4, 4] = b[2, 5, 3] = True
+    around = [d for d in itertools.product((-1, 0, 1), repeat=3) if 0 < sum(map(abs, d)) < 3]
+
+    def surface(mask):
+        padded = np.pad(mask, 1)
+        return np.array(
+            [
+                np.multiply(v, SPACING)
+                for v in np.argwhere(mask)
+                if not all(padded[tuple(np.add(v, d) + 1)] for d in around)
+            ]
+        )
+
+    one, other = surface(a), surface(b)
+    distance = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
+    both = np.concatenate([distance.min(1), distance.min(0)])
+    found = metrics.surface_distances(a, b, SPACING, tolerance_mm=0.95)
+    assert found["assd_mm"] == pytest.approx(both.mean())
+    assert found["rmsd_mm"] == pytest.approx(np.sqrt((both**2).mean()))
+    assert found["msd_mm"] == pytest.approx(both.max())
+    assert found["surface_dice"] == pytest.approx((both <= 0.95).mean())
+    back = metrics.surface_distances(b, a, SPACING, tolerance_mm=0.95)
+    assert back == pytest.approx(found)  # symmetric
+
+
+# -- the four empty cases ---------------------------------------------------------------------------------------------
+
+BOX, ELSEWHERE = np.s_[1:3, 1:3, 1:3], np.s_[1:3, 3:5, 4:6]
+
+
+@pytest.mark.parametrize(
+    "truth, prediction, dice, voe, rvd, distance, surface, counts",
+    [
+        ((), (), 1.0, 0.0, 0.0, math.nan, 1.0, (0, 0, 0)),
+        ((), (BOX,), 0.0, 1.0, math.nan, math.nan, 0.0, (0, 1, 0)),
+        ((BOX,), (), 0.0, 1.0, -1.0, math.nan, 0.0, (0, 0, 1)),
+        ((BOX,), (BOX,), 1.0, 0.0, 0.0, 0.0, 1.0, (1, 0, 0)),
+    ],
+    ids=["both empty", "empty reference", "empty prediction", "neither"],
+)
+def test_four_empty_cases(truth, prediction, dice, voe, rvd, distance, surface, counts):
+    whole = (np.s_[:],)
+    case = metrics.evaluate_case(labels(liver=whole, tumor=truth), labels(liver=whole, tumor=prediction), SPACING)
+    tumor = case["tumor"]
+    seen = [tumor[k] for k in ("dice", "voe", "rvd", "assd_mm", "rmsd_mm", "msd_mm", "surface_dice")]
+    assert seen == pytest.approx([dice, voe, rvd, distance, distance, distance, surface], nan_ok=True)
+    for key in ("iou0", "iou50"):
+        assert tuple(case["detection"][key][k] for k in ("tp", "fp", "fn")) == counts
+    assert case["liver"]["dice"] == 1.0
+    json.dumps(metrics.summarise([case]), allow_nan=False)
+
+
+def test_no_case_drops_out_of_the_mean():
+    whole = (np.s_[:],)
+    hit = metrics.evaluate_case(labels(liver=whole, tumor=(BOX,)), labels(liver=whole, tumor=(BOX,)), SPACING, "hit")
+    invented = metrics.evaluate_case(labels(liver=whole), labels(liver=whole, tumor=(BOX,)), SPACING, "invented")
+    missed = metrics.evaluate_case(labels(liver=whole, tumor=(BOX,)), labels(liver=whole), SPACING, "missed")
+    clean = metrics.evaluate_case(labels(liver=whole), labels(liver=whole), SPACING, "clean")
+    cases = [hit, invented, missed, clean]
+    tumor = metrics.summarise(cases)["tumor"]
+    assert tumor["dice_per_case"] == 0.5  # 1, 0, 0, 1
+    assert tumor["dice_global"] == 0.5  # 2 * 8 / 32
+    assert (tumor["precision_iou0"], tumor["recall_iou0"]) == (0.5, 0.5)
+    assert (tumor["voe"], tumor["assd_mm"]) == (0.0, 0.0)  # over the one detected lesion
+    table = metrics.breakdown(cases).set_index(["structure", "measure", "over"])
+    assert tuple(table.loc[("tumor", "assd_mm", "cases"), ["n", "undefined"]]) == (1, 3)
+    assert tuple(table.loc[("tumor", "voe", "cases"), ["mean", "n"]]) == (0.5, 4)
+    assert table.loc[("lesion", "assd_mm", "detected lesions"), "n"] == 1
+    assert tuple(table.loc[("lesion", "recall_iou0", "below 10 mm"), ["mean", "n"]]) == (0.5, 2)
+    assert table.loc[("lesion", "f1_iou50", "all lesions"), "mean"] == 0.5
+
+
+def test_the_contract_has_exactly_its_keys():
+    case = metrics.evaluate_case(labels(tumor=(BOX,)), labels(liver=(BOX,)), SPACING, "a")
+    found = metrics.summarise([case])
+    assert set(found) == {"liver", "tumor", "tumor_burden", "cases"}
+    overlap = {"dice_per_case", "dice_global", "voe", "rvd", "assd_mm", "rmsd_mm", "msd_mm"}
+    assert set(found["liver"]) == overlap
+    detection = {"precision_iou0", "recall_iou0", "precision_iou50", "recall_iou50"}
+    assert set(found["tumor"]) == overlap | detection
+    assert set(found["tumor_burden"]) == {"rmse", "max_error"}
+    assert found["tumor"]["assd_mm"] is None and found["cases"][0]["tumor"]["assd_mm"] is None
+    assert (found["tumor"]["precision_iou0"], found["tumor"]["recall_iou0"]) == (0.0, 0.0)  # nothing predicted
+    none = metrics.summarise([metrics.evaluate_case(labels(), labels(), SPACING)])["tumor"]
+    assert none["precision_iou0"] is None and none["recall_iou0"] is None and none["dice_global"] == 1.0
+    with pytest.raises(Refused, match="no case"):
+        metrics.summarise([])
+
+
+def test_liver_is_label_1_and_2():
+    truth = labels(liver=(np.s_[:, :, :4],), tumor=(np.s_[1:2, 1:3, 1:3],))
+    prediction = labels(liver=(np.s_[:, :, :4],))
+    case = metrics.evaluate_case(torch.from_numpy(truth), torch.from_numpy(prediction), SPACING)
+    assert case["liver"]["dice"] == 1.0
+    assert case["tumor_burden"] == pytest.approx({"truth": 4 / 80, "prediction": 0.0, "error": -4 / 80})
+    half = metrics.evaluate_case(prediction, truth, SPACING)
+    burden = metrics.summarise([case, half, metrics.evaluate_case(truth, truth, SPACING)])["tumor_burden"]
+    assert burden == pytest.approx({"rmse": 0.05 * math.sqrt(2 / 3), "max_error": 0.05})  # signs do not cancel
+    assert metrics.evaluate_case(truth, labels(), SPACING)["tumor_burden"]["prediction"] == 0.0
+
+
+def test_shapes_must_agree():
+    with pytest.raises(Refused, match="shape"):
+        metrics.evaluate_case(labels(), labels((4, 5, 7)), SPACING)
+
+
+# -- matching -----------------------------------------------------------------------------------------------------------
+
+
+def row(*runs, n=24):
+    """Tumor runs (start, stop) along x."""
+    return labels((1, 1, n), tumor=[np.s_[:, :, a:b] for a, b in runs])
+
+
+def counts(truth, prediction, key, **settings):
+    found = metrics.evaluate_case(truth, prediction, (1.0, 1.0, 1.0), **settings)["detection"][key]
+    return found["tp"], found["fp"], found["fn"]
+
+
+def test_one_prediction_that_joins_two_lesions_finds_both():
+    truth, joined = row((0, 4), (5, 9)), row((0, 9))
+    assert counts(truth, joined, "iou0") == counts(truth, joined, "iou50") == (2, 0, 0)
+    case = metrics.evaluate_case(truth, joined, (1.0, 1.0, 1.0))
+    (match,) = case["matches"]  # scored once, as one lesion of 8 against 9 voxels
+    assert (match["lesions"], match["pieces"]) == ([1, 2], 1)
+    assert (match["voe"], match["rvd"]) == (pytest.approx(1 / 9), 1 / 8)
+    assert [lesion["iou"] for lesion in case["lesions"]] == [8 / 9, 8 / 9]
+
+
+def test_pieces_of_one_lesion_are_one_detection():
+    truth, pieces = row((0, 9)), row((0, 3), (4, 6), (7, 9))
+    assert counts(truth, pieces, "iou50") == (1, 0, 0)
+    # taken alone no piece reaches an IoU of 0.5
+    assert all(counts(truth, row(run), "iou50") == (0, 1, 1) for run in ((0, 3), (4, 6), (7, 9)))
+
+
+def test_a_lesion_goes_to_the_prediction_that_covers_most_of_it():
+    # B (4 voxels) shares 1 with p1 and 3 with p2: it is not joined with A, which p1 covers
+    truth, prediction = row((0, 4), (5, 9)), row((0, 6), (6 + 1, 12))
+    assert counts(truth, prediction, "iou0") == (2, 0, 0)
+    case = metrics.evaluate_case(truth, prediction, (1.0, 1.0, 1.0))
+    assert [lesion["iou"] for lesion in case["lesions"]] == [4 / 6, pytest.approx(2 / 7)]
+    assert counts(truth, prediction, "iou50") == (1, 1, 1)
+
+
+def test_overlap_must_exceed_one_half():
+    assert counts(row((0, 4)), row((0, 8)), "iou50") == (0, 1, 1)  # exactly 0.5
+    assert counts(row((0, 5)), row((0, 8)), "iou50") == (1, 0, 0)
+    assert counts(row((0, 4)), row((3, 8)), "iou0") == (1, 0, 0)  # one voxel is enough
+    assert counts(row((0, 4)), row((4, 8)), "iou0") == (0, 1, 1)
+
+
+def test_a_missed_pair_is_two_misses():
+    truth, prediction = row((0, 4), (20, 24)), row((10, 12), (15, 17))
+    assert counts(truth, prediction, "iou0") == (0, 2, 2)
+    assert counts(row((0, 1), (2, 3)), row((0, 20)), "iou50") == (0, 1, 2)  # joined, IoU 0.1
+
+
+def scorer(truth, prediction, least):
+    """The scorer's procedure on sets of voxels, lesion by lesion: true positives, false positives, misses."""
+
+    def components(mask):
+        numbered, n = metrics.ndimage.label(mask)
+        return [{tuple(v) for v in np.argwhere(numbered == i + 1)} for i in range(n)]
+
+    lesions, pieces = components(truth == 2), components(prediction == 2)
+    groups = {}
+    for g in lesions:
+        shares = [len(g & p) for p in pieces]
+        if any(shares):
+            groups.setdefault(shares.index(max(shares)), []).append(g)
+    merged = [set.union(*groups[k]) for k in sorted(groups)]
+    home = []
+    for p in pieces:
+        shares = [len(p & m) for m in merged]
+        home.append(shares.index(max(shares)) if any(shares) else None)
+    tp, fp = 0, home.count(None)
+    for i, k in enumerate(sorted(groups)):
+        mine = [p for p, h in zip(pieces, home) if h == i]
+        union = set.union(merged[i], *mine)
+        inside = sum(len(p & merged[i]) for p in mine)
+        tp += len(groups[k]) if inside / len(union) > least else 0
+        fp += 0 if inside / len(union) > least else len(mine)
+    return tp, fp, len(lesions) - tp
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_matching_against_the_procedure_on_sets(seed):
+    rng = np.random.default_rng(seed)
+    truth, prediction = (2 * (rng.random((3, 9, 11)) < q).astype(np.uint8) for q in (0.25, 0.3))
+    prediction = np.where(rng.random(truth.shape) < 0.6, truth, prediction)
+    assert counts(truth, prediction, "iou0") == scorer(truth, prediction, 0.0)
+    assert counts(truth, prediction, "iou50") == scorer(truth, prediction, 0.5)
+
+
+def test_lesions_of_corners_count_once_with_26_neighbours():
+    truth = labels(tumor=(np.s_[0, 0, 0], np.s_[1, 1, 1]))
+    assert counts(truth, truth, "iou0") == (2, 0, 0)
+    assert counts(truth, truth, "iou0", neighbours=26) == (1, 0, 0)
+
+
+def test_diameter_classes():
+    # a cube of n mm has the volume of a ball of 1.2407 n mm
+    for edge, size in ((8, "below 10 mm"), (9, "10 to 20 mm"), (16, "10 to 20 mm"), (17, "above 20 mm")):
+        found = metrics._size(edge**3 / 1000)
+        assert found["diameter_mm"] == pytest.approx(1.2407 * edge, rel=1e-4)
+        assert found["size"] == size
+
+
+# -- intervals, paired tests, FROC --------------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.7, 0.1, 60)
+    mean, low, high = metrics.bootstrap(values)
+    half = 1.96 * values.std() / math.sqrt(60)
+    assert mean == pytest.approx(values.mean())
+    assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.15)
+    assert metrics.bootstrap(values) == (mean, low, high)  # the seed is fixed
+    assert metrics.bootstrap([0.4]) == (0.4, 0.4, 0.4)
+    assert metrics.bootstrap([0.4, math.nan]) == (0.4, 0.4, 0.4)
+    assert all(math.isnan(v) for v in metrics.bootstrap([math.nan]))
+
+
+def test_bootstrap_over_patients_is_wider():
+    rng = np.random.default_rng(1)
+    patient = np.repeat(np.arange(15), 4)
+    values = rng.normal(size=15)[patient] + 0.05 * rng.normal(size=60)
+    _, low, high = metrics.bootstrap(values)
+    _, low_p, high_p = metrics.bootstrap(values, groups=[f"p{i}" for i in patient])
+    assert 1.5 < (high_p - low_p) / (high - low) < 2.5  # 4 equal scans are about one: twice as wide
+
+
+def test_paired_by_hand_and_against_scipy():
+    # three pairs that all rise: 2 of 8 sign patterns are as extreme
+    found = metrics.paired([0.1, 0.2, 0.3], [0.2, 0.4, 0.6])
+    assert (found["difference"], found["p"], found["n"]) == (pytest.approx(0.2), 0.25, 3)
+    assert found["low"] == pytest.approx(0.1) and found["high"] == pytest.approx(0.3)
+    rng = np.random.default_rng(2)
+    for n in (10, 30):
+        a = rng.normal(size=n)
+        b = a + 0.3 + rng.normal(size=n)
+        reference = stats.permutation_test(
+            (b - a,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(3)
+        )
+        assert metrics.paired(a, b)["p"] == pytest.approx(reference.pvalue, abs=0.01)
+    assert metrics.paired(a, a)["p"] == 1.0
+    assert metrics.paired([1.0, math.nan], [2.0, 3.0])["n"] == 1
+    assert metrics.paired([], [])["n"] == 0
+    # two patients of five equal cases each are two pairs, whatever the number of cases
+    assert metrics.paired([0.0] * 10, [1.0] * 10, groups=[0] * 5 + [1] * 5)["p"] == 0.5
+
+
+def test_froc_by_hand():
+    table = metrics.froc([0.9, 0.8, 0.8, 0.4], [True, False, True, False], lesions_total=4, cases=2)
+    assert table["threshold"].tolist() == [math.inf, 0.9, 0.8, 0.4]
+    assert table["sensitivity"].tolist() == [0.0, 0.25, 0.5, 0.5]
+    assert table["false_positives_per_case"].tolist() == [0.0, 0.0, 0.5, 1.0]
+    # two candidates in one lesion find it once
+    once = metrics.froc([0.9, 0.8, 0.1], [True, True, False], 1, 1, lesion_ids=["a:1", "a:1", None])
+    assert once["sensitivity"].tolist() == [0.0, 1.0, 1.0, 1.0]
+    with pytest.raises(Refused, match="lesion_ids"):
+        metrics.froc([0.9, 0.8], [True, True], 1, 1)
+    assert metrics.froc([], [], 3, 2)["sensitivity"].tolist() == [0.0]
