@@ -1,0 +1,549 @@
+"""A random forest on the selected features that rejects false-positive candidates.
+
+States (Li et al., arXiv 2512.07574): a random forest on the 20 features rejects false-positive regions.
+
+Chooses: scikit-learn's forest, each tree balanced on its own bootstrap sample, trained on candidates of out-of-fold
+maps. A missing value takes the training median, which is stored beside the names, so that every device fills alike
+and anyone can read what was filled in; a value that float32 cannot hold counts as missing. The threshold is the
+largest that keeps a stated share of the true lesions (98 %) among *out-of-fold* scores; what it removes is always
+told together with what it loses. Two baselines stand beside the selected features: size alone, and shape alone (Bhat
+2022 found that these carry much of the gain). A fitted forest also runs as tensors, on any device, with
+scikit-learn's probabilities to 1e-6.
+
+Stored as skops and JSON. Nothing is unpickled: the file must have the checksum that the JSON states, may name only the
+types listed here, and must give the stored scores of the stored rows again, whatever versions read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import sklearn
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+
+from workbench.volume import Refused
+
+MODEL_FILE, INFO_FILE = "forest.skops", "forest.json"
+_Z95 = 1.959963984540054  # fixed: the normal quantile of a 95 % interval
+
+# What a forest consists of, and nothing else: skops' node kind and the type that it makes.
+ALLOWED_TYPES = frozenset({
+    ("ObjectNode", "sklearn.ensemble._forest.RandomForestClassifier"),
+    ("ObjectNode", "sklearn.tree._classes.DecisionTreeClassifier"),
+    ("TreeNode", "sklearn.tree._tree.Tree"),
+    ("TypeNode", "builtins.str"),
+    ("DictNode", "builtins.dict"),
+    ("ListNode", "builtins.list"),
+    ("TupleNode", "builtins.tuple"),
+    ("JsonNode", "builtins.str"),
+    ("NdArrayNode", "numpy.ndarray"),
+    ("NdArrayNode", "numpy.int64"),
+})
+_BEYOND_SKOPS = ("sklearn.tree._tree.Tree",)  # the only type of them that skops asks about
+
+
+@dataclass(frozen=True)
+class ForestSettings:
+    trees: int = 300  # empirical: the scores' spread between seeds is then under 0.02
+    min_leaf: int = 3
+    max_features: str | float = "sqrt"
+    recall: float = 0.98  # share of true lesions that the threshold must keep
+    folds: int = 5  # patient-grouped, for out-of-fold scores
+    min_candidates: int = 20
+    min_class: int = 5
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("trees", 1), ("min_leaf", 1), ("folds", 2), ("min_candidates", 2), ("min_class", 1)):
+            if getattr(self, name) < least:
+                raise Refused(f"ForestSettings.{name}", str(getattr(self, name)), f"at least {least}")
+        if not 0 < self.recall <= 1:
+            raise Refused("ForestSettings.recall", str(self.recall), "more than 0, at most 1")
+
+
+class RecallThreshold(NamedTuple):
+    """A candidate is kept when its score reaches `threshold`; the recall it has, with its Wilson 95 % interval."""
+
+    threshold: float
+    recall: float
+    recall_low: float
+    recall_high: float
+    kept: int
+    lesions: int
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A fitted forest: the names and medians of its features, scikit-learn's model, and the threshold once chosen."""
+
+    names: tuple[str, ...]
+    medians: np.ndarray  # [feature], float32
+    model: RandomForestClassifier
+    settings: ForestSettings = field(default_factory=ForestSettings)
+    threshold: RecallThreshold | None = None
+
+    def table(self, features: pd.DataFrame) -> np.ndarray:
+        """The columns that the forest reads, in its order, filled: `[candidate feature]` float32."""
+        absent = [name for name in self.names if name not in features.columns]
+        if absent:
+            raise Refused("forest", f"no column {', '.join(absent[:5])}" + (" ..." if len(absent) > 5 else ""),
+                          f"its {len(self.names)} features", "Describe the candidates with the same catalogue.")
+        values = _single(features.loc[:, list(self.names)])
+        if values.shape[1] != len(self.names):
+            raise Refused("forest", "a column twice", "unique names")
+        return np.where(np.isfinite(values), values, self.medians)
+
+    def score(self, features: pd.DataFrame) -> np.ndarray:
+        """P(lesion) of every row, `[candidate]` in [0, 1]. A table that lacks a feature is refused."""
+        table = self.table(features)
+        return self.model.predict_proba(table)[:, 1] if len(table) else np.zeros(0)
+
+    def keeps(self, features: pd.DataFrame) -> np.ndarray:
+        """The verdict on every row, `[candidate]` bool: the score reaches the threshold."""
+        if self.threshold is None:
+            raise Refused("forest", "no threshold", "one chosen on out-of-fold scores", "Use with_threshold.")
+        return self.score(features) >= self.threshold.threshold
+
+    def with_threshold(self, threshold: RecallThreshold) -> Forest:
+        return replace(self, threshold=threshold)
+
+    def tensors(self, device: torch.device | str = "cpu") -> TensorForest:
+        """The same forest as flat tensors on `device`."""
+        return TensorForest.of(self).to(device)
+
+
+# ---------------------------------------------------------------------------------------------- fitting
+
+
+def fit(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | None = None) -> Forest:
+    """Train on `features [candidate feature]`, `target` true for lesions. Refuses few candidates or a single class."""
+    settings = settings or ForestSettings()
+    truth = _truth(target, len(features), settings)
+    if features.shape[1] == 0 or not features.columns.is_unique:
+        raise Refused("forest", f"columns {list(features.columns)[:5]}", "one or more features with unique names")
+    values = _single(features)
+    known = [column[np.isfinite(column)] for column in values.T]
+    medians = np.array([np.median(column) if len(column) else 0 for column in known], dtype=np.float32)
+    model = RandomForestClassifier(
+        settings.trees, min_samples_leaf=settings.min_leaf, max_features=settings.max_features,
+        class_weight="balanced_subsample", random_state=settings.seed, n_jobs=1,
+    ).fit(np.where(np.isfinite(values), values, medians), truth.astype(np.int64))
+    return Forest(tuple(str(name) for name in features.columns), medians, model, settings)
+
+
+Choose = Callable[[np.ndarray], Sequence[str]]  # positions of the training rows -> names of the features
+
+
+class OutOfFold(NamedTuple):
+    """Scores of rows by forests that never saw their patients, the fold of each row, and the forest of each fold."""
+
+    scores: np.ndarray  # [candidate]
+    fold: np.ndarray  # [candidate]
+    forests: tuple[Forest, ...]
+
+
+def grouped_folds(target: ArrayLike, patients: ArrayLike, folds: int, seed: int = 0) -> np.ndarray:
+    """A fold 0.. for every row: all of a patient in one, lesions and look-alikes spread as evenly as that allows."""
+    truth, groups = np.asarray(target).astype(bool), _groups(patients)
+    people = len(np.unique(groups))
+    if people < folds:
+        raise Refused("forest", f"{people} patients", f"at least {folds}, one a fold", "Use fewer folds.")
+    fold = np.full(len(truth), -1)
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(truth)), truth, groups)
+    for number, (_, held) in enumerate(split):
+        fold[held] = number
+    return fold
+
+
+def out_of_fold(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike,
+                choose: Choose | Sequence[str] | None = None, settings: ForestSettings | None = None,
+                fold: np.ndarray | None = None) -> OutOfFold:
+    """Scores of every row by a forest of the other patients.
+
+    `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
+    inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
+    takes all. `fold` are given folds (0.., one a row); without it patients are grouped into `settings.folds`.
+    """
+    settings = settings or ForestSettings()
+    truth = _truth(target, len(features), settings)
+    fold = grouped_folds(truth, patients, settings.folds, settings.seed) if fold is None else np.asarray(fold)
+    shared = pd.Series(fold).groupby(pd.Series(np.asarray(patients)).astype(str).to_numpy()).nunique()
+    if (shared > 1).any():
+        raise Refused("forest", f"patient {shared.index[shared > 1][0]} in several folds", "every patient in one fold")
+    scores, forests = np.full(len(features), np.nan), []
+    for number in np.unique(fold):
+        train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
+        forest = fit(features.iloc[train][names], truth[train], replace(settings, min_candidates=2))
+        scores[held] = forest.score(features.iloc[held])
+        forests.append(forest)
+    return OutOfFold(scores, fold, tuple(forests))
+
+
+# ---------------------------------------------------------------------------------------------- threshold
+
+
+def threshold_for_recall(scores: ArrayLike, target: ArrayLike, recall: float = 0.98) -> RecallThreshold:
+    """The largest threshold at which at least `recall` of the true lesions have score >= threshold.
+
+    It is one of the lesions' own scores; lesions that tie with it are kept too. `scores` should be out of fold. The
+    interval is Wilson's, lesions taken as independent: it tells what this many lesions can say about lesions to come.
+    """
+    score, truth = np.asarray(scores, dtype=np.float64), np.asarray(target).astype(bool)
+    if score.shape != truth.shape or score.ndim != 1:
+        raise Refused("threshold", f"scores {score.shape} and targets {truth.shape}", "one score for every target")
+    if not np.isfinite(score).all():
+        raise Refused("threshold", f"{(~np.isfinite(score)).sum()} scores that are not finite", "a score a row")
+    if not 0 < recall <= 1:
+        raise Refused("threshold", f"a recall of {recall}", "more than 0, at most 1")
+    lesions = np.sort(score[truth])[::-1]
+    if len(lesions) == 0:
+        raise Refused("threshold", "no true lesion", "at least 1")
+    threshold = float(lesions[math.ceil(recall * len(lesions) - 1e-9) - 1])
+    kept = int((lesions >= threshold).sum())
+    return RecallThreshold(threshold, kept / len(lesions), *wilson(kept, len(lesions)), kept, len(lesions))
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927)."""
+    p, z2 = hits / n, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True)
+class TensorForest:
+    """A forest as flat tensors `[tree node]`, small trees padded. Leaves point to themselves.
+
+    scikit-learn compares a float32 value with a float64 threshold; the thresholds here are rounded down to float32,
+    which decides every float32 value the same. The mean over trees is taken in float64.
+    """
+
+    names: tuple[str, ...]
+    medians: Tensor  # [feature] float32
+    feature: Tensor  # int64; 0 at leaves
+    threshold: Tensor  # float32
+    left: Tensor  # int64
+    right: Tensor  # int64
+    value: Tensor  # float64, P(lesion) at every node, inner ones too
+    depth: int
+
+    @staticmethod
+    def of(forest: Forest) -> TensorForest:
+        trees = [estimator.tree_ for estimator in forest.model.estimators_]
+        shape = (len(trees), max(tree.node_count for tree in trees))
+        feature, threshold = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        left = np.broadcast_to(np.arange(shape[1]), shape).copy()
+        right, value = left.copy(), np.zeros(shape)
+        for row, tree in enumerate(trees):
+            inner = np.flatnonzero(tree.children_left >= 0)
+            feature[row, inner] = tree.feature[inner]
+            threshold[row, inner] = _round_down(tree.threshold[inner])
+            left[row, inner], right[row, inner] = tree.children_left[inner], tree.children_right[inner]
+            counts = tree.value[:, 0]
+            value[row, :tree.node_count] = counts[:, 1] / counts.sum(axis=1)
+        medians, feature, threshold, left, right, value = map(
+            torch.from_numpy, (forest.medians, feature, threshold, left, right, value))
+        depth = max(tree.max_depth for tree in trees)
+        return TensorForest(forest.names, medians, feature, threshold, left, right, value, depth)
+
+    def to(self, device: torch.device | str) -> TensorForest:
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def paths(self, features: Tensor) -> Tensor:
+        """The nodes that every row passes, `[candidate tree step]`; a leaf repeats to the end."""
+        x = features.to(torch.float32)
+        x = torch.where(torch.isfinite(x), x, self.medians)
+        tree = torch.arange(len(self.feature), device=x.device)
+        node = torch.zeros(len(x), len(tree), dtype=torch.int64, device=x.device)
+        steps = [node]
+        for _ in range(self.depth):
+            goes_left = x.gather(1, self.feature[tree, node]) <= self.threshold[tree, node]
+            node = torch.where(goes_left, self.left[tree, node], self.right[tree, node])
+            steps.append(node)
+        return torch.stack(steps, dim=-1)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """P(lesion) `[candidate]` of `features [candidate feature]`, columns as in `names`, NaN where missing."""
+        if features.ndim != 2 or features.shape[1] != len(self.names):
+            raise Refused("forest", f"a tensor of shape {tuple(features.shape)}", f"(candidate, {len(self.names)})")
+        leaf = self.paths(features)[..., -1]
+        return self.value[torch.arange(len(self.feature), device=leaf.device), leaf].mean(dim=1)
+
+
+def _round_down(values: np.ndarray) -> np.ndarray:
+    """The largest float32 that is not above each float64."""
+    single = values.astype(np.float32)
+    return np.where(single.astype(np.float64) > values, np.nextafter(single, np.float32(-np.inf)), single)
+
+
+# ---------------------------------------------------------------------------------------------- explaining
+
+
+def explain(forest: Forest, row: pd.Series | pd.DataFrame) -> pd.DataFrame:
+    """What pushed one candidate's score, `row` with the forest's features: the strongest feature first.
+
+    Every split on the candidate's way through a tree changes the probability; the change belongs to the feature that
+    was asked (Saabas 2014), averaged over trees. Columns name, value, median (of the training rows), contribution,
+    and missing (the median stood in). Contributions add up to `attrs["score"]` - `attrs["prior"]`.
+    """
+    row = row.to_frame().T if isinstance(row, pd.Series) else row
+    if len(row) != 1:
+        raise Refused("explain", f"{len(row)} rows", "one candidate")
+    values = forest.table(row)
+    flat = TensorForest.of(forest)
+    path = flat.paths(torch.from_numpy(values))[0]  # [tree step]
+    tree = torch.arange(len(path))[:, None]
+    change = flat.value[tree, path].diff(dim=1)
+    contribution = torch.zeros(len(forest.names), dtype=torch.float64)
+    contribution.index_put_((flat.feature[tree, path[:, :-1]].ravel(),), change.ravel(), accumulate=True)
+    raw = _single(row[list(forest.names)])[0]
+    table = pd.DataFrame({"name": forest.names, "value": np.where(np.isfinite(raw), raw, np.nan).astype(np.float64),
+                          "median": forest.medians.astype(np.float64), "contribution": contribution.numpy() / len(path),
+                          "missing": ~np.isfinite(raw)})
+    table = table.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+    table.attrs = {"prior": float(flat.value[:, 0].mean()), "score": float(flat.value[tree[:, 0], path[:, -1]].mean())}
+    return table
+
+
+def importance(forest: Forest, features: pd.DataFrame, target: ArrayLike, repeats: int = 20, seed: int = 0
+               ) -> pd.DataFrame:
+    """How much the area under the curve falls when a feature is shuffled among the rows: name, drop, low, high.
+
+    Give it rows that the forest has not seen, or it tells of memory. `low` and `high` hold 95 % of the shuffles. The
+    largest drop first.
+    """
+    truth = np.asarray(target).astype(bool)
+    if truth.all() or not truth.any() or len(truth) != len(features):
+        raise Refused("importance", f"{truth.sum()} lesions in {len(features)} rows", "both classes")
+    rng = np.random.default_rng(seed)
+    table = forest.table(features)
+    orders = [rng.permutation(len(table)) for _ in range(repeats)]
+    base = auc(forest.model.predict_proba(table)[:, 1], truth)
+    drops = np.zeros((len(forest.names), repeats))
+    for column in range(len(forest.names)):
+        copies = np.tile(table, (repeats, 1))
+        copies[:, column] = np.concatenate([table[order, column] for order in orders])
+        scores = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
+        drops[column] = [base - auc(s, truth) for s in scores]
+    low, high = np.quantile(drops, (0.025, 0.975), axis=1)
+    result = pd.DataFrame({"name": forest.names, "drop": drops.mean(axis=1), "low": low, "high": high})
+    return result.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
+
+
+# ---------------------------------------------------------------------------------------------- baselines
+
+
+def auc(scores: np.ndarray, target: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a lesion outscores a look-alike, ties half. NaN with one class."""
+    truth = np.asarray(target).astype(bool)
+    lesions, alike = int(truth.sum()), int((~truth).sum())
+    if lesions == 0 or alike == 0:
+        return math.nan
+    return float((rankdata(scores)[truth].sum() - lesions * (lesions + 1) / 2) / (lesions * alike))
+
+
+def baselines(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, size_columns: Sequence[str],
+              shape_columns: Sequence[str], selected: Choose | Sequence[str] | None = None,
+              settings: ForestSettings | None = None, fold: np.ndarray | None = None, draws: int = 1000
+              ) -> pd.DataFrame:
+    """The same forest, folds and recall on size alone, shape alone, the selected features and all of them.
+
+    `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
+    themselves. One row each: features (what), columns (how many), auc, threshold, recall, false_positives, removed,
+    removed_share; with _low and _high of auc and removed_share from a bootstrap over patients at the fixed threshold,
+    of recall by Wilson.
+    """
+    settings = settings or ForestSettings()
+    truth = _truth(target, len(features), settings)
+    fold = grouped_folds(truth, patients, settings.folds, settings.seed) if fold is None else np.asarray(fold)
+    groups = _groups(patients)
+    sets = {"size": list(size_columns), "shape": list(shape_columns), "selected": selected,
+            "all": list(features.columns)}
+    rows = []
+    for what, columns in sets.items():
+        if columns is None:
+            continue
+        found = out_of_fold(features, truth, patients, columns, settings, fold)
+        chosen = threshold_for_recall(found.scores, truth, settings.recall)
+        removed = (found.scores < chosen.threshold) & ~truth
+        low, high = _by_patient(found.scores, truth, removed, groups, draws, settings.seed)
+        rows.append({
+            "features": what, "columns": float(np.mean([len(f.names) for f in found.forests])),
+            "auc": auc(found.scores, truth), "auc_low": low[0], "auc_high": high[0], "threshold": chosen.threshold,
+            "recall": chosen.recall, "recall_low": chosen.recall_low, "recall_high": chosen.recall_high,
+            "lesions": chosen.lesions, "lost": chosen.lesions - chosen.kept,
+            "false_positives": int((~truth).sum()), "removed": int(removed.sum()),
+            "removed_share": float(removed.sum() / (~truth).sum()),
+            "removed_share_low": low[1], "removed_share_high": high[1],
+        })
+    return pd.DataFrame(rows)
+
+
+def _by_patient(scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
+                ) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high 2.5 % of (AUC, share of false positives removed) when patients are drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    areas, shares = [], []
+    for _ in range(draws):
+        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        if truth[rows].all() or not truth[rows].any():
+            continue  # a draw of one class has neither figure
+        areas.append(auc(scores[rows], truth[rows]))
+        shares.append(removed[rows].sum() / (~truth[rows]).sum())
+    if not areas:
+        return np.full(2, np.nan), np.full(2, np.nan)
+    low, high = np.quantile([areas, shares], (0.025, 0.975), axis=1)
+    return low, high
+
+
+# ---------------------------------------------------------------------------------------------- on disk
+
+
+def save(forest: Forest, folder: str | Path) -> None:
+    """Write forest.skops and forest.json (names, medians, threshold, settings, versions, checksum), each at once."""
+    import skops
+    import skops.io
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = skops.io.dumps(forest.model)
+    probe = _probe(forest)
+    info = {
+        "names": list(forest.names), "medians": [float(v) for v in forest.medians],
+        "threshold": None if forest.threshold is None else forest.threshold._asdict(),
+        "recall": forest.settings.recall, "settings": asdict(forest.settings),
+        "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__, "numpy": np.__version__,
+                     "python": platform.python_version()},
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "probe": {"rows": probe.tolist(), "scores": forest.model.predict_proba(probe)[:, 1].tolist()},
+    }
+    _write(folder / MODEL_FILE, data)
+    _write(folder / INFO_FILE, (json.dumps(info, indent=1) + "\n").encode())
+
+
+def load(folder: str | Path) -> Forest:
+    """Read what `save` wrote. Refused: a missing file, another checksum, a type that no forest holds, other scores."""
+    import skops.io
+
+    folder = Path(folder)
+    for name in (INFO_FILE, MODEL_FILE):
+        if not (folder / name).is_file():
+            raise Refused(folder / name, "no file", "a forest that was saved here", "Train the forest stage.")
+    try:
+        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        names, medians = tuple(info["names"]), np.array(info["medians"], dtype=np.float32)
+        settings, stated, probe = ForestSettings(**info["settings"]), info["sha256"], info["probe"]
+        threshold = None if info["threshold"] is None else RecallThreshold(**info["threshold"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(folder / INFO_FILE, f"{type(error).__name__} {error}", "the description of a forest") from error
+    data = (folder / MODEL_FILE).read_bytes()
+    checksum = hashlib.sha256(data).hexdigest()
+    if checksum != stated:
+        raise Refused(folder / MODEL_FILE, f"checksum {checksum[:12]}", f"{str(stated)[:12]} as {INFO_FILE} states",
+                      "The file is damaged or of another run: restore it or train the forest stage.")
+    _refuse_unknown_types(folder / MODEL_FILE, data)
+    model = skops.io.loads(data, trusted=list(_BEYOND_SKOPS))
+    if not isinstance(model, RandomForestClassifier) or not len(names) == len(medians) == model.n_features_in_:
+        raise Refused(folder, f"a {type(model).__name__}, {len(names)} names", "a forest and a name for each feature")
+    scores = model.predict_proba(np.array(probe["rows"], dtype=np.float32))[:, 1]
+    if not np.allclose(scores, probe["scores"], rtol=0, atol=1e-6):
+        raise Refused(folder, f"scores that differ by {np.abs(scores - probe['scores']).max():.2g} from those stored",
+                      f"the scores of scikit-learn {info.get('versions', {}).get('scikit-learn')}",
+                      f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.")
+    return Forest(names, medians, model, settings, threshold)
+
+
+def _refuse_unknown_types(file: Path, data: bytes) -> None:
+    """Walk the file's own description of what it would build, before anything of it is built."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            schema = json.loads(archive.read("schema.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise Refused(file, f"{type(error).__name__} {error}", "a skops file") from error
+    nodes = [schema]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, Mapping):
+            if {"__loader__", "__class__", "__module__"} & node.keys():
+                kind = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
+                if kind not in ALLOWED_TYPES:
+                    raise Refused(file, f"the type {kind[1]} ({kind[0]})", "the types that a forest consists of",
+                                  "It is not loaded: do not trust where it came from.")
+            nodes.extend(node.values())
+        elif isinstance(node, list):
+            nodes.extend(node)
+
+
+def _probe(forest: Forest) -> np.ndarray:
+    """Eight rows that pass through many splits: quantiles of the forest's own thresholds, `[row feature]` float32."""
+    rng = np.random.default_rng(0)
+    rows = np.tile(forest.medians, (8, 1))
+    trees = [estimator.tree_ for estimator in forest.model.estimators_]
+    feature, cut = np.concatenate([t.feature for t in trees]), np.concatenate([t.threshold for t in trees])
+    for column in range(len(forest.names)):
+        cuts = cut[feature == column]
+        if len(cuts):
+            rows[:, column] = rng.choice(cuts, len(rows)) + rng.normal(size=len(rows)) * cuts.std()
+    return rows
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def _single(features: pd.DataFrame) -> np.ndarray:
+    """float32, as the forest reads it; what float32 cannot hold becomes infinite, and so missing."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(features.to_numpy(dtype=np.float64).astype(np.float32))
+
+
+def _groups(patients: ArrayLike) -> np.ndarray:
+    """Patients as numbers 0.., in the order of their names."""
+    return pd.factorize(pd.Series(np.asarray(patients)).astype(str), sort=True)[0]
+
+
+def _truth(target: ArrayLike, rows: int, settings: ForestSettings) -> np.ndarray:
+    given = np.asarray(target)
+    if given.shape != (rows,):
+        raise Refused("forest", f"targets of shape {given.shape}", f"({rows},), one a row")
+    if not np.isin(given, (0, 1)).all():
+        raise Refused("forest", "a target that is neither true nor false", "a boolean for every row")
+    truth = given.astype(bool)
+    lesions, alike = int(truth.sum()), int((~truth).sum())
+    if rows < settings.min_candidates or min(lesions, alike) < settings.min_class:
+        raise Refused("forest", f"{lesions} lesions and {alike} look-alikes",
+                      f"at least {settings.min_candidates} candidates, {settings.min_class} of each class",
+                      "Use a larger cohort.")
+    return truth
