@@ -1,7 +1,7 @@
 """Shapes as contracts: what a signature says of its tensors, `Float[Tensor, "z y x"]`, is checked while the tests run.
 
-Only functions that speak of shapes are wrapped. Plain hints (`float`, `tuple[int, ...]`) are mypy's work, and a NumPy number
-that is passed for a `float` harms nobody.
+Only functions that speak of shapes are wrapped. Plain hints (`float`, `tuple[int, ...]`) are mypy's work, and a
+NumPy number that is passed for a `float` harms nobody.
 """
 
 import jaxtyping
@@ -9,9 +9,23 @@ from beartype import BeartypeConf, beartype
 
 KINDS = ("Float", "Int", "Bool", "Shaped", "Num", "UInt8", "Int16", "Int32", "Int64", "Integer", "Real", "Inexact")
 SCIENCE = [
-    "blocks", "network", "slabs", "losses", "fit", "cascade", "liver", "tumor", "consistency", "candidates", "radiomics", "selection",
-    "forest", "boundary", "metrics", "volume",
-]  # fmt: skip
+    "blocks",
+    "network",
+    "slabs",
+    "losses",
+    "fit",
+    "cascade",
+    "liver",
+    "tumor",
+    "consistency",
+    "candidates",
+    "radiomics",
+    "selection",
+    "forest",
+    "boundary",
+    "metrics",
+    "volume",
+]
 
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
 

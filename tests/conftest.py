@@ -1,0 +1,68 @@
+"""What all tests share: shapes checked, threads kept apart, and one place that knows where windows and real CT are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import shapes
+
+os.environ.setdefault("QT_API", "pyside6")
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+shapes.install()  # before anything imports the package
+
+ROOT = Path(__file__).resolve().parents[1]
+REALDATA = ROOT.parent / "shared" / "realdata"  # beside the checkout: not ours to ship
+
+
+def pytest_configure(config):
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        import torch
+
+        torch.set_num_threads(1)  # one core a worker; more would only wait for one another
+
+
+def _why_no_window() -> str:
+    """Empty when a window can be opened here, else what is missing."""
+    spec = importlib.util.spec_from_file_location("display", ROOT / ".ci" / "display.py")
+    display = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(display)
+    if packages := display.missing():
+        return f"no window can be opened: install {' '.join(packages)}"
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return "no display: `make test` brings one, or put `xvfb-run -a` before the command"
+    return ""
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need a window or real CT are marked so; without their means they are skipped, with the reason."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & {"make_napari_viewer", "make_napari_viewer_proxy", "qtbot", "qapp"}:
+            item.add_marker(pytest.mark.gui)
+        if "realdata" in fixtures:
+            item.add_marker(pytest.mark.realdata)
+    windows = [item for item in items if item.get_closest_marker("gui")]
+    if windows and not os.environ.get("REQUIRE_DISPLAY") and (why := _why_no_window()):
+        for item in windows:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real CT (cohort.csv and one folder a scan)."""
+    if not (REALDATA / "cohort.csv").is_file():
+        pytest.skip("real CT is not beside this checkout (../shared/realdata)")
+    return REALDATA
+
+
+@pytest.fixture(scope="session")
+def small_phantom():
+    """One phantom case of the demo's size, the same in every test; whoever changes it takes a copy."""
+    from workbench import phantom
+
+    return phantom.generate(seed=7, preset="demo")
