@@ -1,24 +1,18 @@
 """The method in order: train a cohort, segment a volume, keep the ledger.
 
-The only module that orders the stages. Each stage leaves a folder in the experiment, with a manifest of its settings, inputs
-and outputs; a stage whose manifest still holds is not run again. Later stages learn from out-of-fold maps only.
-
-The ledger (ours; the paper has none) says for each voxel which stage decided its label. It is made by
-comparing the masks of consecutive stages on the input's own grid, so applying it to the cascade's mask gives the final one.
+The only module that orders the stages. Each stage leaves a folder in the experiment; one whose manifest still holds is
+not run again. Later stages learn from out-of-fold maps only.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +22,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-import workbench
 from workbench import (
     boundary,
     candidates,
@@ -36,323 +29,28 @@ from workbench import (
     cohort,
     consistency,
     forest,
+    ledger,
     liver,
     metrics,
     radiomics,
     selection,
     tumor,
 )
-from workbench.fit import FitSettings, write_atomic
-from workbench.network import NetworkSettings
-from workbench.radiomics import perturb
-from workbench.slabs import SlabSettings
-from workbench.volume import Refused, Spacing, Volume, resample, shape_at
-
-STAGES = (
-    "cohort",
-    "liver",
-    "tumor",
-    "consistency",
-    "candidates",
-    "radiomics",
-    "selection",
-    "forest",
-    "boundary",
-    "metrics",
+from workbench.experiment import (
+    NEEDS,
+    STAGES,
+    Experiment,
+    Progress,
+    Settings,
+    held,
+    sha256,
+    write_array,
+    write_json,
+    write_table,
 )
-NEEDS = {
-    "cohort": (),
-    "liver": ("cohort",),
-    "tumor": ("cohort", "liver"),
-    "consistency": ("cohort", "tumor"),
-    "candidates": ("cohort", "liver", "tumor", "consistency"),
-    "radiomics": ("cohort", "liver", "candidates"),
-    "selection": ("cohort", "candidates", "radiomics"),
-    "forest": ("cohort", "candidates", "radiomics", "selection"),
-    "boundary": ("cohort", "liver", "tumor", "candidates", "forest"),
-    "metrics": ("liver", "tumor", "forest", "boundary"),
-}
-ABLATION = ("cascade", "consistency", "candidates", "forest", "boundary")
-# ledger code -> (meaning, tumor after cascade, consistency, candidates, forest, boundary). These 16 histories are all that can
-# happen: candidates and forest only take away.
-LEDGER = {
-    2: ("tumor by the cascade", (1, 1, 1, 1, 1)),
-    3: ("restored by consistency", (0, 1, 1, 1, 1)),
-    4: ("suppressed by consistency", (1, 0, 0, 0, 0)),
-    5: ("dropped: too small or outside the liver", (1, 1, 0, 0, 0)),
-    6: ("rejected by the forest", (1, 1, 1, 0, 0)),
-    7: ("added at the boundary", (0, 0, 0, 0, 1)),
-    8: ("removed at the boundary", (1, 1, 1, 1, 0)),
-    21: ("restored, then dropped", (0, 1, 0, 0, 0)),
-    22: ("restored, then rejected", (0, 1, 1, 0, 0)),
-    23: ("suppressed, then added back at the boundary", (1, 0, 0, 0, 1)),
-    24: ("restored, then removed at the boundary", (0, 1, 1, 1, 0)),
-    39: ("dropped, then added back at the boundary", (1, 1, 0, 0, 1)),
-    55: ("rejected, then added back at the boundary", (1, 1, 1, 0, 1)),
-    71: ("restored, dropped, then added back at the boundary", (0, 1, 0, 0, 1)),
-    87: ("restored, rejected, then added back at the boundary", (0, 1, 1, 0, 1)),
-}
-LEDGER_CODES = {0: "background", 1: "liver, never tumor"} | {code: meaning for code, (meaning, _) in LEDGER.items()}
-
-Progress = Callable[[str, int, int, dict], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a result, stage by stage."""
-
-    preset: str = "demo"
-    pixel_mm: float | None = 2.5  # rule: the work grid's pixel; None keeps the scan's own
-    slice_mm: float | None = 3.5  # rule: thinner slices are averaged up to this, thicker ones stay
-    folds: int = 3
-    seed: int = 0
-    liver: liver.LiverSettings = field(default_factory=liver.LiverSettings)
-    tumor: tumor.TumorSettings = field(default_factory=tumor.TumorSettings)
-    consistency: consistency.ConsistencySettings = field(default_factory=consistency.ConsistencySettings)
-    candidates: candidates.CandidateSettings = field(default_factory=candidates.CandidateSettings)
-    selection: selection.SelectionSettings = field(default_factory=selection.SelectionSettings)
-    forest: forest.ForestSettings = field(default_factory=forest.ForestSettings)
-    boundary: boundary.BoundarySettings = field(default_factory=boundary.BoundarySettings)
-
-    def work_shape(self, shape: tuple[int, int, int], spacing_mm: Spacing) -> tuple[int, int, int]:
-        thin = self.slice_mm is not None and spacing_mm[0] < self.slice_mm
-        return shape_at(shape, spacing_mm, (self.slice_mm if thin else None, self.pixel_mm, self.pixel_mm))
-
-
-def demo() -> Settings:
-    """Every stage in its true form, small enough for minutes on two cores."""
-    return Settings()
-
-
-def paper() -> Settings:
-    """Full size: the scan's own resolution, five folds, for a GPU."""
-    net = NetworkSettings(width=32, growth=24, layers=(3, 4, 6, 8, 8), stem_stride=1)
-    train = FitSettings(steps=40_000, batch=24, rate=1e-3, check_every=500, save_every_s=300)
-    return Settings(
-        preset="paper",
-        pixel_mm=None,
-        slice_mm=None,
-        folds=5,
-        liver=liver.LiverSettings(
-            pixel_mm=1.5, cascade=cascade.CascadeSettings(net, SlabSettings(crop=(256, 256)), train)
-        ),
-        tumor=tumor.TumorSettings(
-            cascade=cascade.CascadeSettings(
-                replace(net, extra=1),
-                SlabSettings(window_hu=(-60.0, 220.0), crop=(320, 320), flip=True, foreground=0.6),
-                train,
-            )
-        ),
-        boundary=boundary.paper(),
-    )
-
-
-PRESETS = {"demo": demo, "paper": paper}
-
-
-def from_dict(kind: type, values: dict) -> Any:
-    """A settings dataclass from the nested dictionary that `asdict` made."""
-    made = {}
-    for name, f in kind.__dataclass_fields__.items():
-        if name not in values:
-            continue
-        value, default = values[name], getattr(kind(), name)
-        made[name] = (
-            from_dict(type(default), value)
-            if hasattr(default, "__dataclass_fields__")
-            else tuple(value)
-            if isinstance(default, tuple)
-            else value
-        )
-    return kind(**made)
-
-
-# ---------------------------------------------------------------- the experiment folder
-
-
-class Experiment:
-    """A folder in which every stage leaves what the next ones need."""
-
-    def __init__(self, folder: str | Path, device: str = "auto", progress: Progress | None = None):
-        self.folder = Path(folder)
-        about = self.folder / "experiment.json"
-        if not about.is_file():
-            raise Refused(
-                self.folder,
-                "no experiment.json",
-                "an experiment folder",
-                "`workbench train all --cohort MANIFEST -o FOLDER` or `workbench demo` makes one.",
-            )
-        self.about = json.loads(about.read_text())
-        self.settings: Settings = from_dict(Settings, self.about["settings"])
-        self.device = pick_device(device)
-        self.progress = progress or print_progress()
-
-    @classmethod
-    def create(
-        cls,
-        folder: str | Path,
-        manifest: str | Path,
-        settings: Settings,
-        device: str = "auto",
-        progress: Progress | None = None,
-    ) -> Experiment:
-        """Make or open the folder; refused when it already holds other settings or another cohort."""
-        folder, manifest = Path(folder), Path(manifest)
-        cohort.read_manifest(manifest)
-        about = {
-            "preset": settings.preset,
-            "settings": json.loads(json.dumps(asdict(settings))),
-            "manifest": os.path.relpath(manifest, folder),
-            "manifest_sha256": sha256(manifest),
-            "version": workbench.__version__,
-            "seed": settings.seed,
-        }
-        held = folder / "experiment.json"
-        if held.is_file():
-            stored = json.loads(held.read_text())
-            differs = [k for k in ("settings", "manifest_sha256") if stored.get(k) != about[k]]
-            if differs:
-                raise Refused(
-                    folder,
-                    f"an experiment with other {' and '.join(differs)}",
-                    "the same, to go on with it",
-                    "Choose another folder with -o, or remove this one.",
-                )
-        else:
-            write_json(held, about)
-        return cls(folder, device, progress)
-
-    @property
-    def manifest(self) -> Path:
-        return (self.folder / self.about["manifest"]).resolve()
-
-    def path(self, stage: str) -> Path:
-        return self.folder / stage
-
-    def cases(self, split: str | None = None) -> pd.DataFrame:
-        """The cohort's table: case, patient, split, fold and its sizes."""
-        table = self.table("cohort", "cases.csv", dtype={"case": str, "patient": str})
-        return table if split is None else table[table.split == split].reset_index(drop=True)
-
-    def table(self, stage: str, name: str, **options) -> pd.DataFrame:
-        self.need(stage)
-        return pd.read_csv(self.path(stage) / name, **options)
-
-    def array(self, stage: str, kind: str, case: str) -> Tensor:
-        """An array [z y x] on the work grid that a stage left for a case."""
-        return torch.from_numpy(np.load(self.path(stage) / kind / f"{case}.npy", allow_pickle=False))
-
-    def work(self, case: str) -> tuple[Tensor, Tensor, Spacing]:
-        """HU int16, labels uint8 and spacing of a case on the work grid."""
-        row = self.cases().set_index("case").loc[case]
-        spacing = (float(row.work_z_mm), float(row.work_y_mm), float(row.work_x_mm))
-        return self.array("cohort", "hu", case), self.array("cohort", "labels", case), spacing
-
-    def finished(self, stage: str) -> bool:
-        """Whether a stage has run with these settings, this code and the inputs that are there now."""
-        held = self.path(stage) / "stage.json"
-        if not held.is_file() or not all((self.path(need) / "stage.json").is_file() for need in NEEDS[stage]):
-            return False
-        stored = json.loads(held.read_text())
-        return all(stored.get(k) == v for k, v in self._identity(stage).items())
-
-    def _identity(self, stage: str) -> dict:
-        own = self.about["settings"].get(stage) or {
-            k: self.about["settings"][k] for k in ("pixel_mm", "slice_mm", "folds", "seed")
-        }
-        inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
-        return {
-            "stage": stage,
-            "version": workbench.__version__,
-            "settings": own,
-            "inputs": inputs or {"manifest": sha256(self.manifest)},
-        }
-
-    def need(self, stage: str) -> None:
-        if not (self.path(stage) / "stage.json").is_file():
-            number = STAGES.index(stage) + 1
-            raise Refused(
-                self.folder,
-                f"the stage {stage} has not run",
-                "it finished",
-                f"Run notebook {number:02d} or `workbench train {stage}` first.",
-            )
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise Refused("--device", name, "a device that is there", "No CUDA device was found: use --device cpu.")
-    return torch.device(name)
-
-
-def print_progress(every_s: float = 4.0) -> Progress:
-    """One line at most every few seconds, and one at the end of each piece of work."""
-    last = [0.0]
-
-    def show(what: str, done: int, total: int, row: dict) -> None:
-        if done >= total or time.monotonic() - last[0] > every_s:
-            last[0] = time.monotonic()
-            extra = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, int | float) and k != "step")
-            print(f"  {what}  {done}/{total}  {extra}".rstrip(), flush=True)
-
-    return show
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False, default=_plain).encode())
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    write_atomic(path, table.to_csv(index=False).encode())
-
-
-def write_array(path: Path, array: Tensor) -> None:
-    import io
-
-    held = io.BytesIO()
-    np.save(held, array.cpu().numpy(), allow_pickle=False)
-    write_atomic(path, held.getvalue())
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold an experiment alone; the second comer is told who has it."""
-    import fcntl
-
-    lock = folder / ".lock"
-    with open(lock, "a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            f.seek(0)
-            raise Refused(
-                folder,
-                f"in use by {f.read().strip() or 'another process'}",
-                "an experiment that nobody else writes to",
-                "Wait for it or choose another folder.",
-            ) from None
-        f.truncate(0)
-        f.write(f"process {os.getpid()} on {platform.node()}")
-        f.flush()
-        try:
-            yield
-        finally:
-            f.truncate(0)
+from workbench.ledger import ABLATION
+from workbench.radiomics import perturb
+from workbench.volume import Refused, Spacing, Volume, resample
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], None] | None = None) -> Path:
@@ -711,34 +409,41 @@ def _run_selection(experiment: Experiment, folder: Path) -> dict:
     }
 
 
+SIZE = ("shape_mesh_volume", "shape_maximum_diameter")  # what a filter by size alone may look at
+
+
 def _run_forest(experiment: Experiment, folder: Path) -> dict:
     table, features = _tables(experiment)
     names = json.loads((experiment.path("selection") / "selected.json").read_text())
     s, train = experiment.settings.forest, (table.split == "train").to_numpy()
-    y, fold, scores = table.is_lesion.to_numpy(), table.fold.to_numpy(), np.full(len(table), np.nan)
-    for n in range(experiment.settings.folds):
-        here = train & (fold == n)
-        if here.any():
-            scores[here] = forest.fit(
-                features.loc[train & (fold != n), names[str(n)]], y[train & (fold != n)], s
-            ).score(features.loc[here, names[str(n)]])
-    model = forest.fit(features.loc[train, names["all"]], y[train], s)
-    threshold = forest.threshold_for_recall(scores[train], y[train], s.recall)
-    model = model.with_threshold(threshold)
+    x, y, fold = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy(), table[train].fold.to_numpy()
+    patients, scores = table[train].patient.to_numpy(), np.full(len(table), np.nan)
+
+    def chosen(rows: np.ndarray) -> list[str]:
+        """What selection kept when it saw the other folds only."""
+        absent = set(fold) - set(fold[rows])
+        return names[str(absent.pop())]
+
+    oof = forest.out_of_fold(x, y, patients, chosen, s, fold)
+    scores[train] = oof.scores
+    cut = forest.threshold_for_recall(oof.scores, y, s.recall)
+    model = forest.fit(x[names["all"]], y, s).with_threshold(cut)
     if (~train).any():
-        scores[~train] = model.score(features.loc[~train, names["all"]])
-    model.save(folder)
-    kept = scores >= model.threshold
-    write_table(
-        folder / "scores.csv",
-        table[["case", "patient", "split", "fold", "candidate", "is_lesion", "volume_ml", "long_axis_mm"]].assign(
-            score=scores, kept=kept
-        ),
-    )
-    baselines = forest.baselines(features[train], y[train], table[train].patient.to_numpy(), s)
-    write_table(folder / "baselines.csv", baselines)
-    write_table(folder / "importance.csv", forest.importance(model, features.loc[train, names["all"]], y[train]))
-    out = {"threshold": float(model.threshold)}
+        scores[~train] = model.score(features[~train])
+    forest.save(model, folder)
+    kept = scores >= cut.threshold
+    columns = ["case", "patient", "split", "fold", "candidate", "is_lesion", "volume_ml", "long_axis_mm"]
+    write_table(folder / "scores.csv", table[columns].assign(score=scores, kept=kept))
+    groups = radiomics.CATALOGUE.set_index("name").group
+    beside = forest.baselines(x, y, patients, list(SIZE), list(groups.index[groups == "shape"]), chosen, s, fold)
+    write_table(folder / "baselines.csv", beside)
+    rows = pd.concat([
+        forest.importance(f, x[fold == n], y[fold == n]) for n, f in zip(sorted(set(fold)), oof.forests)
+        if 0 < y[fold == n].sum() < (fold == n).sum()
+    ])
+    write_table(folder / "importance.csv", rows.groupby("name", as_index=False)[["drop", "low", "high"]].mean())
+    y = table.is_lesion.to_numpy()
+    out = {"threshold": cut.threshold, "recall": cut.recall, "recall_low": cut.recall_low, "recall_high": cut.recall_high}
     for split, on in (("train", train), ("test", ~train)):
         out |= {
             f"{split}_false": int((~y & on).sum()),
@@ -761,7 +466,7 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
     for row in experiment.cases("train").itertuples():
         hu, labels, spacing = experiment.work(row.case)
         examples.append(
-            boundary.Example(
+            boundary.Case(
                 hu.float(),
                 experiment.array("tumor", "maps", row.case).float(),
                 _kept_mask(experiment, row.case),
@@ -770,16 +475,10 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
                 row.patient,
             )
         )
-    model, curves = boundary.train(
-        examples,
-        s,
-        experiment.settings.seed,
-        experiment.device,
-        lambda done, total, row: experiment.progress("boundary", done, total, row),
-    )
+    model = boundary.train(examples, s, experiment.settings.seed, experiment.progress, experiment.device)
     model.save(folder)
-    write_table(folder / "curves.csv", curves)
-    return {"final_loss": float(curves.loss.iloc[-1])}
+    write_table(folder / "curves.csv", model.curves)
+    return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}
 
 
 def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], None] | None) -> dict:
@@ -878,7 +577,7 @@ class Models:
             cascade.load(experiment.path("liver"), s.liver.cascade, on),
             cascade.load(experiment.path("tumor"), s.tumor.cascade, on),
             forest.load(experiment.path("forest")),
-            boundary.load(experiment.path("boundary"), on),
+            boundary.load(experiment.path("boundary"), s.boundary, on),
             on,
             experiment.folder,
         )
@@ -907,30 +606,8 @@ class Result:
     def labels_after(self, stage: str) -> Tensor:
         """Labels uint8 [z y x] (1 liver, 2 tumor) as they stood after a stage of the ablation, read from the ledger."""
         out = self.liver.to(torch.uint8)
-        out[tumor_after(self.ledger, stage)] = 2
+        out[ledger.tumor_after(self.ledger, stage)] = 2
         return out
-
-
-def tumor_after(ledger: Tensor, stage: str) -> Tensor:
-    """The tumor mask after a stage of the ablation, bool, from the ledger alone."""
-    column = ABLATION.index(stage)
-    on = torch.zeros(256, dtype=torch.bool, device=ledger.device)
-    on[[code for code, (_, history) in LEDGER.items() if history[column]]] = True
-    return on[ledger.long()]
-
-
-def write_ledger(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
-    """The ledger uint8 from the masks after each stage of the ablation, [z y x] each."""
-    code_of = torch.full((32,), 255, dtype=torch.uint8)
-    code_of[0] = 0
-    for code, (_, history) in LEDGER.items():
-        code_of[sum(bit << n for n, bit in enumerate(history))] = code
-    pattern = sum(m.to(torch.uint8) << n for n, m in enumerate(masks))
-    ledger = code_of[pattern.long()]
-    if bool((ledger == 255).any()):
-        raise AssertionError("a voxel came back as tumor in a stage that only takes away")
-    ledger[(ledger == 0) & liver_mask] = 1
-    return ledger
 
 
 def _agree(level: Tensor, mask: Tensor) -> Tensor:
@@ -997,14 +674,14 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
         for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
             masks[n] &= masks[n - 1]
         liver_mask = resample(_agree(p_liver - s.liver.threshold, found), volume.shape) >= 0
-        ledger = write_ledger(masks, liver_mask)
+        history = ledger.write(masks, liver_mask)
     status = "no liver" if not bool(found.any()) else "ok" if bool(masks[-1].any()) else "no tumor"
     return Result(
         volume,
         status,
         resample(p_liver, volume.shape).clamp(0, 1),
         resample(p, volume.shape).clamp(0, 1),
-        ledger,
+        history,
         liver_mask,
         lesions,
         timings,
@@ -1021,9 +698,10 @@ def _judge(pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Sp
     on = models.device
     described = radiomics.describe(hu.to(on), pieces.labels.long().to(on), spacing, found.to(on))
     score = models.forest.score(described[list(models.forest.names)])
-    kept = score >= models.forest.threshold
+    threshold = models.forest.threshold.threshold
+    kept = score >= threshold
     reason = [
-        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {models.forest.threshold:.3f}"
+        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}"
         for a, k in zip(score, kept)
     ]
     table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.consistency import ConsistencySettings, refine
+
+
+def column(*p):
+    return torch.tensor(p)[:, None, None].expand(len(p), 2, 3).clone()
+
+
+def first(mask):
+    return mask[:, 0, 0].int().tolist()
+
+
+def test_a_gap_between_two_is_restored():
+    out = refine(column(0.9, 0.3, 0.9), 2.5)
+    assert first(out.mask) == [1, 1, 1] and first(out.restored) == [0, 1, 0]
+
+
+def test_a_gap_that_the_net_denies_stays():
+    assert first(refine(column(0.9, 0.2, 0.9), 2.5).mask) == [1, 0, 1]
+
+
+def test_isolated_noise_goes_and_a_sure_slice_stays():
+    out = refine(column(0.0, 0.6, 0.0, 0.0, 0.85, 0.0), 2.5)
+    assert first(out.mask) == [0, 0, 0, 0, 1, 0] and first(out.suppressed) == [0, 1, 0, 0, 0, 0]
+
+
+def test_ends_are_repeated():
+    assert first(refine(column(0.6, 0.0, 0.0, 0.6), 2.5).mask) == [1, 0, 0, 1]
+
+
+def test_one_pass_only():
+    assert first(refine(column(0.9, 0.3, 0.3, 0.9), 2.5).mask) == [0 + 1, 0, 0, 1]
+
+
+def test_thick_slices_are_never_cleared():
+    assert first(refine(column(0.0, 0.6, 0.0), 8.0).mask) == [0, 1, 0]
+
+
+@pytest.mark.parametrize("p", [torch.zeros(4, 3, 2), torch.ones(4, 3, 2), torch.full((1, 3, 2), 0.6)])
+def test_nothing_to_do(p):
+    out = refine(p, 2.5)
+    assert torch.equal(out.mask, p >= 0.5) and not out.restored.any() and not out.suppressed.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_what_it_says_is_what_it_did(seed):
+    p = torch.rand(6, 4, 5, generator=torch.Generator().manual_seed(seed))
+    out = refine(p, 2.5)
+    assert torch.equal(out.mask, ((p >= 0.5) | out.restored) & ~out.suppressed)
+    assert not (out.restored & (p >= 0.5)).any() and not (out.suppressed & (p < 0.5)).any()
+    assert torch.equal(refine(p[:, :, 2:3], 2.5).mask, out.mask[:, :, 2:3])  # along z only
+
+
+def test_thresholds_must_rise():
+    with pytest.raises(ValueError, match="rising"):
+        ConsistencySettings(low=0.7)

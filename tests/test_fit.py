@@ -1,0 +1,110 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from workbench import fit
+from workbench.fit import FitSettings
+from workbench.volume import Refused
+
+SETTINGS = FitSettings(steps=12, batch=4, check_every=4, save_every_s=0.0)
+
+
+def draw(step):
+    g = torch.Generator().manual_seed(step)
+    x = torch.randn(4, 3, generator=g)
+    return x, x @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+
+def train(folder, stop_at=None, settings=SETTINGS):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def objective(net, batch):
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    def interrupt(step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        return draw(step)
+
+    curve = fit.fit(net, interrupt, objective, settings, folder, "net", {"a": 1})
+    return net, curve
+
+
+def test_resume_is_exact(tmp_path):
+    whole, curve = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", stop_at=9)
+    assert (tmp_path / "cut" / "net-resume.json").is_file() and not (tmp_path / "cut" / "net.json").exists()
+    again, resumed = train(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert resumed.loss.tolist() == curve.loss.tolist()
+    assert not list((tmp_path / "cut").glob("*resume*"))
+
+
+def test_loss_falls(tmp_path):
+    _, curve = train(tmp_path, settings=FitSettings(steps=200, check_every=20, rate=1e-2))
+    assert curve.loss.iloc[-1] < 0.3 * curve.loss.iloc[0]
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    fit.save_tensors(tmp_path / "m", {"w": torch.ones(100)}, {"config": {}})
+    held = next(tmp_path.glob("*.safetensors"))
+    data = bytearray(held.read_bytes())
+    data[-7] ^= 1
+    held.write_bytes(data)
+    with pytest.raises(Refused, match="checksum"):
+        fit.load_tensors(tmp_path / "m")
+
+
+def test_the_former_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    fit.save_tensors(tmp_path / "m", {"w": torch.ones(3)}, {"n": 1})
+    real = fit.write_atomic
+
+    def fails(path, data):
+        if path.suffix == ".json":
+            raise OSError("disk full")
+        real(path, data)
+
+    monkeypatch.setattr(fit, "write_atomic", fails)
+    with pytest.raises(OSError):
+        fit.save_tensors(tmp_path / "m", {"w": torch.zeros(3)}, {"n": 2})
+    tensors, about = fit.load_tensors(tmp_path / "m")
+    assert about["n"] == 1 and tensors["w"].tolist() == [1, 1, 1]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "f.txt"
+    fit.write_atomic(target, b"first")
+    monkeypatch.setattr(fit.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError):
+        fit.write_atomic(target, b"second")
+    assert target.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+
+
+def test_a_missing_model_says_what_to_do(tmp_path):
+    with pytest.raises(Refused, match="Train this stage first"):
+        fit.load_tensors(tmp_path / "none")
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    net = nn.Linear(3, 1)
+    with pytest.raises(Refused, match="finite"):
+        fit.fit(net, draw, lambda net, b: net(b[0]).mean() * float("nan"), SETTINGS, tmp_path, "net", {})
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, stop_at=9)
+    other = FitSettings(steps=12, batch=4, check_every=4, save_every_s=0.0, rate=1e-4)
+    fresh, _ = train(tmp_path / "fresh", settings=other)
+    late, _ = train(tmp_path, settings=other)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), late.state_dict().values()))
+    assert json.loads((tmp_path / "net.json").read_text())["step"] == 12
+
+
+def test_rate_rises_and_falls_to_zero():
+    rates = [fit.rate_at(s, FitSettings(steps=100, rate=1.0, warmup=0.1)) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.001

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from workbench import slabs
+from workbench.network import NetworkSettings
+from workbench.slabs import BankCase, SlabBank, SlabSettings
+
+STILL = SlabSettings(window_hu=(-1000.0, 1000.0), crop=(8, 12), scale=0, rotate_degrees=0, shift=0, shift_hu=0,
+                     contrast=0, noise_hu=0, blur=0)  # fmt: skip
+
+
+def case(z=4, h=8, w=12, level=0, lesion=None):
+    hu = torch.arange(z)[:, None, None].expand(z, h, w) * 100 + level
+    target = torch.zeros(z, h, w)
+    if lesion is not None:
+        target[lesion, 2:4, 3:6] = 1
+    return BankCase(hu, target, None, (target > 0).int())
+
+
+class Echo(nn.Module):
+    """Logit = HU of the slice `which` of the slab, so that one sees which slice went in."""
+
+    def __init__(self, which=1, slices=3):
+        super().__init__()
+        self.settings, self.which = NetworkSettings(slices=slices, layers=(1, 1)), which
+
+    def forward(self, x):
+        return x[:, self.which : self.which + 1] * 10
+
+
+def test_predict_centre_and_neighbours():
+    hu = torch.tensor([-100.0, 0.0, 100.0, 200.0])[:, None, None].expand(4, 5, 7)
+    window = (-1000.0, 1000.0)
+    at = lambda which: torch.logit(slabs.predict([Echo(which)], hu, None, window, "cpu", batch=3))[:, 2, 2] * 100  # noqa: E731
+    assert at(1).round().tolist() == pytest.approx([-100, 0, 100, 200], abs=6)
+    assert at(0).round().tolist() == pytest.approx([-100, -100, 0, 100], abs=6)  # the outermost slice is repeated
+    assert at(2).round().tolist() == pytest.approx([0, 100, 200, 200], abs=6)
+
+
+def test_predict_keeps_an_odd_grid_and_averages_nets():
+    hu = torch.zeros(3, 5, 7)
+    p = slabs.predict([Echo(0), Echo(1)], hu, None, (-1.0, 1.0), "cpu")
+    assert p.shape == (3, 5, 7) and torch.allclose(p, torch.tensor(0.5))
+
+
+def test_a_batch_follows_from_seed_and_step_alone():
+    bank = SlabBank([case(), case(level=50, lesion=2)], "cpu")
+    moving = SlabSettings(crop=(8, 12), flip=True)
+    a, b, c = (bank.draw(moving, 3, 6, 1, step) for step in (5, 5, 6))
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert not torch.equal(a[0], c[0])
+
+
+def test_slabs_never_cross_cases():
+    bank = SlabBank([case(level=-900), case(level=500)], "cpu")
+    x, _ = bank.draw(STILL, 3, 64, 0, 0)
+    low, high = x.amin((1, 2, 3)) * 1000, x.amax((1, 2, 3)) * 1000
+    assert (high - low).max() < 201  # neighbours differ by 100 HU a slice; another case would be 1400 away
+    assert (low < -400).any() and (high > 400).any()
+
+
+def test_wanted_slabs_show_the_lesion():
+    bank = SlabBank([case(), case(lesion=1)], "cpu")
+    _, y = bank.draw(replace(STILL, foreground=0.5), 3, 10, 0, 0)
+    assert y[:5].sum((1, 2, 3)).tolist() == pytest.approx([6] * 5)
+
+
+def test_each_lesion_weighs_the_same():
+    target = torch.zeros(6, 8, 12)
+    target[0:4, 1:3, 1:3] = 1  # four slices
+    target[5, 5:7, 5:7] = 1  # one slice
+    numbers = torch.zeros(6, 8, 12, dtype=torch.int)
+    numbers[0:4] = (target[0:4] > 0).int()
+    numbers[5] = (target[5] > 0).int() * 2
+    bank = SlabBank([BankCase(torch.zeros(6, 8, 12), target, None, numbers)], "cpu")
+    assert bank.wanted.tolist() == pytest.approx([0.25] * 4 + [0, 1])
+
+
+def test_unequal_cases_share_a_canvas():
+    bank = SlabBank([case(h=8, w=12), case(h=6, w=10, lesion=0)], "cpu")
+    assert bank.hu.shape == (8, 8, 12)
+    assert (bank.hu[4, 0] == slabs.AIR).all() and bank.target[4, 3, 4:7].tolist() == [1, 1, 1]
+
+
+def test_image_and_target_move_together():
+    hu = torch.full((3, 16, 20), -500)
+    target = torch.zeros(3, 16, 20)
+    target[:, 6:11, 7:13] = 1
+    hu[target > 0] = 500
+    bank = SlabBank([BankCase(hu, target)], "cpu")
+    moving = replace(STILL, crop=(16, 20), scale=0.2, rotate_degrees=30, shift=0.1, flip=True)
+    x, y = bank.draw(moving, 3, 16, 3, 1)
+    assert ((x[:, 1:2] > 0) == (y > 0.5)).float().mean() > 0.995
