@@ -3,6 +3,7 @@
 The picture is a liver ellipsoid with three blobs on unequal axes, off centre, so that a flip or a transposition shows.
 """
 
+import base64
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,9 @@ import nibabel
 import numpy as np
 import pandas as pd
 
+PREVIEW = base64.b64decode(  # one grey pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
 SHAPE, SPACING = (14, 40, 52), (5.0, 2.0, 1.5)
 NAMES = (
     [f"original_glcm_{i}" for i in range(8)] + [f"shape_{i}" for i in range(6)] + [f"wavelet_HHL_{i}" for i in range(6)]
@@ -132,6 +136,7 @@ def result(folder: Path, case: str = "case 1", oblique: bool = False, with_ct: b
         "warnings": ["spacing <suspect>"],
     }
     (folder / "result.json").write_text(json.dumps(info))
+    (folder / "preview.png").write_bytes(PREVIEW)
     return folder
 
 

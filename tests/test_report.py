@@ -1,0 +1,154 @@
+"""Reports: complete, escaped, offline, and honest about what is missing."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from tests import fake_folders as fake
+from workbench import report
+from workbench.volume import Refused
+
+
+class Page(HTMLParser):
+    """Tags balanced, words, images, and everything that would leave the file."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.words, self.images, self.leaves = [], [], [], []
+        self.feed(html)
+        assert not self.open, f"never closed: {self.open}"
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag in ("script", "link", "iframe", "a") or attributes.get("href"):
+            self.leaves.append(tag)
+        if tag == "img":
+            assert attributes["src"].startswith("data:image/png;base64,")
+            self.images.append(base64.b64decode(attributes["src"].partition(",")[2]))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return fake.experiment(tmp_path_factory.mktemp("report") / "exp")
+
+
+def test_case_report_has_everything_and_escapes_it(tmp_path):
+    folder = fake.result(tmp_path / "r", "<b>case")
+    (folder / "preview.png").unlink()
+    html = report.case_report(folder)
+    page = Page(html)
+    assert not page.leaves and "http://" not in html and "https://" not in html
+    assert "<b>case" not in html and "spacing <suspect>" not in html, "words from files must be escaped"
+    for words in (
+        "Case <b>case",
+        "status: ok",
+        "liver: 80.1 ml",
+        "research use only",
+        "Not a medical device",
+        "spacing <suspect>",
+        "forest score <below> threshold & more",
+        "too small",
+        "1 kept of 3 candidates;",
+        fake.NAMES[0].replace("_", " "),
+        "consistency.t",
+        "0.5",
+        "torch",
+        "radiomics 0.5",
+        "tumor (cascade, unchanged)",
+        "rejected by the forest",
+    ):
+        assert words in page.text, words
+    assert len(page.images) == 1 and page.images[0].startswith(b"\x89PNG")
+    rejected = (fake.arrays()["ledger"] == 6).sum()
+    assert f"6 rejected by the forest {rejected} {rejected * 0.015:.4g}" in page.text, "5 x 2 x 1.5 mm are 0.015 ml"
+    (folder / "preview.png").write_bytes(b"\x89PNG stored")
+    assert Page(report.case_report(folder)).images == [b"\x89PNG stored"]
+
+
+def test_case_report_of_a_case_without_liver(tmp_path):
+    page = Page(report.case_report(fake.result(tmp_path / "r", status="no liver")))
+    assert "status: no liver" in page.text and "No candidate was found." in page.text
+    (tmp_path / "r" / "lesions.csv").unlink()
+    (tmp_path / "r" / "ledger.nii.gz").unlink()
+    assert "No ledger in this folder." in Page(report.case_report(tmp_path / "r")).text
+
+
+def test_experiment_report(experiment):
+    html = report.experiment_report(experiment)
+    page = Page(html)
+    assert not page.leaves and "http://" not in html and "https://" not in html
+    row = fake.tables()["ablation"].iloc[-3]
+    assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = 4" in page.text
+    for words in (
+        "Experiment exp",
+        "patients: 12",
+        "stages finished: 7 of 10",
+        "Not run yet: consistency, candidates, radiomics.",
+        "liver.steps",
+        "ab" * 32,
+        "selection nogueira 0.7",
+        "all 21",
+        "removed after restored",
+        "held out: c08",
+        "liver: learning curves",
+        "forest, train patients",
+        "For research use only",
+        "p n",
+        "0.04",
+    ):
+        assert words in page.text, words
+    assert len(page.images) >= 8
+
+
+def test_notebooks_and_saved_figures_are_in_the_report(experiment, tmp_path):
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    shutil.rmtree(copy / "results")
+    shutil.rmtree(copy / "metrics")
+    (copy / "figures" / "my_figure.png").write_bytes(b"\x89PNG mine")
+    (copy / "notebooks" / "03_tumor.json").write_text(
+        json.dumps({"status": "failed", "seconds": 2.5, "error": "cell 4: <oops>"})
+    )
+    page = Page(report.experiment_report(copy))
+    assert b"\x89PNG mine" in page.images and "my figure" in page.text
+    assert "Notebook 03_tumor failed: cell 4: <oops>" in page.text
+    assert "The stage `metrics` has not run." in page.text and "No result yet." in page.text
+
+
+def test_report_of_an_experiment_that_has_only_begun(tmp_path):
+    (tmp_path / "experiment.json").write_text("{}")
+    page = Page(report.experiment_report(tmp_path))
+    assert "stages finished: 0 of 10" in page.text and "No figure yet." in page.text
+
+
+def test_write_is_whole_or_refused(tmp_path):
+    folder = fake.result(tmp_path / "r")
+    path = report.write(folder, tmp_path / "new" / "case.html")
+    assert path.read_text().startswith("<!doctype html>") and [p.name for p in path.parent.iterdir()] == ["case.html"]
+    assert report.write(folder) == folder / "report.html"
+    with pytest.raises(Refused, match="neither result.json nor experiment.json"):
+        report.write(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="a file that can be written"):
+        report.write(folder, tmp_path / "file" / "case.html")
+
+
+def test_flat_settings():
+    assert report.flat({"a": {"b": 1, "c": {"d": "x"}}, "e": [1, 2], "f": None}) == {
+        "a.b": 1,
+        "a.c.d": "x",
+        "e": "[1, 2]",
+        "f": "null",
+    }

@@ -1,0 +1,360 @@
+"""One self-contained HTML file per case or experiment: pictures inline, no script, no link, readable offline.
+
+Chooses: everything comes from the result or experiment folder, so a report can be made again at any time, and every
+word from a file is escaped. Tables keep their n and their intervals.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment
+
+from workbench import figures, folders
+from workbench.volume import Refused
+
+NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>
+ body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+ h1 { margin-bottom: .2em } h2 { margin-top: 1.8em; border-bottom: 1px solid #ccc; padding-bottom: .2em }
+ .notice { background: #fff6dd; border-left: 5px solid #E69F00; padding: .5em 1em; font-weight: 600 }
+ .warning { background: #fbe9df; border-left: 5px solid #D55E00; padding: .3em 1em; margin: .4em 0 }
+ .facts { color: #444 } .missing { color: #777; font-style: italic }
+ .wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0; font-size: 13px }
+ th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right; vertical-align: top }
+ th, td { white-space: nowrap }
+ th { background: #f4f4f4 } th:first-child, td:first-child, td.word { text-align: left } td.word { white-space: normal }
+ figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 13px }
+ .patch { display: inline-block; width: 1.1em; height: 1.1em; border: 1px solid #666; vertical-align: -0.15em }
+ summary { cursor: pointer; font-weight: 600 } footer { margin-top: 3em; color: #555; font-size: 13px }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p class="facts">{{ facts }}</p>
+<p class="notice">{{ notice }}</p>
+{% for line in warnings %}<p class="warning">{{ line }}</p>{% endfor %}
+{% for section in sections %}<section>
+<h2>{{ section.title }}</h2>
+{% if section.words %}<p>{{ section.words }}</p>{% endif %}
+{% for table in section.tables %}{% if table.fold %}<details><summary>{{ table.name }}</summary>
+{% elif table.name %}<p><b>{{ table.name }}</b></p>{% endif %}
+<div class="wide"><table><thead><tr>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in table.rows %}<tr>{% for cell in row %}
+{% if cell.colour %}<td><span class="patch" style="background: {{ cell.colour }}"></span></td>
+{% else %}<td{% if cell.word %} class="word"{% endif %}>{{ cell.text }}</td>{% endif %}{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% if table.fold %}</details>{% endif %}
+{% endfor %}
+{% for image in section.images %}<figure><img alt="{{ image.name }}" src="data:image/png;base64,{{ image.data }}">
+<figcaption>{{ image.name }}</figcaption></figure>
+{% endfor %}
+{% if not section.tables and not section.images %}<p class="missing">{{ section.missing }}</p>{% endif %}
+</section>{% endfor %}
+<footer>{{ notice }}</footer>
+</body></html>
+"""
+
+
+def _cell(value: object) -> dict:
+    if isinstance(value, dict) and "colour" in value:
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return {"text": "yes" if value else "no"}
+    if isinstance(value, (float, np.floating)):
+        return {
+            "text": ""
+            if math.isnan(value)
+            else str(int(value))
+            if float(value).is_integer() and abs(value) < 1e9
+            else f"{value:.4g}"
+        }
+    if isinstance(value, (int, np.integer)):
+        return {"text": str(value)}
+    return {"text": "" if value is None or value is pd.NaT else str(value), "word": True}
+
+
+def _table(frame: pd.DataFrame, name: str = "", fold: bool = False) -> dict:
+    rows = [[_cell(v) for v in row] for row in frame.itertuples(index=False, name=None)]
+    return {"name": name, "columns": [str(c).replace("_", " ") for c in frame.columns], "rows": rows, "fold": fold}
+
+
+def _pairs(values: dict, columns: tuple[str, str], name: str = "", fold: bool = False) -> dict:
+    return _table(pd.DataFrame(list(values.items()), columns=list(columns), dtype=object), name, fold)
+
+
+def _image(data: bytes, name: str) -> dict:
+    return {"name": name, "data": base64.b64encode(data).decode()}
+
+
+def _section(title: str, tables=(), images=(), words: str = "", missing: str = "Nothing here.") -> dict:
+    return {
+        "title": title,
+        "words": words,
+        "tables": [t for t in tables if t["rows"]],
+        "images": list(images),
+        "missing": missing,
+    }
+
+
+def _page(title: str, facts: str, sections: list[dict], warnings=()) -> str:
+    template = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    return template.render(title=title, facts=facts, sections=sections, warnings=list(warnings), notice=NOTICE)
+
+
+def flat(settings: object, prefix: str = "") -> dict[str, object]:
+    """Nested settings as {"a.b": value}; lists and tuples stay whole."""
+    if isinstance(settings, dict):
+        return {
+            k: v
+            for name, inner in settings.items()
+            for k, v in flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+    return {prefix: settings if isinstance(settings, (int, float, str, bool)) else json.dumps(settings)}
+
+
+def _ledger_table(case: folders.ResultFolder) -> dict:
+    volume = case.volume("ledger")
+    if volume is None:
+        return _table(pd.DataFrame())
+    codes, spacing_mm, _ = volume
+    meanings = {**figures.LEDGER_MEANINGS, **{int(k): v for k, v in case.info.get("ledger_codes", {}).items()}}
+    values, counts = np.unique(codes, return_counts=True)
+    rows = [
+        (
+            {"colour": figures.LEDGER_COLOURS.get(int(v), figures.GREY)},
+            int(v),
+            meanings.get(int(v), "unknown"),
+            int(n),
+            n * math.prod(spacing_mm) / 1000,
+        )
+        for v, n in zip(values, counts)
+        if v > 0
+    ]
+    return _table(pd.DataFrame(rows, columns=["colour", "code", "meaning", "voxels", "ml"], dtype=object))
+
+
+def case_report(folder: str | Path) -> str:
+    """The HTML of a result folder."""
+    case = folders.result(folder)
+    info, lesions = case.info, case.lesions()
+    shown = [
+        c
+        for c in ("candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm", "z_mm", "y_mm", "x_mm")
+        if c in lesions
+    ]
+    preview = case.path / "preview.png"
+    data = preview.read_bytes() if preview.exists() else figures.preview(case.path)
+    kept = int(lesions["kept"].astype(bool).sum()) if "kept" in lesions else 0
+    facts = [
+        f"status: {info.get('status', 'unknown')}",
+        f"workbench {info.get('version', '?')}",
+        f"device: {info.get('device', '?')}",
+    ]
+    facts += [
+        f"{name.replace('_ml', '')}: {info[name]:.4g} ml"
+        for name in ("liver_ml", "tumor_ml")
+        if info.get(name) is not None
+    ]
+    features = lesions.drop(columns=[c for c in shown if c != "candidate"])
+    return _page(
+        f"Case {case.case}",
+        " · ".join(facts),
+        [
+            _section("Picture", images=[_image(data, "CT with liver and tumor, tumor probability, and the ledger")]),
+            _section(
+                "Lesions",
+                [_table(lesions[shown]), _table(features, "The features that the forest saw", fold=True)],
+                words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm.",
+                missing="No candidate was found.",
+            ),
+            _section(
+                "Ledger",
+                [_ledger_table(case)],
+                words="Which stage decided each voxel.",
+                missing="No ledger in this folder.",
+            ),
+            _section("Timings", [_pairs(info.get("timings", {}), ("stage", "seconds"))]),
+            _section(
+                "Settings and versions",
+                [
+                    _pairs(flat(info.get("config", {})), ("setting", "value")),
+                    _pairs(info.get("versions", {}), ("part", "version")),
+                ],
+            ),
+        ],
+        info.get("warnings", []),
+    )
+
+
+def ablation_table(ablation: pd.DataFrame) -> pd.DataFrame:
+    """Stage by metric: mean, 95 % interval and n in one cell, in the order of the file."""
+
+    def cell(row) -> str:
+        if not np.isfinite(row["mean"]):
+            return f"undefined (n = {int(row['n'])})"
+        return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {int(row['n'])}"
+
+    stages, metrics = list(dict.fromkeys(ablation["stage"])), list(dict.fromkeys(ablation["metric"]))
+    found = {(row["stage"], row["metric"]): cell(row) for _, row in ablation.iterrows()}
+    return pd.DataFrame(
+        [[stage, *(found.get((stage, metric), "") for metric in metrics)] for stage in stages],
+        columns=["stage", *metrics],
+    )
+
+
+def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
+    """The standing figures, drawn from the tables that there are."""
+    patients = experiment.patients()
+    table = experiment.table
+    images = []
+
+    def add(figure, name):
+        images.append(_image(figures.png(figure), name))
+
+    for stage in ("liver", "tumor", "boundary"):
+        if (curves := table(stage, "curves.csv")) is not None and len(curves):
+            add(figures.curves(curves, f"{stage}: learning curves"), f"{stage}: learning curves")
+    if (kept := table("selection", "table.csv")) is not None and {
+        "name",
+        "group",
+        "icc",
+        "icc_low",
+        "icc_high",
+        "kept",
+    } <= set(kept):
+        add(
+            figures.icc_forest(
+                kept[kept["kept"].astype(bool)], patients=patients, title="stability of the kept features"
+            ),
+            "stability",
+        )
+    if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
+        file = experiment.path / "forest" / "forest.json"
+        threshold = json.loads(file.read_text()).get("threshold") if file.exists() else None
+        for split, rows in scores.groupby("split") if "split" in scores else [("all", scores)]:
+            if rows["is_lesion"].nunique() == 2:
+                add(figures.tradeoff(rows, threshold, f"forest as a filter, {split}"), f"forest, {split} patients")
+    if (cases := table("metrics", "cases.csv")) is not None and {"forest", "boundary"} <= set(
+        cases["stage"].map(figures.stage_key)
+    ):
+        add(figures.boundary_gain(cases), "boundary relabelling, patient by patient")
+    return images
+
+
+def experiment_report(folder: str | Path) -> str:
+    """The HTML of an experiment folder; says which stages have not run."""
+    experiment = folders.experiment(folder)
+    info, stages = experiment.info, experiment.stages
+    missing = [s for s in folders.STAGES if s not in stages]
+    patients = experiment.patients()
+    ablation, cases = experiment.table("metrics", "ablation.csv"), experiment.table("metrics", "cases.csv")
+    comparisons, cohort = experiment.table("metrics", "comparisons.csv"), experiment.table("cohort", "cases.csv")
+    facts = [
+        f"preset: {info.get('preset', '?')}",
+        f"workbench {info.get('version', '?')}",
+        f"device: {info.get('device', '?')}",
+        f"seed: {info.get('seed', '?')}",
+        f"patients: {patients if patients is not None else '?'}",
+        f"stages finished: {len(stages)} of {len(folders.STAGES)}",
+    ]
+    notebooks = []
+    for file in sorted((experiment.path / "notebooks").glob("*.json")):
+        was = json.loads(file.read_text(encoding="utf-8"))
+        notebooks.append((file.stem, was.get("status", "?"), was.get("seconds", math.nan), was.get("error", "")))
+    warnings = [f"Not run yet: {', '.join(missing)}."] if missing else []
+    warnings += [f"Notebook {name} failed: {error}" for name, status, _, error in notebooks if status == "failed"]
+    seconds = {name: float(stage.info.get("seconds", math.nan)) for name, stage in stages.items()}
+    metrics = [
+        (name, key.replace("_", " "), value) for name, stage in stages.items() for key, value in stage.metrics().items()
+    ]
+    saved = [
+        _image(p.read_bytes(), p.stem.replace("_", " ")) for p in sorted((experiment.path / "figures").glob("*.png"))
+    ]
+    ledger = [
+        ({"colour": colour}, code, figures.LEDGER_MEANINGS[code]) for code, colour in figures.LEDGER_COLOURS.items()
+    ]
+    previews = [
+        _image(
+            (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.preview(p),
+            f"held out: {p.name}",
+        )
+        for p in experiment.results()[:12]
+    ]
+    has_ablation = ablation is not None and len(ablation) > 0
+    sections = [
+        _section(
+            "Ablation",
+            [_table(ablation_table(ablation))] if has_ablation else [],
+            [_image(figures.png(figures.ablation(ablation, cases)), "ablation")] if has_ablation else [],
+            "Held-out patients: mean, 95 % interval over patients, and n, after each stage." if has_ablation else "",
+            "The stage `metrics` has not run.",
+        ),
+        _section(
+            "Paired comparisons",
+            [_table(comparisons)] if comparisons is not None else [],
+            missing="The stage `metrics` has not run.",
+        ),
+        _section(
+            "Cohort",
+            [_table(cohort, "All cases", fold=True)] if cohort is not None else [],
+            [_image(figures.png(figures.cohort(cohort)), "cohort")] if cohort is not None and len(cohort) else [],
+            missing="The stage `cohort` has not run.",
+        ),
+        _section("Figures", images=_drawn(experiment) + saved, missing="No figure yet."),
+        _section("Held-out cases", images=previews, missing="No result yet."),
+        _section("Ledger colours", [_table(pd.DataFrame(ledger, columns=["colour", "code", "meaning"], dtype=object))]),
+        _section(
+            "Metrics of each stage", [_table(pd.DataFrame(metrics, columns=["stage", "metric", "value"], dtype=object))]
+        ),
+        _section(
+            "Timings",
+            [_pairs({**seconds, "all": sum(seconds.values())}, ("stage", "seconds"))] if seconds else [],
+            [_image(figures.png(figures.timings(seconds)), "timings")] if seconds else [],
+        ),
+        _section(
+            "Notebooks",
+            [_table(pd.DataFrame(notebooks, columns=["notebook", "status", "seconds", "error"], dtype=object))],
+            missing="No notebook was run on this folder.",
+        ),
+        _section(
+            "Settings",
+            [_pairs(flat(info.get("settings", {})), ("setting", "value"), "Experiment")]
+            + [
+                _pairs(flat(stage.info.get("settings", {})), ("setting", "value"), name, fold=True)
+                for name, stage in stages.items()
+            ]
+            + [_pairs({"manifest sha256": info.get("manifest_sha256", "?")}, ("data", "hash"))],
+        ),
+    ]
+    return _page(f"Experiment {experiment.path.resolve().name}", " · ".join(facts), sections, warnings)
+
+
+def write(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the report of a result or experiment folder, whole or not at all; beside the folder's files unless told."""
+    folder = Path(folder)
+    if (folder / "result.json").is_file():
+        html = case_report(folder)
+    elif (folder / "experiment.json").is_file():
+        html = experiment_report(folder)
+    else:
+        raise Refused(folder, "neither result.json nor experiment.json", "a result or experiment folder")
+    path = Path(path) if path else folder / "report.html"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        raise Refused(path, error.strerror or str(error), "a file that can be written") from None
+    return path
