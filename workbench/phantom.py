@@ -47,8 +47,8 @@ class Preset:
 
 
 PRESETS = {
-    "demo": Preset(128, (2.3, 3.0), (3.5, 5.0), (44, 60), 2.6, (8.0, 18.0)),
-    "full": Preset(512, (0.6, 0.9), (1.0, 5.0), (44, 300), 1.7, (13.0, 30.0)),
+    "demo": Preset(128, (2.3, 3.0), (3.5, 5.0), (44, 60), 2.6, (5.0, 13.0)),
+    "full": Preset(512, (0.6, 0.9), (1.0, 5.0), (44, 300), 1.7, (12.0, 28.0)),
 }
 
 
@@ -293,8 +293,8 @@ class _Body:
         self.canal_y = self.spine_y + self.vertebra[0] + 8
         self.marrow_hu = d.uniform(140, 240)
         self.rib_pitch = 30 * f
-        self.rib_drop = d.uniform(115, 150)  # from back to front
-        self.rib_base = d.uniform(-5, 25)  # the lowest rib's head
+        self.rib_drop = d.uniform(150, 195)  # from back to front
+        self.rib_base = d.uniform(0, 30)  # the lowest rib's head
 
     # -- liver
     def _liver(self, d: _Draw):
@@ -308,7 +308,7 @@ class _Body:
         s = (self.volume_ml / 1500) ** (1 / 3)
         self.scale = 1.0
         long = d.uniform(0.92, 1.14)  # a Riedel-like long lobe, or a short broad one
-        self.right = _Ellipsoid((-2 + d.normal(0, 6), -6 + d.normal(0, 4), -0.50 * w), (92 * s * long, 84 * s, 70 * s / math.sqrt(long)),
+        self.right = _Ellipsoid((self.dome_z + 9 - 92 * s * long, -6 + d.normal(0, 4), -0.50 * w), (92 * s * long, 84 * s, 70 * s / math.sqrt(long)),
                                 _turn(d.normal(-10, 6), d.normal(-16, 5), d.normal(0, 6)))
         left = d.uniform(0.75, 1.3)
         self.left = _Ellipsoid((34 + d.normal(0, 6), -0.50 * self.half_front + d.normal(0, 4), 10 * left), (36 * s, 33 * s, 72 * s * left),
@@ -373,7 +373,7 @@ class _Body:
             _path([(cz + 18, -0.55 * fb, 0.55 * w), (6 + d.normal(0, 14), -0.10 * fb, 0.82 * w), (cz + 20, 22, 0.80 * w), (-190, 24, 0.80 * w)], [17, 18, 15, 14]),
         ]
         self.loops = []
-        for _ in range(7):
+        for _ in range(11):
             p = np.array([d.uniform(-175, -40), d.uniform(-0.62 * fb, 0.1 * self.half_back), d.uniform(-0.25 * w, 0.66 * w)])
             radius, going = d.uniform(8.5, 14), d.direction()
             points = [tuple(p)]
@@ -394,7 +394,7 @@ class _Body:
         self.heart = _Ellipsoid((self.dome_z + d.uniform(14, 30), -0.36 * self.half_front, 0.16 * w), (42, 52, 56 * f), _turn(d.normal(25, 6), 16, 0))
         self.heart_wall = d.uniform(9, 13)
         self.mottle = d.smooth(7, self.scan_low, self.scan_high)
-        self.lung_tree = d.smooth(17, self.scan_low, self.scan_high, 2)
+        self.tubules = d.smooth(17, self.scan_low, self.scan_high, 2)
 
     # -- surfaces
     def grid(self, z: Tensor, y: Tensor, x: Tensor) -> _Grid:
@@ -427,13 +427,14 @@ class _Body:
         a, b = 0.62 * self.half_width, 0.95 * self.half_front
         right = self.curve_mm * (((xx - self.dome_x) / a) ** 2 + ((yy - self.dome_y) / b) ** 2)
         left = self.dome_left + self.curve_mm * (((xx + self.dome_x) / a) ** 2 + ((yy - self.dome_y) / b) ** 2)
-        recess = 46 * torch.exp(wall.clamp(max=0) / 12)
+        lateral = 0.5 + 0.5 * torch.cos(0.92 * g.theta)  # deep behind and beside, shallow in front
+        recess = (8 + 62 * lateral) * torch.exp(wall.clamp(max=0) / 10)
         return zz - (self.dome_z - _join(right, left, 22.0)) + recess
 
     def liver(self, g: _Grid, box: Box, wall: Tensor, chest: Tensor) -> Tensor:
         """Signed distance of the liver in a box; vessels inside count as liver, gallbladder and vena cava do not."""
         p = g.bent_in(box)
-        hinge = (0.0, 0.0, -0.5 * self.half_width)
+        hinge = (self.dome_z - 5, -10.0, -0.75 * self.half_width)  # the liver hangs from the dome
         q = tuple((a - h) / self.scale + h for a, h in zip(p, hinge))
         sdf = _join(self.right.sdf(q), self.tip.sdf(q), self.join_mm + 8)
         sdf = _join(sdf, self.left.sdf(q), self.join_mm)
@@ -441,7 +442,8 @@ class _Body:
         sdf = sdf + self.roughness.at(g.z[box[0]], g.y[box[1]], g.x[box[2]])[0] * self.roughness_mm
         z, y, x = p
         # Fissure of the round ligament: a thin fatty cleft from in front and below.
-        cleft = torch.maximum((x - self.fissure_x - 0.12 * y).abs() - self.fissure_mm, torch.maximum(y + self.half_front - self.fissure_depth, z - 26))
+        bend = self.roughness.at(g.z[box[0]], g.y[box[1]] * 0.5, g.x[box[2]])[0]
+        cleft = torch.maximum((x - self.fissure_x - 0.25 * (y + 60) - 3 * bend).abs() - self.fissure_mm * (0.4 - (y + 40) / 50 - z / 60).clamp(0.1, 1.6), torch.maximum(y + self.half_front - self.fissure_depth, z - 26))
         sdf = _cut(sdf, cleft, 5.0)
         sdf = _cut(sdf, _Ellipsoid(self.hilum, (12, 11, 17)).sdf(p), 8.0)
         for body, _ in self.kidneys[:1]:
@@ -814,7 +816,7 @@ def _paint_ribs(slab: _Slab, body: _Body, wall: Tensor) -> None:
     number = level.round()
     end = ((0.40 + 0.13 * number).clamp(max=0.80) * math.pi)
     off_z = (level - number) * body.rib_pitch * 0.93
-    cross = (((wall - 5.0) / 4.2) ** 2 + (off_z / 7.0) ** 2).sqrt() * 5.2 - 5.2
+    cross = (((wall - 5.0) / 4.2) ** 2 + (off_z / 6.2) ** 2).sqrt() * 5.2 - 5.2
     start = (0.30 - g.theta) * 90
     rib = torch.maximum(torch.maximum(cross, (g.theta - end) * 90), torch.maximum(start, -number * 20 - 5))
     everything = (slice(None),) * 3
@@ -850,7 +852,13 @@ def _paint_spine(slab: _Slab, body: _Body) -> None:
     slab.paint(box, canal + 3 + 0.0 * z, 32.0, "muscle")
 
 
-def _paint_chest(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor) -> None:
+def _paint_mesentery(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor, tubes: Tensor) -> None:
+    """Small vessels and strands in the fat of the belly."""
+    inside = torch.maximum(wall + 9, chest + 9)
+    slab.paint((slice(None),) * 3, torch.maximum(tubes - 0.6, inside), 0.5 * (body.hu["cava"] + body.hu["muscle"]), share=0.75, width=2.4)
+
+
+def _paint_chest(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor, tubes: Tensor) -> None:
     g = slab.grid
     x, y = g.x[None, None, :], g.y[None, :, None]
     if float(g.z[-1]) < body.dome_z - 150:
@@ -860,8 +868,6 @@ def _paint_chest(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor) -> None:
     slab.paint(everything, torch.maximum(wall + 0.5, (chest - 1.5).abs() - 1.8), body.hu["muscle"], "muscle")
     lung = torch.maximum(wall + 2.5, 2.2 - chest * 0.8)
     lung = _cut(lung, middle, 8.0)
-    n = body.lung_tree.at(g.z, g.y, g.x)
-    tubes = ((n[0] ** 2 + n[1] ** 2).sqrt() - 0.10 - 0.10 * torch.sigmoid((n[0] + n[1]) * 2)) * 12
     slab.paint(everything, lung, -860 + 25 * slab.mottle, "lung")
     slab.paint(everything, torch.maximum(tubes, lung + 2), 40.0, width=2.2)
     box = g.box(body.heart.bounds, _BEND_PAD_MM)
@@ -1122,17 +1128,16 @@ def _blur(image: Tensor, sigma_px: float) -> Tensor:
     return F.conv2d(F.pad(out, (0, 0, reach, reach), mode="replicate"), k[None, None, :, None])[:, 0]
 
 
-def _noise(shape, pixel_mm: float, slice_mm: float, generator: torch.Generator, device) -> Tensor:
+def _noise(shape, pixel_mm: float, slice_mm: float, overlap_mm: float, generator: torch.Generator, device) -> Tensor:
     """[z y x] of unit sd: band-pass in the plane (a ramp filter's spectrum under a soft kernel), neighbours in z alike when slices are thin."""
     white = torch.randn(shape, generator=generator, device=device)
     fine, coarse = max(0.42, 0.62 / pixel_mm), max(1.3, 1.9 / pixel_mm)
     for a in range(0, shape[0], 32):
         part = white[a:a + 32]
         white[a:a + 32] = _blur(part, fine) - 0.85 * _blur(part, coarse)
-    alike = math.exp(-slice_mm / 1.6)
-    if alike > 0.05:
-        for k in range(shape[0] - 1):
-            white[k].add_(white[k + 1], alpha=alike)
+    alike = math.exp(-slice_mm / overlap_mm)
+    for k in range(1, shape[0]):
+        white[k].mul_(math.sqrt(1 - alike**2)).add_(white[k - 1], alpha=alike)
     return white / white.std()
 
 
@@ -1169,6 +1174,7 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
     shape = (len(z), len(y), len(x))
     noise_hu = scan.noise_hu[0] * (scan.noise_hu[1] / scan.noise_hu[0]) ** d.uniform(0, 1)
     sharpness = d.uniform(0.55, 0.8)  # sd of the reconstruction kernel, mm
+    overlap_mm = d.uniform(0.9, 2.6)  # how far slices share their noise
     y, x = y.to(device), x.to(device)
 
     subs = max(1, round(spacing[0] / scan.sub_slice_mm))
@@ -1194,7 +1200,7 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
     organs[labels > 0] = _ORGAN["liver"]
     lookalikes = _lookalike_table(plan, decoys, (z, y, x), spacing)
 
-    noise = _noise(shape, spacing[1], spacing[0], torch.Generator(device).manual_seed(seed + 1_000_003), device)
+    noise = _noise(shape, spacing[1], spacing[0], overlap_mm, torch.Generator(device).manual_seed(seed + 1_000_003), device)
     distance = ((x[None, :] / body.half_width) ** 2 + (y[:, None] / body.half_front) ** 2)
     noise *= noise_hu * (0.80 + 0.34 * torch.exp(-1.2 * distance)).clamp_min(0.5)
     hu += noise
@@ -1228,7 +1234,10 @@ def _paint_slices(plan: _Plan, z: Tensor, y: Tensor, x: Tensor, width: float) ->
     chest = body.diaphragm(g, wall)
     _paint_wall(slab, body, wall)
     _paint_ribs(slab, body, wall)
-    _paint_chest(slab, body, wall, chest)
+    n = body.tubules.at(z, y, x)
+    tubes = ((n[0] ** 2 + n[1] ** 2).sqrt() - 0.15) * 12  # thin winding tubes where two smooth fields vanish
+    _paint_mesentery(slab, body, wall, chest, tubes)
+    _paint_chest(slab, body, wall, chest, tubes)
     _paint_retroperitoneum(slab, body)
     _paint_gut(slab, body, wall, chest)
     _paint_spine(slab, body)
