@@ -108,7 +108,7 @@ def test_surface_distances_by_brute_force(seed):
     assert back == pytest.approx(found)  # symmetric
 
 
-# -- the four empty cases ---------------------------------------------------------------------------------------------
+# -- the four empty cases ---------------------------------------------------------------
 
 BOX, ELSEWHERE = np.s_[1:3, 1:3, 1:3], np.s_[1:3, 3:5, 4:6]
 
@@ -189,7 +189,7 @@ def test_shapes_must_agree():
         metrics.evaluate_case(labels(), labels((4, 5, 7)), SPACING)
 
 
-# -- matching -----------------------------------------------------------------------------------------------------------
+# -- matching ---------------------------------------------------------------
 
 
 def row(*runs, n=24):
@@ -292,7 +292,7 @@ def test_diameter_classes():
         assert found["size"] == size
 
 
-# -- intervals, paired tests, FROC --------------------------------------------------------------------------------------
+# -- intervals, paired tests, FROC ---------------------------------------------------------------
 
 
 def test_bootstrap_interval():

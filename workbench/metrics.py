@@ -32,6 +32,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Shaped
 from scipy import ndimage, spatial
 
 from workbench.volume import Refused, Spacing
@@ -45,8 +46,8 @@ EXACT_PAIRS = 12  # rule: up to here all sign flips are tried, 4096 at most
 
 
 def evaluate_case(
-    truth: torch.Tensor | np.ndarray,
-    prediction: torch.Tensor | np.ndarray,
+    truth: Shaped[torch.Tensor, "z y x"] | Shaped[np.ndarray, "z y x"],
+    prediction: Shaped[torch.Tensor, "_ _ _"] | Shaped[np.ndarray, "_ _ _"],
     spacing_mm: Spacing,
     name: str = "case",
     tolerance_mm: float = 1.0,
@@ -79,7 +80,12 @@ def evaluate_case(
     }
 
 
-def compare(truth: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing, tolerance_mm: float = 1.0) -> dict:
+def compare(
+    truth: Bool[np.ndarray, "z y x"],
+    prediction: Bool[np.ndarray, "z y x"],
+    spacing_mm: Spacing,
+    tolerance_mm: float = 1.0,
+) -> dict:
     """Overlap, volume and surface measures of two bool masks `[z y x]`."""
     t, p, both = int(truth.sum()), int(prediction.sum()), int((truth & prediction).sum())
     ml = math.prod(spacing_mm) / 1000
@@ -97,7 +103,10 @@ def compare(truth: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing, tole
 
 
 def surface_distances(
-    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing, tolerance_mm: float = 1.0
+    truth: Bool[np.ndarray, "z y x"],
+    prediction: Bool[np.ndarray, "z y x"],
+    spacing_mm: Spacing,
+    tolerance_mm: float = 1.0,
 ) -> dict[str, float]:
     """ASSD, RMSD and maximum symmetric surface distance in mm, and surface Dice at a tolerance.
 
@@ -119,7 +128,11 @@ def surface_distances(
 
 
 def match_lesions(
-    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing, neighbours: int = 6, tolerance_mm: float = 1.0
+    truth: Bool[np.ndarray, "z y x"],
+    prediction: Bool[np.ndarray, "z y x"],
+    spacing_mm: Spacing,
+    neighbours: int = 6,
+    tolerance_mm: float = 1.0,
 ) -> dict:
     """Reference and predicted lesions matched as the LiTS scorer does; `detection` has tp, fp, fn at each overlap."""
     joined = NEIGHBOURS[neighbours]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def read_labels(
     path: str | Path,
     like: Volume | None = None,
     *,
-    allowed: set[int] | None = frozenset({0, 1, 2}),
+    allowed: Collection[int] | None = (0, 1, 2),
     allow_empty: bool = True,
 ) -> Volume:
     """A label map, canonical `[z y x]`, uint8 (int32 where a value is above 255).
@@ -84,7 +85,8 @@ def list_cases(path: str | Path) -> list[Path]:
     from workbench.readers import dicom, itk, nifti
 
     path = Path(path)
-    gates.existing(path)
+    if not path.exists():
+        gates.existing(path)
     found = [case for reader in (nifti, itk, dicom) for case in reader.list_cases(path)]
     return sorted(set(found), key=gates.natural) if found or path.is_dir() else [path]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,7 @@ def ct(
     return volume
 
 
-def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: set[int] | None) -> Volume:
+def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: Collection[int] | None) -> Volume:
     """The gates of a label map: finite whole numbers out of an allowed set, never negative; then canonical."""
     affine(matrix, path)
     finite(array, path, None)
@@ -226,7 +227,7 @@ def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: set
     return canonical(array.astype(np.uint8 if found[-1] <= 255 else np.int32), matrix, path)
 
 
-def _mapping(found: list[int], allowed: set[int] | None) -> str:
+def _mapping(found: list[int], allowed: Collection[int] | None) -> str:
     """The re-labelling that the values suggest."""
     if allowed is None:
         return "Renumber the regions from 1."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def read(path: str | Path, *, fill_nonfinite: float | None = None) -> Volume:
     return gates.ct(array, affine, path, fill_nonfinite, eight_bit=array.dtype == np.uint8)
 
 
-def read_labels(path: str | Path, *, allowed: set[int] | None = None) -> Volume:
+def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
     array, affine = voxels(path)
     return gates.labels(array, affine, path, allowed)

@@ -12,6 +12,7 @@ import gzip
 import io
 import os
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def read(path: str | Path, *, fill_nonfinite: float | None = None, form: str | N
     return gates.ct(array, affine, path, fill_nonfinite, eight_bit=dtype == np.uint8)
 
 
-def read_labels(path: str | Path, *, allowed: set[int] | None = None, form: str | None = None) -> Volume:
+def read_labels(path: str | Path, *, allowed: Collection[int] | None = None, form: str | None = None) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
     array, affine, _ = voxels(path, form)
     return gates.labels(array, affine, path, allowed)

@@ -1,0 +1,387 @@
+"""Readers: canonical axes, HU kept, results on the input's own grid with its affine bit for bit."""
+
+import gzip
+import itertools
+import sys
+import warnings
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from workbench import readers
+from workbench.readers import WorkbenchWarning, case_name, nifti
+from workbench.volume import Refused, Volume, canonical_affine
+
+SHAPE = (4, 6, 9)  # unequal, so that a transposition shows
+
+
+def hu(shape=SHAPE):
+    """Every voxel with a value of its own, -1000 and up."""
+    return (np.arange(np.prod(shape)).reshape(shape) * 7 - 1000).astype(np.int16)
+
+
+def save(path, array, affine, sform=1, qform=0):
+    image = nibabel.Nifti1Image(array, None)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, sform)
+    image.set_qform(affine, qform)
+    nibabel.save(image, path)
+    return path
+
+
+def rotation(degrees, axis):
+    a = np.radians(degrees)
+    i, j = [k for k in range(3) if k != axis]
+    r = np.eye(3)
+    r[i, i] = r[j, j] = np.cos(a)
+    r[i, j], r[j, i] = -np.sin(a), np.sin(a)
+    return r
+
+
+def placed(columns, origin=(12.25, -30.5, 101.125)):
+    affine = np.eye(4)
+    affine[:3, :3] = columns
+    affine[:3, 3] = origin
+    return affine
+
+
+TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+
+
+@pytest.mark.parametrize("order, signs", TURNS, ids=lambda v: "".join(map(str, v)))
+def test_every_axis_order_comes_in_canonical_and_goes_out_as_it_was(tmp_path, order, signs):
+    columns = np.zeros((3, 3))
+    for i, (world, sign) in enumerate(zip(order, signs)):
+        columns[world, i] = sign * (0.7, 0.9, 2.5)[world]
+    affine = placed(columns)
+    path = save(tmp_path / "case.nii.gz", hu(), affine)
+    volume = readers.read(path)
+
+    # each canonical voxel holds what the file holds at the same place in the patient
+    back = np.linalg.inv(affine) @ volume.affine
+    for z, y, x in itertools.product(*(range(n) for n in volume.shape)):
+        at = np.rint(back @ (x, y, z, 1)).astype(int)[:3]
+        assert volume.array[z, y, x] == hu()[tuple(at)]
+    assert np.array_equal(np.sign(volume.affine[:3, :3]), np.diag([-1, -1, 1]))
+    assert volume.spacing_mm == (2.5, 0.9, 0.7)
+
+    nifti.write(volume, tmp_path / "out.nii.gz")
+    out = nibabel.load(tmp_path / "out.nii.gz")
+    assert np.array_equal(out.affine, nibabel.load(path).affine)
+    assert np.array_equal(np.asarray(out.dataobj), hu()) and out.get_data_dtype() == np.int16
+
+
+@pytest.mark.parametrize("sform, qform", [(1, 0), (0, 1), (1, 1), (2, 1), (0, 4)])
+@pytest.mark.parametrize("keep_source", [True, False])
+def test_oblique_affine_bit_for_bit(tmp_path, sform, qform, keep_source):
+    columns = rotation(7.3, 0) @ rotation(-3.1, 2) @ np.diag([-0.743, -0.743, 1.6])
+    path = save(tmp_path / "case.nii.gz", hu(), placed(columns), sform, qform)
+    before = nibabel.load(path)
+    volume = readers.read(path)
+    if not keep_source:
+        path.unlink()  # the header to copy from is gone
+    nifti.write(volume.with_array(volume.array.to(torch.uint8)), tmp_path / "out.nii.gz")
+    out = nibabel.load(tmp_path / "out.nii.gz")
+    assert out.affine.tobytes() == before.affine.tobytes()
+    if keep_source:
+        assert (out.header["sform_code"], out.header["qform_code"]) == (sform, qform)
+    assert out.header.get_xyzt_units()[0] == "mm"
+    assert volume.spacing_mm == pytest.approx((1.6, 0.743, 0.743), abs=1e-5)
+    # kept oblique, not straightened: the normal leans 7 degrees
+    lean = np.degrees(np.arccos(volume.affine[2, 2] / 1.6))
+    assert 5 < lean < 10
+
+
+def test_other_dtypes_and_the_canonical_grid(tmp_path):
+    spacing = (2.5, 0.9, 0.7)
+    generator = torch.Generator().manual_seed(0)
+    float_map = torch.rand(SHAPE, generator=generator)
+    for array, dtype in (
+        (float_map, np.float32),
+        (float_map.half(), np.float32),
+        (float_map > 0.5, np.uint8),
+        ((float_map * 4).to(torch.uint8), np.uint8),
+        ((float_map * 9e4).to(torch.int64), np.int32),
+    ):
+        nifti.write(Volume(array, spacing, canonical_affine(spacing)), tmp_path / "m.nii")
+        out = nibabel.load(tmp_path / "m.nii")
+        assert out.get_data_dtype() == dtype
+        assert out.shape == SHAPE[::-1]
+        assert np.array_equal(np.asarray(out.dataobj).transpose(2, 1, 0), array.to(torch.float64).numpy().astype(dtype))
+        assert nibabel.aff2axcodes(out.affine) == ("L", "P", "S")
+        assert (out.header["sform_code"], out.header["qform_code"]) == (1, 1)
+
+
+def test_writing_is_atomic_and_repeatable(tmp_path, monkeypatch):
+    spacing = (2.0, 1.0, 1.0)
+    volume = Volume(torch.zeros(SHAPE), spacing, canonical_affine(spacing))
+    path = tmp_path / "p.nii.gz"
+    nifti.write(volume, path)
+    first = path.read_bytes()
+    nifti.write(volume, path)
+    assert path.read_bytes() == first  # no time stamp
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nifti.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        nifti.write(volume.with_array(torch.ones(SHAPE)), path)
+    assert path.read_bytes() == first
+    assert [p.name for p in tmp_path.iterdir()] == ["p.nii.gz"]
+    with pytest.raises(Refused, match="suffix"):
+        nifti.write(volume, tmp_path / "p.png")
+
+
+def test_scale_and_intercept_give_hu(tmp_path):
+    for slope, inter, stored, expected in (
+        (1.0, -1024.0, np.uint16([0, 1024, 2000, 1084]), torch.int16),
+        (2.0, -1000.0, np.int16([0, 500, 900, 530]), torch.int16),
+        (0.5, 10.5, np.int16([-2000, 0, 99, 100]), torch.float32),
+    ):
+        array = np.resize(stored, SHAPE)
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(stored.dtype)
+        header.set_data_shape(SHAPE)
+        header.set_sform(placed(np.diag([-1.0, -1, 2])), 1)
+        header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, inter, 352
+        path = tmp_path / "s.nii"
+        path.write_bytes(header.binaryblock + bytes(4) + array.tobytes(order="F"))
+        volume = readers.read(path)
+        assert volume.array.dtype == expected
+        wanted = nibabel.load(path).get_fdata().transpose(2, 1, 0)
+        assert np.array_equal(volume.array.numpy(), wanted)
+
+
+def test_integers_stay_int16_and_fractions_float32(tmp_path):
+    affine = placed(np.diag([-1.0, -1, 2]))
+    for array, dtype in (
+        (hu().astype(np.int32), torch.int16),
+        (hu().astype(np.float64), torch.int16),
+        (hu().astype(np.float32) + 0.25, torch.float32),
+        (hu().astype(np.int32) * 40, torch.float32),
+        (hu().astype(">i2"), torch.int16),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WorkbenchWarning)
+            volume = readers.read(save(tmp_path / "c.nii.gz", array, affine))
+        assert volume.array.dtype == dtype
+        assert np.array_equal(volume.array.numpy(), array.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nhdr"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_nrrd_and_meta_images_have_nifti_geometry(tmp_path, suffix, compressed):
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(hu())  # [z y x]
+    image.SetSpacing((0.7, 0.9, 2.5))
+    image.SetOrigin((-12.5, 30.25, -7.0))
+    image.SetDirection((rotation(20, 0) @ np.diag([1, -1, 1])).ravel())
+    sitk.WriteImage(image, tmp_path / f"scan{suffix}", useCompression=compressed)
+    sitk.WriteImage(image, tmp_path / "scan.nii.gz")
+    volume, twin = readers.read(tmp_path / f"scan{suffix}"), readers.read(tmp_path / "scan.nii.gz")
+    assert torch.equal(volume.array, twin.array)
+    assert np.allclose(volume.affine, twin.affine, atol=1e-5)
+    assert volume.spacing_mm == twin.spacing_mm == (2.5, 0.9, 0.7)
+    nifti.write(volume, tmp_path / "out.nii.gz")  # the grid of the input, in RAS
+    back = sitk.ReadImage(tmp_path / "out.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(back), hu())
+    assert np.allclose(back.GetDirection(), image.GetDirection(), atol=1e-6)
+    assert np.allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-4)
+
+
+def test_a_singleton_axis_is_dropped_with_a_word(tmp_path):
+    image = nibabel.Nifti1Image(hu()[..., None], placed(np.diag([-1.0, -1, 2])))
+    nibabel.save(image, tmp_path / "c.nii.gz")
+    with pytest.warns(WorkbenchWarning, match="axes of length 1 were dropped"):
+        volume = readers.read(tmp_path / "c.nii.gz")
+    assert volume.shape == SHAPE[::-1]
+    nifti.write(volume, tmp_path / "o.nii.gz")
+    assert nibabel.load(tmp_path / "o.nii.gz").shape == SHAPE
+
+
+def test_what_must_be_accepted(tmp_path):
+    """Soft tissue alone, clipped crops and flat volumes are no faults."""
+    rng = np.random.default_rng(0)
+    affine = np.diag([2, 2, 5, 1.0])
+    tissue = rng.normal(60, 20, (64, 60, 24)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WorkbenchWarning)
+        volume = readers.read(save(tmp_path / "tissue.nii.gz", tissue, affine))
+        assert volume.array.dtype == torch.float32
+        clipped = np.clip(rng.normal(60, 200, SHAPE), -160, 240).astype(np.int16)
+        assert readers.read(save(tmp_path / "clipped.nii.gz", clipped, affine)).array.min() == -160
+    with pytest.warns(WorkbenchWarning, match="every voxel is -1000 HU"):
+        readers.read(save(tmp_path / "air.nii.gz", np.full(SHAPE, -1000, np.int16), affine))
+
+
+def test_labels(tmp_path):
+    affine = placed(rotation(4, 1) @ np.diag([0.7, -0.9, 2.5]))
+    mask = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.float64)
+    ct = readers.read(save(tmp_path / "ct.nii.gz", hu(), affine))
+    volume = readers.read_labels(save(tmp_path / "labels.nii.gz", mask, affine), like=ct)
+    assert volume.array.dtype == torch.uint8
+    assert np.array_equal(volume.source.to_file_order(volume.array.numpy()), mask)
+    # the same mask stored in other axes lies on the same grid once both are canonical
+    turned = nibabel.as_closest_canonical(nibabel.load(tmp_path / "labels.nii.gz"))
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    assert torch.equal(readers.read_labels(tmp_path / "turned.nii.gz", like=ct).array, volume.array)
+    regions = save(tmp_path / "regions.nii.gz", (hu() + 1000).astype(np.int32), affine)
+    assert readers.read_labels(regions, allowed=None).array.dtype == torch.int32
+    empty = save(tmp_path / "empty.nii.gz", mask * 0, affine)
+    assert not readers.read_labels(empty).array.any()
+    with pytest.raises(Refused, match="an empty mask"):
+        readers.read_labels(empty, allow_empty=False)
+
+
+def test_case_names(tmp_path):
+    assert case_name("data/p07.nii.gz") == "p07"
+    assert case_name("data/p07/ct.nii.gz") == "p07"
+    assert case_name("data/p.07.nrrd") == "p.07"
+    assert case_name("data/p07/dicom") == case_name("data/p07/dicom/image") == case_name("data/p07/DICOM_anon") == "p07"
+    assert case_name(tmp_path / "volume-12.nii") == "volume-12"
+
+
+def test_list_cases_and_check(tmp_path):
+    affine = placed(np.diag([-1.0, -1, 2]))
+    for name in ("p10/ct.nii.gz", "p2/ct.nii.gz", "p2/labels.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, hu(), affine)
+    (tmp_path / "p2" / "bad.nii.gz").write_bytes(b"")
+    found = readers.list_cases(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["p2/bad.nii.gz", "p2/ct.nii.gz", "p10/ct.nii.gz"]
+    bad, good, _ = (readers.check(p) for p in found)
+    assert (good.ok, good.warnings) == (True, ())
+    assert good.message == "4 x 6 x 9 voxels of 1 x 1 x 2 mm, -1000 to 505 HU"
+    assert not bad.ok and "0 bytes" in bad.message
+    assert not readers.check(tmp_path / "none.nii").ok
+    assert readers.list_cases(found[0]) == [found[0]]
+
+
+def test_pair_labels(tmp_path):
+    def touch(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+
+    def pairs(a, b):
+        root = tmp_path
+        return [
+            (n, str(t.relative_to(root)), str(p.relative_to(root)))
+            for n, t, p in readers.pair_labels(root / a, root / b)
+        ]
+
+    touch("t/a.nii.gz", "t/b.nii.gz", "p/b.nii", "p/a.nrrd")
+    assert pairs("t", "p") == [("a", "t/a.nii.gz", "p/a.nrrd"), ("b", "t/b.nii.gz", "p/b.nii")]
+    assert pairs("t/a.nii.gz", "p/b.nii") == [("b", "t/a.nii.gz", "p/b.nii")]  # two files are a pair by being named
+    # result folders of `segment` against a cohort's folders, and against LiTS's names
+    touch("r/c2/labels.nii.gz", "r/c2/ledger.nii.gz", "r/c10/labels.nii.gz")
+    touch("cohort/c2/ct.nii.gz", "cohort/c2/labels-liver1-tumour2.nii.gz", "cohort/c10/labels.nii.gz")
+    assert [n for n, _, _ in pairs("cohort", "r")] == ["c2", "c10"]
+    touch("lits/volume-3.nii", "lits/segmentation-3.nii", "out/volume-3/labels.nii.gz")
+    assert pairs("lits", "out") == [("3", "lits/segmentation-3.nii", "out/volume-3/labels.nii.gz")]
+    assert pairs("cohort/c2", "r/c2") == [("c2", "cohort/c2/labels-liver1-tumour2.nii.gz", "r/c2/labels.nii.gz")]
+    touch("p/extra.nii.gz", "t/only.nii.gz")
+    with pytest.raises(Refused, match=r"1 truth without prediction \(only\), 1 prediction without truth \(extra\)"):
+        readers.pair_labels(tmp_path / "t", tmp_path / "p")
+    touch("two/c2/labels-a.nii.gz", "two/c2/labels-b.nii.gz")
+    with pytest.raises(Refused, match="2 label files"):
+        readers.pair_labels(tmp_path / "two", tmp_path / "r")
+    with pytest.raises(Refused, match="no such file"):
+        readers.pair_labels(tmp_path / "missing", tmp_path / "r")
+
+
+def test_the_package_does_not_import_the_libraries():
+    import subprocess
+
+    code = "import sys, workbench.readers; print([m for m in ('nibabel', 'pydicom', 'SimpleITK') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# -- real scans ----------------------------------------------------------------------------------------------------
+
+# sizes, spacing [z y x], HU mean of the liver, its volume: measured by others on the same files
+SCANS = [
+    ("ircadb01-17/ct.nii.gz", "ircadb01-17/liver.nii.gz", (119, 512, 512), (1.6, 0.743, 0.743), 99, 1860.62),
+    ("chaos-ct-03/DICOM_anon", "chaos-ct-03/liver.nii.gz", (78, 512, 512), (2.0, 0.726562, 0.726562), 141, 1417.49),
+    ("dcmqi-ct-3slice/dicom", "dcmqi-ct-3slice/liver_seg.nrrd", (3, 512, 512), (1.0, 0.810547, 0.810547), 37, 70.36),
+    (
+        "totalseg-example/example_ct.nii.gz",
+        "totalseg-example/example_ct_liver.nii.gz",
+        (112, 101, 122),
+        (3, 3, 3),
+        44,
+        1123.25,
+    ),
+    ("crlm-ct-1004/dicom", None, (41, 512, 512), (5.0, 0.796875, 0.796875), None, None),
+] + [
+    (f"lits-0{n}/ct.nii.gz", f"lits-0{n}/labels.nii.gz", shape, spacing, None, ml)
+    for n, shape, spacing, ml in [
+        (0, (28, 313, 395), (5.0, 0.703125, 0.703125), 1364.15),
+        (1, (27, 339, 414), (5.0, 0.675781, 0.675781), 1485.93),
+        (3, (164, 378, 352), (1.0, 0.693359, 0.693359), 1559.77),
+        (4, (240, 299, 376), (0.8, 0.902344, 0.902344), 3141.83),
+        (6, (174, 302, 341), (1.0, 0.873047, 0.873047), 1883.02),
+    ]
+]
+
+
+@pytest.mark.parametrize("ct, mask, shape, spacing, mean, ml", SCANS, ids=[s[0].split("/")[0] for s in SCANS])
+def test_real_scans(realdata, tmp_path, ct, mask, shape, spacing, mean, ml):
+    path = realdata / ct
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WorkbenchWarning)
+        volume = readers.read(path)
+    assert volume.shape == shape
+    assert volume.spacing_mm == pytest.approx(spacing, abs=1e-6)
+    assert volume.array.dtype == torch.int16
+    assert volume.name == ct.split("/")[0] or ct.startswith("totalseg")
+    if mask:
+        liver = readers.read_labels(realdata / mask, like=volume).array > 0
+        assert int(liver.sum()) * volume.voxel_ml == pytest.approx(ml, abs=0.01)
+        if mean:
+            assert volume.array[liver].float().mean().item() == pytest.approx(mean, abs=0.6)
+    if path.is_file():
+        before = nibabel.load(path)
+        nifti.write(volume, tmp_path / "out.nii.gz", level=1)
+        after = nibabel.load(tmp_path / "out.nii.gz")
+        assert after.affine.tobytes() == before.affine.tobytes()
+        assert np.array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))
+
+
+@pytest.mark.parametrize("folder", ["crlm-ct-1004/dicom", "chaos-ct-03/DICOM_anon", "dcmqi-ct-3slice/dicom"])
+def test_dicom_against_itk(realdata, tmp_path, folder):
+    import SimpleITK as sitk
+
+    path = realdata / folder
+    volume = readers.read(path)
+    series = sitk.ImageSeriesReader()
+    series.SetFileNames(series.GetGDCMSeriesFileNames(str(path)))
+    image = series.Execute()
+    assert np.array_equal(volume.array.numpy(), sitk.GetArrayFromImage(image))
+    nifti.write(volume, tmp_path / "out.nii.gz", level=1)
+    back = sitk.ReadImage(tmp_path / "out.nii.gz")
+    assert back.GetSize() == image.GetSize()
+    assert np.allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-4)
+    assert np.allclose(back.GetSpacing(), image.GetSpacing(), atol=1e-5)
+    assert np.allclose(back.GetDirection(), image.GetDirection(), atol=1e-6)
+
+
+def test_padding_of_a_scanner_is_kept(realdata):
+    assert readers.read(realdata / "crlm-ct-1004/dicom").array.min() == -3024
+
+
+def test_a_real_file_cut_short_is_refused(realdata, tmp_path):
+    """SimpleITK reads such a file without a word and fills the rest with zeros."""
+    whole = (realdata / "lits-01/ct.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Refused, match="truncated"):
+        readers.read(tmp_path / "cut.nii.gz")
+    flipped = bytearray(gzip.compress(gzip.decompress(whole), 1))
+    flipped[len(flipped) // 2] ^= 16
+    (tmp_path / "flipped.nii.gz").write_bytes(flipped)
+    with pytest.raises(Refused, match="gzip"):
+        readers.read(tmp_path / "flipped.nii.gz")
