@@ -1,0 +1,325 @@
+"""MLflow, fed from the experiment folder. The only module that imports mlflow.
+
+Chooses: the experiment folder is the record and MLflow a view of it. `sync` reads the folder and adds what the store
+does not have yet: one parent run per folder, one child run per finished stage, one run per fold below it. A stage is known
+by the hash of its stage.json, so a second sync adds nothing and a stage that was run again gets a new run. A store that
+is dead, locked or missing is reported, never raised: the work goes on and the next sync catches up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from workbench import folders
+from workbench.report import flat
+
+EXPERIMENT = "liver-workbench"
+MODELS = (".safetensors", ".skops")
+LOCK_SECONDS = 3.0  # empirical: a sync of a demo holds the store for less
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync did: what it added, how many stages were there already, and why it could not go on (or empty)."""
+
+    added: tuple[str, ...] = ()
+    unchanged: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"MLflow: not reached ({self.reason}); the folder keeps the record and the next sync catches up"
+        return f"MLflow: {len(self.added)} added, {self.unchanged} stages unchanged ({self.seconds:.1f} s)"
+
+
+def default_store() -> Path:
+    """mlruns/ of the repository (an editable install), or of the current directory."""
+    import workbench
+
+    for place in [Path(p).parent for p in workbench.__path__]:
+        if (place / "notebooks").is_dir():
+            return place / "mlruns"
+    return Path.cwd() / "mlruns"
+
+
+def uri(store: str | Path) -> str:
+    return f"sqlite:///{(Path(store).resolve() / 'mlflow.db').as_posix()}"
+
+
+def folder_key(folder: str | Path) -> str:
+    """What the store knows a folder by: its place, hashed, since filters cannot quote every path."""
+    return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
+
+
+def _reachable(store: Path) -> str:
+    """Empty when the store can be written now, else why not. MLflow itself would try again for many minutes."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        if not os.access(store, os.W_OK):
+            return f"{store} cannot be written"
+        with contextlib.closing(sqlite3.connect(store / "mlflow.db", timeout=LOCK_SECONDS)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except (OSError, sqlite3.Error) as error:
+        return f"{store / 'mlflow.db'}: {error}"
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither telemetry nor the migration's log on the screen."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "1")
+    names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^\w\-./ ]", "_", text)[:250]
+
+
+def _milliseconds(iso: str | None) -> int:
+    try:
+        return int(datetime.fromisoformat(iso).timestamp() * 1000)
+    except (TypeError, ValueError):
+        return int(time.time() * 1000)
+
+
+class _Store:
+    """The few things that a sync asks of MLflow."""
+
+    def __init__(self, store: Path):
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=uri(store))
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        self.experiment = (
+            found.experiment_id
+            if found
+            else self.client.create_experiment(EXPERIMENT, artifact_location=(store.resolve() / "artifacts").as_uri())
+        )
+
+    def runs(self, key: str) -> list:
+        """All runs of an experiment folder, the oldest first."""
+        found, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                filter_string=f"tags.`workbench.key` = '{key}'",
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            found += list(page)
+            token = page.token
+            if not token:
+                return found
+
+    def start(self, name: str, tags: dict[str, str], parent: str | None, at: int) -> str:
+        tags = {**tags, "mlflow.source.name": "workbench", "mlflow.source.type": "LOCAL"}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        return self.client.create_run(self.experiment, start_time=at, tags=tags, run_name=name).info.run_id
+
+    def log(self, run: str, parameters: dict | None = None, metrics: list | None = None) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(_name(k), str(v)[:6000]) for k, v in (parameters or {}).items()]
+        metrics = metrics or []
+        for at in range(0, len(entries), 100):
+            self.client.log_batch(run, params=entries[at : at + 100])
+        for at in range(0, len(metrics), 1000):
+            self.client.log_batch(run, metrics=metrics[at : at + 1000])
+
+    def end(self, run: str, at: int) -> None:
+        self.client.set_terminated(run, "FINISHED", at)
+
+    def dataset(self, run: str, digest: str, patients: int | None) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(
+            name="cohort",
+            digest=digest[:36],
+            source_type="local",
+            source=json.dumps({"sha256": digest}),
+            profile=json.dumps({"patients": patients}),
+        )
+        self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+
+def _numbers(values: dict, at: int) -> list:
+    from mlflow.entities import Metric
+
+    return [
+        Metric(_name(k), float(v), at, 0)
+        for k, v in values.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    ]
+
+
+def _curves(table: pd.DataFrame, at: int) -> list:
+    """Step metrics; a table without a `step` is counted by its rows."""
+    from mlflow.entities import Metric
+
+    steps = table["step"].astype(int) if "step" in table else pd.Series(range(len(table)), index=table.index)
+    names = [c for c in table.select_dtypes("number").columns if c not in ("step", "fold")]
+    return [
+        Metric(_name(name), float(value), at, int(step))
+        for name in names
+        for step, value in zip(steps, table[name])
+        if math.isfinite(value)
+    ]
+
+
+def _sync_stage(store: _Store, stage: folders.StageFolder, parent: str, common: dict[str, str]) -> list[str]:
+    """One run for a stage, one below it for each fold. The hash is written last: a run cut short is done again."""
+    ended = _milliseconds(stage.info.get("finished"))
+    began = ended - int(1000 * float(stage.info.get("seconds") or 0))
+    tags = {
+        **common,
+        "workbench.stage": stage.name,
+        "workbench.version": str(stage.info.get("version", "")),
+        "workbench.device": str(stage.info.get("device", "")),
+    }
+    run = store.start(stage.name, tags, parent, began)
+    inputs = {f"input.{k}": v for k, v in flat(stage.info.get("inputs", {})).items()}
+    store.log(
+        run,
+        {**flat(stage.info.get("settings", {})), **inputs} if stage.info.get("settings") else inputs,
+        _numbers({**stage.metrics(), "seconds": stage.info.get("seconds")}, ended),
+    )
+    added = [stage.name]
+    curves = stage.table("curves.csv")
+    folds: dict[int, list[Path]] = {}
+    for path in sorted(stage.path.glob("fold*")):
+        if path.is_file() and (match := re.match(r"fold(\d+)\.", path.name)):
+            folds.setdefault(int(match[1]), []).append(path)
+    for fold, files in sorted(folds.items()):
+        child = store.start(f"{stage.name} fold {fold}", {**tags, "workbench.fold": str(fold)}, run, began)
+        if curves is not None and "fold" in curves:
+            store.log(child, metrics=_curves(curves[curves["fold"] == fold], ended))
+        for file in files:
+            if file.suffix == ".json":
+                store.log(child, metrics=_numbers(flat(json.loads(file.read_text())), ended))
+            store.client.log_artifact(child, str(file), "model" if file.suffix in MODELS else None)
+        store.end(child, ended)
+        added.append(f"{stage.name} fold {fold}")
+    if curves is not None and not folds:
+        store.log(run, metrics=_curves(curves, ended))
+    for file in sorted(p for p in stage.path.iterdir() if p.is_file() and not p.name.startswith((".", "fold"))):
+        if file.suffix in MODELS:
+            store.client.log_artifact(run, str(file), "model")
+        elif file.suffix in (".json", ".csv") and file.stat().st_size < 2_000_000:
+            store.client.log_artifact(run, str(file))
+    store.end(run, ended)
+    store.client.set_tag(run, "workbench.stage_sha256", stage.sha256)
+    return added
+
+
+def _sync_files(store: _Store, parent: str, have: dict[str, str], experiment: Path) -> list[str]:
+    """Figures, executed notebooks and the report of the parent run: those whose size or time changed."""
+    added = []
+    wanted = [(p, "figures") for p in sorted(experiment.glob("figures/*.png"))]
+    wanted += [(p, "notebooks") for p in sorted(experiment.glob("notebooks/*.ipynb"))]
+    wanted += [(p, "") for p in (experiment / "report.html", experiment / "experiment.json") if p.exists()]
+    for path, under in wanted:
+        tag = f"workbench.file.{_name(f'{under}/{path.name}')}"
+        state = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+        if have.get(tag) != state:
+            store.client.log_artifact(parent, str(path), under or None)
+            store.client.set_tag(parent, tag, state)
+            added.append(path.name)
+    return added
+
+
+def _sync(folder: Path, place: Path) -> SyncReport:
+    store = _Store(place)
+    experiment = folders.experiment(folder)
+    name = str(folder.resolve())
+    existing = store.runs(folder_key(folder))
+    parents = [r for r in existing if "mlflow.parentRunId" not in r.data.tags]
+    info, patients = experiment.info, experiment.patients()
+    digest = str(info.get("manifest_sha256", ""))
+    common = {"workbench.key": folder_key(folder), "workbench.folder": name, "workbench.dataset_sha256": digest}
+    added: list[str] = []
+    if parents:
+        parent, have = parents[0].info.run_id, parents[0].data.tags
+    else:
+        tags = {
+            **common,
+            "workbench.version": str(info.get("version", "")),
+            "workbench.device": str(info.get("device", "")),
+        }
+        parent, have = store.start(folder.resolve().name, tags, None, int(time.time() * 1000)), {}
+        added.append(folder.resolve().name)
+    if "workbench.settings" not in have:  # also after a sync that was cut short here
+        own = {k: v for k, v in info.items() if k != "settings"}
+        store.log(parent, {**flat(own), **(flat(info["settings"]) if info.get("settings") else {})})
+        if digest:
+            store.dataset(parent, digest, patients)
+        store.client.set_tag(parent, "workbench.settings", "logged")
+    if patients is not None and have.get("workbench.patients") != str(patients):
+        store.client.set_tag(parent, "workbench.patients", str(patients))
+
+    stages = [r for r in existing if "workbench.stage" in r.data.tags and "workbench.fold" not in r.data.tags]
+    known = {(r.data.tags["workbench.stage"], r.data.tags.get("workbench.stage_sha256")) for r in stages}
+    unchanged = 0
+    for stage in experiment.stages.values():
+        if (stage.name, stage.sha256) in known:
+            unchanged += 1
+            continue
+        for old in stages:
+            if old.data.tags["workbench.stage"] == stage.name:
+                store.client.set_tag(old.info.run_id, "workbench.superseded", "true")
+        added += _sync_stage(store, stage, parent, {**common, "workbench.patients": str(patients or "")})
+        at = _milliseconds(stage.info.get("finished"))
+        store.log(parent, metrics=_numbers({f"{stage.name}.{k}": v for k, v in stage.metrics().items()}, at))
+    added += _sync_files(store, parent, have, folder)
+    if added:
+        store.end(parent, int(time.time() * 1000))
+    return SyncReport(tuple(added), unchanged)
+
+
+def sync(experiment: str | Path, store: str | Path | None = None) -> SyncReport:
+    """Bring the store up to what the experiment folder holds. Reports a store that cannot be reached, never raises for it.
+
+    `store` is the mlruns folder: mlflow.db and artifacts/ lie in it.
+    """
+    started = time.monotonic()
+    place = Path(store) if store else default_store()
+    folders.experiment(experiment)  # no such folder: the caller's mistake
+    if reason := _reachable(place):
+        return SyncReport(reason=reason, seconds=time.monotonic() - started)
+    try:
+        with _quiet():
+            report = _sync(Path(experiment), place)
+    except Exception as error:  # whatever the store does, the work that it would only have recorded goes on
+        line = " ".join(str(error).split())[:300]
+        return SyncReport(reason=f"{type(error).__name__}: {line}", seconds=time.monotonic() - started)
+    return SyncReport(report.added, report.unchanged, seconds=time.monotonic() - started)
