@@ -58,7 +58,7 @@ lint: .venv ## ruff, import directions, types
 	$(BIN)/mypy
 
 lab: .venv ## JupyterLab on loopback
-	$(BIN)/jupyter lab --ip 127.0.0.1 --port $(LAB_PORT) notebooks
+	$(BIN)/jupyter lab --ip 127.0.0.1 --port $(LAB_PORT) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 mlflow: .venv ## MLflow's pages on loopback
 	@mkdir -p mlruns/artifacts

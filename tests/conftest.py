@@ -66,3 +66,20 @@ def small_phantom():
     from workbench import phantom
 
     return phantom.generate(seed=7, preset="demo")
+
+
+# napari's pytest plugin has two fixtures that load napari and Qt for every test: nine seconds a worker, and an error in each
+# where Qt's libraries are missing. Under the same names here they stand aside, unless the test opens a window.
+
+
+@pytest.fixture(autouse=True)
+def _clean_themes():
+    return None
+
+
+@pytest.fixture(autouse=True)
+def _disable_qt_warnings(request):
+    if request.node.get_closest_marker("gui"):
+        from napari._qt import qt_main_window
+
+        request.getfixturevalue("monkeypatch").setattr(qt_main_window, "SHOW_QT_WARNING", False)

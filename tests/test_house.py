@@ -72,7 +72,7 @@ def test_notebook_is_thin_and_clean(path):
         source = "".join(c["source"])
         assert len(source.splitlines()) <= 12, f"a cell is a sentence; more belongs in the library:\n{source}"
         assert not re.search(r"^\s*def ", source, re.M), f"functions belong in the library:\n{source}"
-    assert cells[0]["cell_type"] == cells[-1]["cell_type"] == "markdown" or cells[-1]["cell_type"] == "code"
+    assert cells[0]["cell_type"] == "markdown"
     assert "?" in "".join(cells[0]["source"]), "a notebook opens with its question"
 
 
