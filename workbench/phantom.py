@@ -117,9 +117,8 @@ class _Smooth:
 
     def at(self, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """[c z y x] on the product of three axes (mm)."""
-        field = self.lattice.to(x.device) @ self._weights(x, 2).T
-        field = self._weights(y, 1) @ field
-        return torch.einsum("zk,ckyx->czyx", self._weights(z, 0), field)
+        field = torch.tensordot(self._weights(z, 0), self.lattice.to(x.device), dims=([1], [1])).transpose(0, 1)
+        return (self._weights(y, 1) @ field) @ self._weights(x, 2).T
 
 
 # ---------------------------------------------------------------------------------------------------- signed distances
@@ -242,7 +241,7 @@ class _Body:
         self.half_width = 124 * self.frame * d.normal(1.0, 0.03)
         self.belly = d.uniform(0, 1) ** 1.5
         self.fat_mm = 7 + 26 * d.uniform(0, 1) ** 1.6
-        self.half_front = self.half_width * d.normal(0.70, 0.03) + 22 * self.belly
+        self.half_front = self.half_width * d.normal(0.70, 0.045) + 24 * self.belly
         self.half_back = self.half_width * d.normal(0.645, 0.02)
         self.power = d.uniform(2.25, 2.7)
         self.muscle_mm = d.uniform(11, 16)
@@ -315,6 +314,7 @@ class _Body:
                                _turn(d.normal(14, 6), d.normal(14, 6), 0))
         self.tip = _Ellipsoid((-62 * long + d.normal(0, 6), -4 + d.normal(0, 8), -0.70 * w), (52 * s * long, 44 * s, 28 * s), _turn(0, d.normal(-12, 5), 0))
         self.caudate = _Ellipsoid((22 + d.normal(0, 4), 14 + d.normal(0, 3), -10), (26, 13, 17 + d.normal(0, 2)))
+        self.cap = _Ellipsoid((self.dome_z - 14, self.dome_y - 2, self.dome_x - 2), (40, 62 * f, 54 * f))  # what fills the dome, whatever the size
         self.join_mm = d.uniform(14, 26)
         self.hilum = (d.normal(-4, 5), d.normal(-2, 4), d.normal(-22, 4))  # porta hepatis
         self.fissure_x = d.normal(-4, 5)
@@ -335,18 +335,18 @@ class _Body:
                            [r * d.uniform(0.85, 1.25) for r in (12.5, 12, 11, 9.5, 8)])
         iv = d.uniform(0.85, 1.25)
         self.cava = _path([(-200, front - 6, -18), (-70, front - 8, -22), (-10, front - 14, -25), (45, front - 22, -24), (self.dome_z - 12, front - 34, -19),
-                           (self.dome_z + 14, front - 42, -14)], [9 * iv, 10.5 * iv, 11.5 * iv, 12 * iv, 14 * iv, 16 * iv])
+                           (self.dome_z + 14, front - 42, -14)], [8.5 * iv, 9.5 * iv, 10 * iv, 11 * iv, 12 * iv, 13.5 * iv])
         # Gallbladder in its fossa under the right lobe.
         self.has_gallbladder = d.chance(0.88)
-        gz, gy, gx = -30 + d.normal(0, 6), -0.40 * self.half_front + d.normal(0, 6), -36 + d.normal(0, 6)
+        gz, gy, gx = -36 + d.normal(0, 7), -0.40 * self.half_front + d.normal(0, 6), -30 + d.normal(0, 6)
         gr = d.uniform(9, 17)
         fundus = (gz - d.uniform(18, 34), gy - d.uniform(14, 30), gx - d.uniform(4, 18))
         self.gallbladder = _path([(gz + 16, gy + 14, gx + 6), (gz, gy, gx), fundus], [3.5, gr * 0.8, gr]) if self.has_gallbladder else []
         # Spleen.
         sp = d.uniform(0.8, 1.2)
-        self.spleen = _Ellipsoid((32 + d.normal(0, 10), 0.42 * self.half_back + d.normal(0, 5), 0.74 * w), (52 * sp, 46 * sp, 27 * sp),
+        self.spleen = _Ellipsoid((22 + d.normal(0, 10), 0.34 * self.half_back + d.normal(0, 5), 0.70 * w), (54 * sp, 54 * sp, 34 * sp),
                                  _turn(d.normal(-32, 8), d.normal(10, 8), d.normal(0, 8)))
-        self.spleen_hilum = _Ellipsoid((30 + d.normal(0, 8), 0.15 * self.half_back, 0.50 * w), (46, 34, 24), _turn(-30, 0, 0))
+        self.spleen_hilum = _Ellipsoid((24 + d.normal(0, 8), 0.05 * self.half_back, 0.40 * w), (44, 36, 24), _turn(-30, 0, 0))
         # Kidneys.
         self.kidneys = []
         for side, z in ((-1, -52), (1, -36)):
@@ -357,10 +357,11 @@ class _Body:
             medial = np.array(centre) + np.array([0, -10, -side * 17]) * k
             self.kidneys.append((body, _Ellipsoid(tuple(medial), (25 * k, 12 * k, 15 * k), turn)))
         # Stomach: fundus, body, antrum.
-        st = d.uniform(0.7, 1.15)
-        self.stomach = _path([(55 + d.normal(0, 6), 18 + d.normal(0, 5), 0.50 * w), (32, -8 + d.normal(0, 6), 0.55 * w), (4 + d.normal(0, 8), -0.38 * self.half_front, 0.45 * w),
+        st = d.uniform(0.78, 1.15)
+        left_dome = self.dome_z - self.dome_left
+        self.stomach = _path([(left_dome - 26 + d.normal(0, 4), 10 + d.normal(0, 6), 0.46 * w), (32, -8 + d.normal(0, 6), 0.55 * w), (4 + d.normal(0, 8), -0.38 * self.half_front, 0.45 * w),
                               (-22 + d.normal(0, 6), -0.46 * self.half_front, 0.2 * w), (-22, -0.36 * self.half_front, -8)],
-                             [34 * st, 32 * st, 27 * st, 20 * st, 13])
+                             [30 + 8 * st, 34 * st, 27 * st, 20 * st, 13])
         self.stomach_level = d.normal(-22, 14)
         self.stomach_hu = d.pick((d.uniform(5, 35), d.uniform(180, 340), d.uniform(40, 70)), (0.66, 0.17, 0.17))
         self.oesophagus = _path([(220, front - 18, 6), (80, front - 22, 10), (60, 10, 24)], [8, 8, 9])
@@ -370,7 +371,7 @@ class _Body:
         self.colon = [
             _path([(-190, 12, -0.76 * w), (cz - 26, 6, -0.74 * w), (cz - 4, -10, -0.62 * w), (cz - 22 + d.normal(0, 10), -0.62 * fb, -0.35 * w),
                    (cz - 24 + d.normal(0, 12), -0.70 * fb, 0.1 * w), (cz + 18 + d.normal(0, 10), -0.55 * fb, 0.55 * w)], [23, 22, 19, 17, 17, 17]),
-            _path([(cz + 18, -0.55 * fb, 0.55 * w), (6 + d.normal(0, 14), -0.10 * fb, 0.82 * w), (cz + 20, 22, 0.80 * w), (-190, 24, 0.80 * w)], [17, 18, 15, 14]),
+            _path([(cz + 18, -0.55 * fb, 0.55 * w), (26 + d.normal(0, 14), -0.22 * fb, 0.80 * w), (cz + 20, 22, 0.80 * w), (-190, 24, 0.80 * w)], [17, 18, 15, 14]),
         ]
         self.loops = []
         for _ in range(11):
@@ -428,7 +429,7 @@ class _Body:
         right = self.curve_mm * (((xx - self.dome_x) / a) ** 2 + ((yy - self.dome_y) / b) ** 2)
         left = self.dome_left + self.curve_mm * (((xx + self.dome_x) / a) ** 2 + ((yy - self.dome_y) / b) ** 2)
         lateral = 0.5 + 0.5 * torch.cos(0.92 * g.theta)  # deep behind and beside, shallow in front
-        recess = (8 + 62 * lateral) * torch.exp(wall.clamp(max=0) / 10)
+        recess = (8 + 48 * lateral) * torch.exp(wall.clamp(max=0) / 10)
         return zz - (self.dome_z - _join(right, left, 22.0)) + recess
 
     def liver(self, g: _Grid, box: Box, wall: Tensor, chest: Tensor) -> Tensor:
@@ -439,6 +440,7 @@ class _Body:
         sdf = _join(self.right.sdf(q), self.tip.sdf(q), self.join_mm + 8)
         sdf = _join(sdf, self.left.sdf(q), self.join_mm)
         sdf = _join(sdf, self.caudate.sdf(q), 8.0) * self.scale
+        sdf = _join(sdf, self.cap.sdf(p), 16.0)
         sdf = sdf + self.roughness.at(g.z[box[0]], g.y[box[1]], g.x[box[2]])[0] * self.roughness_mm
         z, y, x = p
         # Fissure of the round ligament: a thin fatty cleft from in front and below.
@@ -455,8 +457,8 @@ class _Body:
             sdf = _cut(sdf, tube.sdf(p) - 0.6, 3.0)
         for tube in self.gallbladder:
             sdf = _cut(sdf, tube.sdf(p) - 1.5, 3.0)
-        sdf = _cut(sdf, -(wall[box] + 3.5), 6.0)
-        return _cut(sdf, -(chest[box] * 0.72 + 3.0), 5.0)
+        sdf = _cut(sdf, -(wall[box] + 3.0), 6.0)
+        return _cut(sdf, -(chest[box] * 0.72 + 2.0), 5.0)
 
     @property
     def liver_bounds(self):
@@ -680,7 +682,7 @@ def _lesion(d: _Draw, body: _Body, kind: str, centre: Point, r: float, base: flo
     elif kind == "cyst":
         contrast = d.uniform(2, 20) - body.hu["liver"]
     else:
-        contrast = -d.uniform(26, 48) * base
+        contrast = -d.uniform(34, 58) * base
         soft = d.uniform(3.0, 5.5)
     contrast = max(contrast, 0.0 - body.hu["liver"])
     buds = ()
@@ -796,7 +798,7 @@ def _paint_wall(slab: _Slab, body: _Body, wall: Tensor) -> None:
     outer = wall - (muscle + fat - furrow)
     everything = (slice(None),) * 3
     table = (y - (body.half_back + body.muscle_mm + 22 * body.frame + 1.1 * body.fat_mm + 16) + 0.0011 * x**2).abs() - 1.2
-    slab.paint(everything, table.expand_as(slab.hu), -180.0, "table")
+    slab.paint(everything, table.expand_as(slab.hu), -110.0, "table")
     slab.paint(everything, outer, 5.0, "skin")
     slab.paint(everything, outer + 2.2, hu["fat"] + 5 * slab.mottle, "fat")
     sheet = wall - muscle
@@ -869,7 +871,7 @@ def _paint_chest(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor, tubes: T
     lung = torch.maximum(wall + 2.5, 2.2 - chest * 0.8)
     lung = _cut(lung, middle, 8.0)
     slab.paint(everything, lung, -860 + 25 * slab.mottle, "lung")
-    slab.paint(everything, torch.maximum(tubes, lung + 2), 40.0, width=2.2)
+    slab.paint(everything, torch.maximum(tubes - 0.9, lung + 2), 40.0, width=2.4)
     box = g.box(body.heart.bounds, _BEND_PAD_MM)
     if box is not None:
         sdf = torch.maximum(body.heart.sdf(g.bent_in(box)), 2.0 - chest[box] * 0.8)
