@@ -68,8 +68,8 @@ def small_phantom():
     return phantom.generate(seed=7, preset="demo")
 
 
-# napari's pytest plugin has two fixtures that load napari and Qt for every test: nine seconds a worker, and an error in each
-# where Qt's libraries are missing. Under the same names here they stand aside, unless the test opens a window.
+# napari's pytest plugin has two fixtures that load napari and Qt for every test: nine seconds a worker, and an error in
+# each where Qt's libraries are missing. Under the same names they stand aside here, unless the test opens a window.
 
 
 @pytest.fixture(autouse=True)
