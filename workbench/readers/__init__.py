@@ -33,10 +33,23 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
 
-def read(path: str | Path, *, fill_nonfinite: float | None = None) -> Volume:
-    """A CT in HU, canonical `[z y x]`, int16 where its values are whole and fit, else float32."""
+def read(
+    path: str | Path, *, fill_nonfinite: float | None = None, form: str | None = None, series: str | None = None
+) -> Volume:
+    """A CT in HU, canonical `[z y x]`, int16 where its values are whole and fit, else float32.
+
+    What a file leaves open can be settled on purpose: `fill_nonfinite` in place of NaN, the NIfTI `form` to trust
+    (sform, qform or pixdim), the UID of one DICOM `series`.
+    """
+    from workbench.readers import dicom, nifti
+
     path = Path(path)
-    return _reader(path).read(path, fill_nonfinite=fill_nonfinite)
+    reader = _reader(path)
+    for value, name, of in ((form, "form", nifti), (series, "series", dicom)):
+        if value is not None and reader is not of:
+            raise Refused(path, f"{name}={value}", f"no {name}, which only {of.__name__.split('.')[-1]} input has")
+    choice = {"form": form} if form is not None else {"series": series} if series is not None else {}
+    return reader.read(path, fill_nonfinite=fill_nonfinite, **choice)
 
 
 def read_labels(

@@ -96,8 +96,12 @@ def _one_series(headers: list, folder: Path, series: str | None) -> list:
         if not images:
             raise Refused(folder, f"no CT series {series}", "one of " + _listed(groups))
     if len(images) > 1:
-        raise Refused(folder, f"{len(images)} series or grids: {_listed(images)}", "one CT series",
-                      "Move the one you want to a folder of its own, or read(path, series=UID).")  # fmt: skip
+        raise Refused(
+            folder,
+            f"{len(images)} series or grids: {_listed(images)}",
+            "one CT series",
+            "Move the one you want to a folder of its own; in Python, readers.read(path, series=UID).",
+        )
     (key, group), = images.items()  # fmt: skip
     if key[0][2]:
         raise Refused(folder, f"only a scout view ({len(group)} images)", "the slices of a CT series")

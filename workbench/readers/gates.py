@@ -119,7 +119,7 @@ def finite(array: np.ndarray, subject: object, fill: float | None) -> np.ndarray
     where = ", ".join(str(int(i)) for i in np.unravel_index(int(bad.argmax()), bad.shape))
     if fill is None:
         raise Refused(subject, f"{count} of {array.size} voxels NaN or infinite, the first at ({where})", "finite HU",
-                      "Repair the file, or fill them on purpose: read(path, fill_nonfinite=-1024).")  # fmt: skip
+                      "Repair the file, or fill them: in Python, readers.read(path, fill_nonfinite=-1024).")  # fmt: skip
     warn(subject, f"{count} voxels that were NaN or infinite, the first at ({where}), became {fill:g}")
     return np.where(bad, np.asarray(fill, array.dtype), array)
 
@@ -212,8 +212,9 @@ def ct(
 def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: Collection[int] | None) -> Volume:
     """The gates of a label map: finite whole numbers out of an allowed set, never negative; then canonical."""
     affine(matrix, path)
-    finite(array, path, None)
     if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise Refused(path, "label values that are NaN or infinite", "integers: 0 background, 1 liver, 2 tumor")
         part = array[array != np.rint(array)]
         if part.size:
             raise Refused(path, f"label values that are not whole numbers, as {part.reshape(-1)[0]:g}",

@@ -139,7 +139,12 @@ def _header(path: Path):
         raise Refused(path, "the header of a .hdr/.img pair", "header and voxels in one .nii file",
                       "Convert the pair: nibabel.save(nibabel.load('x.hdr'), 'x.nii.gz').")  # fmt: skip
     if magic[:3] not in (b"n+1", b"n+2"):
-        raise Refused(path, f"the magic {magic!r}", "n+1 or n+2, the mark of NIfTI", "The header is damaged.")
+        raise Refused(
+            path,
+            f"the magic {magic.rstrip(bytes(1)).decode('latin-1')!r}",
+            "n+1 or n+2, the mark of NIfTI",
+            "The header is damaged.",
+        )
     with LoggingOutputSuppressor():
         try:
             return kind.from_fileobj(io.BytesIO(first))
@@ -186,7 +191,7 @@ def _affine(header, shape: tuple[int, int, int], path: Path, form: str | None) -
         return chosen
     if sform is None and qform is None:
         raise Refused(path, "neither sform nor qform set, so left and right are unknown", "one of them",
-                      "Set the form from the original DICOM, or read(path, form='pixdim') to guess.")  # fmt: skip
+                      "Set it from the original DICOM, or guess: in Python, readers.read(path, form='pixdim').")  # fmt: skip
     if sform is None or qform is None:
         return qform if sform is None else sform
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], float).T
@@ -197,7 +202,7 @@ def _affine(header, shape: tuple[int, int, int], path: Path, form: str | None) -
         s, q = ("".join(c or "?" for c in aff2axcodes(a)) if np.isfinite(a).all() else "?" for a in (sform, qform))
         raise Refused(path, f"an sform ({s}) and a qform ({q}) that put the same voxel up to {apart:.4g} mm apart",
                       f"at most {FORM_TOLERANCE_MM} mm",
-                      "Programs will disagree on left and right: set the wrong one's code to 0.")  # fmt: skip
+                      "Programs disagree on where left is: set the wrong one's code to 0.")  # fmt: skip
     return sform
 
 
@@ -230,9 +235,12 @@ def _payload(path: Path, need: int, slice_bytes: int, shape: tuple[int, ...]) ->
     except zlib.error as error:
         raise Refused(path, f"damaged gzip data ({error})", "a whole file", "Fetch it again.") from None
     if len(out) >= limit:
-        raise Refused(path, f"more than {need:,} bytes", f"{need:,} for the {grid} voxels of the header",
+        raise Refused(path, f"data beyond {need:,} bytes", f"{need:,} for the {grid} voxels of the header",
                       "The header leaves slices out.")  # fmt: skip
-    if len(out) < need or not gz.eof:
+    if len(out) >= need and not gz.eof:
+        raise Refused(path, "gzip data without its end and checksum", "a whole file",
+                      "The file is truncated; fetch it again.")  # fmt: skip
+    if len(out) < need:
         raise Refused(path, f"gzip data that ends after {len(out):,} bytes",
                       f"{need:,} for the {grid} voxels of the header",
                       "The file is truncated or its header is wrong; fetch it again.")  # fmt: skip
