@@ -14,13 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.radiomics import reference
+from workbench.radiomics import engine as engine_
+from workbench.radiomics import ragged, reference
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
 from workbench.volume import Refused, Spacing
 
 __all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe"]
 
 ENGINES = ("torch", "pyradiomics")
+BATCH_VOXELS = 2_000_000  # rule: box voxels in one batch; about 1 kB of working memory each
 
 
 def describe(
@@ -43,8 +45,25 @@ def describe(
         raise Refused("radiomics", f"labels {tuple(lesions.shape)}", f"the image's grid {tuple(image.shape)}")
     if lesions.is_floating_point():
         raise Refused("radiomics", f"labels of type {lesions.dtype}", "integers")
-    labels = [int(v) for v in torch.unique(lesions) if v != 0]
-    values, reasons = reference.describe(image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress)
+    if liver is not None and tuple(liver.shape) != tuple(image.shape):
+        raise Refused("radiomics", f"a liver mask {tuple(liver.shape)}", f"the image's grid {tuple(image.shape)}")
+    found = ragged.find(lesions)
+    labels = found.labels.tolist()
+    if engine == "pyradiomics":
+        values, reasons = reference.describe(image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress)
+        return table(labels, values, reasons)
+    values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)
+    done = 0
+    groups = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), BATCH_VOXELS)
+    for index, extent in groups:
+        boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
+        here, words = engine_.describe(boxes)
+        values[index] = here.cpu().numpy()
+        for i, text in zip(index, words):
+            reasons[i] = text
+        done += len(index)
+        if progress:
+            progress(done, len(labels))
     return table(labels, values, reasons)
 
 

@@ -84,7 +84,7 @@ class Faces:
 
     @classmethod
     def of(cls, boxes: Boxes, spacing: Tensor) -> Faces:
-        inner = _inner(boxes.region, 2)
+        inner = boxes.inner(2)
         cut = boxes.region[inner]
         soft, softer = (_blur(cut.float(), boxes.spacing_mm, mm) for mm in (SMOOTH_MM, ROUGH_MM))
         slope = torch.stack(torch.gradient(soft, dim=(1, 2, 3)), -1) / spacing  # [l z y x 3], 1/mm
@@ -126,16 +126,6 @@ def _thinned(lesion: Tensor, lesions: int) -> Tensor:
     rank = torch.arange(lesion.numel(), device=lesion.device) - first[lesion[order]]
     stride = (count + FACES - 1).div(FACES, rounding_mode="floor").clamp_min(1)
     return order[rank % stride[lesion[order]] == 0]
-
-
-def _inner(region: Tensor, pad: int) -> tuple[slice, ...]:
-    """The part of the boxes that holds any region, with `pad` voxels around it."""
-    cuts = [slice(None)]
-    for axis in (1, 2, 3):
-        on = region.any(dim=[a for a in range(4) if a != axis]).nonzero().flatten()
-        low, high = (int(on[0]), int(on[-1])) if on.numel() else (0, 0)
-        cuts.append(slice(max(0, low - pad), min(region.shape[axis], high + 1 + pad)))
-    return tuple(cuts)
 
 
 def _sigma(spacing_mm, blur_mm: float, normal: Tensor) -> Tensor:
@@ -343,7 +333,7 @@ def _form(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[st
 def _hull_fill(boxes: Boxes) -> Tensor:
     """Voxels of each region / voxels of the box inside its polytope, whose 98 half-spaces touch the region."""
     voxels, l = boxes.voxels, boxes.count
-    inner = _inner(boxes.region, 0)
+    inner = boxes.inner(0)
     axes = [torch.arange(s.start, s.stop, device=boxes.hu.device) * mm for s, mm in zip(inner[1:], boxes.spacing_mm)]
     place = voxels.zyx * boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
     inside = torch.ones((l, *(len(a) for a in axes)), dtype=torch.bool, device=boxes.hu.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -50,11 +50,18 @@ class Boxes:
     def voxels(self) -> Voxels:
         return Voxels.of(self.region)
 
-    def part(self, first: int, last: int) -> Boxes:
-        liver = None if self.liver is None else self.liver[first:last]
-        return replace(
-            self, hu=self.hu[first:last], region=self.region[first:last], seen=self.seen[first:last], liver=liver
-        )
+    @cached_property
+    def _extent(self) -> tuple[tuple[int, int], ...]:
+        ends = []
+        for axis in (1, 2, 3):
+            on = self.region.any(dim=[a for a in range(4) if a != axis]).nonzero().flatten()
+            ends.append((int(on[0]), int(on[-1]) + 1))
+        return tuple(ends)
+
+    def inner(self, pad: int) -> tuple[slice, ...]:
+        """The part of the boxes that holds any region, with `pad` voxels around it."""
+        cuts = (slice(max(0, a - pad), min(n, b + pad)) for (a, b), n in zip(self._extent, self.hu.shape[1:]))
+        return (slice(None), *cuts)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,14 @@ class Voxels:
         return cls(
             at, lesion, zyx, torch.bincount(lesion, minlength=l), place[at + steps[:, None]], place[at - steps[:, None]]
         )
+
+
+    def within(self, inner: tuple[slice, ...]) -> Tensor:
+        """Flat index of the voxels in that part of the boxes."""
+        z, y, x = inner[1:]
+        at = self.zyx - torch.tensor([z.start, y.start, x.start], device=self.zyx.device)
+        index = (self.lesion * (z.stop - z.start) + at[:, 0]) * (y.stop - y.start) + at[:, 1]
+        return index * (x.stop - x.start) + at[:, 2]
 
 
 def total(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -1,0 +1,73 @@
+"""The formulas that run lengths, zones and dependences share: emphasis, non-uniformity, variance and entropy.
+
+A matrix P(i, j) is given as the list of its filled cells: its owner, level i, size j and count. All in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workbench.radiomics.ragged import total
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Filled cells of `owners` matrices: `owner`, level `i`, size `j` and count `p`, all `[c]`."""
+
+    owner: Tensor
+    i: Tensor
+    j: Tensor
+    p: Tensor
+    owners: int
+
+    @classmethod
+    def of(cls, owner: Tensor, i: Tensor, j: Tensor, owners: int) -> Cells:
+        """From a list of runs or zones, one entry each."""
+        width = int(i.max()) + 1 if i.numel() else 1
+        long = int(j.max()) + 1 if j.numel() else 1
+        key, p = torch.unique((owner * width + i) * long + j, return_counts=True)
+        return cls(key // (width * long), key // long % width, key % long, p, owners)
+
+
+def describe(cells: Cells) -> dict[str, Tensor]:
+    """Values `[owners]` by plain names; NaN for an empty matrix."""
+    owner, owners = cells.owner, cells.owners
+    p, i, j = cells.p.double(), cells.i.double(), cells.j.double()
+    n = total(p, owner, owners)
+
+    def over(weights: Tensor) -> Tensor:
+        return total(p * weights, owner, owners) / n
+
+    def squares(size: Tensor) -> Tensor:
+        """Sum over one axis of the squared marginal."""
+        wide = int(size.max()) + 1 if size.numel() else 1
+        marginal = torch.bincount(owner * wide + size, weights=p, minlength=owners * wide)
+        return (marginal.view(owners, wide) ** 2).sum(1)
+
+    i2, j2 = i**2, j**2
+    mean_i, mean_j = over(i), over(j)
+    share = p / n[owner]
+    by_i, by_j = squares(cells.i), squares(cells.j)
+    return dict(
+        count=n,
+        small=over(1 / j2),
+        large=over(j2),
+        low=over(1 / i2),
+        high=over(i2),
+        small_low=over(1 / (i2 * j2)),
+        small_high=over(i2 / j2),
+        large_low=over(j2 / i2),
+        large_high=over(i2 * j2),
+        level_non_uniformity=by_i / n,
+        level_non_uniformity_normalized=by_i / n**2,
+        size_non_uniformity=by_j / n,
+        size_non_uniformity_normalized=by_j / n**2,
+        level_variance=over((i - mean_i[owner]) ** 2),
+        size_variance=over((j - mean_j[owner]) ** 2),
+        entropy=total(torch.special.entr(share), owner, owners) / math.log(2),
+        voxels=total(p * j, owner, owners),
+    )

@@ -1,0 +1,93 @@
+"""The torch engine: all 728 descriptors of a batch of boxes, and the words for what is not defined.
+
+Order of work for a batch: sub-bands at the region's voxels, levels of all nine images, then each family for all lesions
+and images at once. On CPU and CUDA alike; integer counts and float64 formulas.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workbench.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, intensity, ngtdm, shape, wavelet
+from workbench.radiomics.catalogue import BANDS, NAMES
+from workbench.radiomics.ragged import Boxes
+
+_TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
+_IMAGES = ("", *(f"wavelet_{band.lower()}_" for band in BANDS))
+_TEXTURE_NAMES = [f"{kind}_{name}" for kind, module in _TEXTURE.items() for name in module.NAMES]
+_ORDER = (
+    [f"intensity_{name}" for name in intensity.NAMES]
+    + [f"shape_{name}" for name in shape.NAMES]
+    + [f"boundary_{name}" for name in boundary.NAMES]
+    + [image + name for image in _IMAGES for name in _TEXTURE_NAMES]
+)
+_COLUMN = {name: column for column, name in enumerate(_ORDER)}
+_TO_CATALOGUE = [_COLUMN[name] for name in NAMES]
+_IF_CONSTANT = [
+    name.split("_", 1)[1] in _TEXTURE[name.split("_")[0]].UNDEFINED_IF_CONSTANT for name in _TEXTURE_NAMES
+]
+
+
+def describe(boxes: Boxes) -> tuple[Tensor, list[str]]:
+    """Values `[l 728]` float64 in catalogue order, and for each lesion why some are NaN (empty if none is)."""
+    voxels, l = boxes.voxels, boxes.count
+    hu = boxes.hu.flatten()[voxels.at]
+    # a range below the rounding of the transform is no texture
+    noise = 32 * torch.finfo(boxes.hu.dtype).eps * boxes.hu.abs().amax((1, 2, 3))
+    levels = discretise.discretise(torch.cat([hu[None], wavelet.bands(boxes)]), voxels, noise)
+    flat = levels.constant.view(-1, l)
+
+    texture = torch.cat([module.describe(levels) for module in _TEXTURE.values()], 1)
+    undefined = torch.tensor(_IF_CONSTANT, device=texture.device)
+    texture = torch.where(levels.constant[:, None] & undefined, torch.nan, texture)
+    texture = texture.view(len(_IMAGES), l, -1).transpose(0, 1).reshape(l, -1)
+
+    first_order = intensity.describe(hu, voxels, levels, math.prod(boxes.spacing_mm))
+    undefined = torch.tensor([n in intensity.UNDEFINED_IF_CONSTANT for n in intensity.NAMES], device=texture.device)
+    first_order = torch.where(flat[0][:, None] & undefined, torch.nan, first_order)
+
+    values = torch.cat([first_order, shape.describe(boxes), boundary.describe(boxes), texture], 1)[:, _TO_CATALOGUE]
+    return values, _reasons(values, boxes, flat)
+
+
+def _reasons(values: Tensor, boxes: Boxes, flat: Tensor) -> list[str]:
+    count, flat = boxes.voxels.count.tolist(), flat.T.tolist()
+    edge = (_at_border(boxes)).tolist()
+    missing = values.isnan().cpu()
+    out = []
+    for lesion in range(boxes.count):
+        names = [NAMES[i] for i in missing[lesion].nonzero().flatten().tolist()]
+        words = []
+        if count[lesion] == 1:
+            words.append("one voxel")
+        elif flat[lesion][0]:
+            words.append("flat region")
+        elif any(flat[lesion]):
+            words.append("flat sub-band")
+        elif any("gl" in name for name in names):
+            words.append("no two voxels are neighbours")
+        margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]
+        if margin:
+            words.append("margin not seen: " + " ".join(name.removeprefix("boundary_") for name in margin))
+        if boxes.liver is None:
+            words.append("no liver mask: liver_contact")
+        if edge[lesion]:
+            words.append("at the border of the volume")
+        out.append("; ".join(words))
+    return out
+
+
+def _at_border(boxes: Boxes) -> Tensor:
+    """Whether a region voxel has a neighbour that is not in the volume `[l]`."""
+    region, seen = boxes.region, boxes.seen
+    out = torch.zeros(boxes.count, dtype=torch.bool, device=region.device)
+    for axis in (1, 2, 3):
+        n = region.shape[axis] - 1
+        a, b = (slice(0, n), slice(1, n + 1))
+        for one, other in ((a, b), (b, a)):
+            own, beside = (t.narrow(axis, s.start, n) for t, s in ((region, one), (seen, other)))
+            out |= (own & ~beside).any(3).any(2).any(1)
+    return out

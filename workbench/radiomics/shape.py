@@ -1,0 +1,207 @@
+"""The shape group: 14 values of each region's surface mesh and voxels, float64.
+
+We CHOOSE PyRadiomics's set. The mesh is marching cubes at 0.5 of the mask (Lorensen and Cline 1987) with the triangles of the
+widespread public-domain table (Bloyd, in Bourke's "Polygonising a scalar field", 1994); a cube whose corner (z 1, y 1, x 0) is
+inside takes the triangles of its complement, as PyRadiomics does. The mesh is never built: area and volume are sums over cubes
+of a value of the cube's code. The signed volume of a triangle is linear in the cube's place, so a table of its constant
+and of its three slopes is enough; the origin matters (complemented cubes leave small holes) and is PyRadiomics's, one voxel
+before the region's box.
+
+Largest distances between mesh vertices: a vertex inside a line of vertices cannot be an end of the longest distance, so
+only the ends of lines along x are compared (along y for the plane of one x).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workbench.radiomics.ragged import Boxes, Voxels, total
+from workbench.volume import Spacing
+
+NAMES = (
+    "elongation", "flatness", "least_axis", "major_axis", "maximum_diameter_xz", "maximum_diameter_yz",
+    "maximum_diameter_xy", "maximum_diameter", "mesh_volume", "minor_axis", "sphericity", "surface_area",
+    "surface_volume_ratio", "voxel_volume",
+)  # fmt: skip
+PAIRS = 20_000_000  # pairs of points compared at once
+
+# Triangles of cube codes 0 .. 127, three edges each (hexadecimal). Bit k of a code is corner k.
+_TRIANGLES = """
+- 083 019 183981 12a 08312a 92a029 2832a8a98 3b2 0b28b0 19023b 1b219b98b 3a1ba3 0a108a8ba 3903b9ba9 98aa8b
+478 430734 019847 419471731 12a847 34730412a 92a902847 2a9297273794
+8473b2 b47b24204 90184723b 47b94b9b2921 3a13ba784 1ba14b1047b4 47890b9bab03 47b4b99ba
+954 954083 054150 854835315 12a954 30812a495 52a542402 2a5325354348
+95423b 0b208b495 05401523b 21525828b485 a3ba13954 4950a108a8ba 54050b5bab03 54858aa8b
+978579 930953573 078017157 153357 978957a12 a12950530573 802825857a52 2a5253357
+7957893b2 95797292027b 23b018178157 b21b17715 958857a13a3b 5705097b010aba0 ba0b03a50807570 ba57b5
+a65 0835a6 9015a6 1831985a6 165261 165126308 965906026 598582526328
+23ba65 b08b20a65 01923b5a6 5a61929b298b 63b653513 08b0b50515b6 3b6036065059 65969bb98
+5a6478 43047365a 1905a6847 a65197173794 612651478 125526304347 847905065026 739794329596269
+3b2784a65 5a647242027b 01947823b5a6 9219b294b7b45a6 8473b53515b6 51b5b610b7b404b 059065036b63847 65969b4797b9
+a4964a 4a649a083 a01a60640 83181686461a 149124264 308129249264 024426 832824426
+a49a64b23 08228b49a4a6 3b201606461a 64161a48121b8b1 964936913b63 8b1810b61914641 3b6360064 648b68
+7a678a89a 0730a709a67a a671a7178180 67aa71173 126168189867 269291679093739 780706602 732672
+23ba68a89867 20727b09767a9a7 1801781a767a23b b21b17a61671 896867916b63136 091b67 7807063b0b60 7b6
+""".split()
+_EDGES = (  # the middle of each of the cube's 12 edges, (z, y, x)
+    (0, 0, 0.5), (0, 0.5, 1), (0, 1, 0.5), (0, 0.5, 0), (1, 0, 0.5), (1, 0.5, 1), (1, 1, 0.5), (1, 0.5, 0),
+    (0.5, 0, 0), (0.5, 0, 1), (0.5, 1, 1), (0.5, 1, 0),
+)  # fmt: skip
+_CORNERS = ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0))
+
+
+def tables(spacing_mm: Spacing) -> tuple[Tensor, Tensor]:
+    """For each cube code: area in mm² `[256]`; volume terms in voxels `[256 4]`, constant and slopes along z, y, x."""
+    spacing = torch.tensor(spacing_mm, dtype=torch.float64)
+    edges = torch.tensor(_EDGES, dtype=torch.float64)
+    area, terms = torch.zeros(256, dtype=torch.float64), torch.zeros((256, 4), dtype=torch.float64)
+    for code, text in enumerate(_TRIANGLES):
+        if text == "-":
+            continue
+        a, b, c = edges[[int(e, 16) for e in text]].view(-1, 3, 3).unbind(1)
+        area[code] = torch.linalg.cross((a - c) * spacing, (b - c) * spacing).norm(dim=1).sum() / 2
+        normal = torch.linalg.cross(a, b) + torch.linalg.cross(b, c) + torch.linalg.cross(c, a)
+        terms[code, 0] = (torch.linalg.cross(a, b) * c).sum() / 6
+        terms[code, 1:] = normal.sum(0) / 6
+    # the complement has the same triangles, turned over
+    return area + area.flip(0), terms - terms.flip(0)
+
+
+def describe(boxes: Boxes) -> Tensor:
+    """Values `[l 14]`; NaN for the axes' ratios of a single voxel."""
+    voxels, l, spacing_mm = boxes.voxels, boxes.count, boxes.spacing_mm
+    voxel_mm3 = math.prod(spacing_mm)
+    area, volume = _surface(boxes)
+    d_xy, d_xz, d_yz, d_3d = diameters(boxes)
+    axes = _axes(voxels, spacing_mm)
+    least, minor, major = (4 * axes.sqrt()).unbind(1)
+    several = voxels.count > 1
+    out = dict(
+        elongation=minor / major, flatness=least / major, least_axis=least, major_axis=major, minor_axis=minor,
+        maximum_diameter_xz=d_xz, maximum_diameter_yz=d_yz, maximum_diameter_xy=d_xy, maximum_diameter=d_3d,
+        mesh_volume=volume, surface_area=area, sphericity=(36 * math.pi * volume**2) ** (1 / 3) / area,
+        surface_volume_ratio=area / volume, voxel_volume=voxels.count.double() * voxel_mm3,
+    )  # fmt: skip
+    for name in ("elongation", "flatness", "least_axis", "major_axis", "minor_axis"):
+        out[name] = torch.where(several, out[name], torch.nan)
+    return torch.stack([out[name].reshape(l) for name in NAMES], 1)
+
+
+def _surface(boxes: Boxes) -> tuple[Tensor, Tensor]:
+    area_of, terms_of = (t.to(boxes.hu.device) for t in tables(boxes.spacing_mm))
+    inner = boxes.inner(1)
+    cut = boxes.region[inner].to(torch.uint8)
+    z, y, x = (n - 1 for n in cut.shape[1:])
+    code = torch.zeros((cut.shape[0], z, y, x), dtype=torch.uint8, device=cut.device)
+    for bit, (dz, dy, dx) in enumerate(_CORNERS):
+        code |= cut[:, dz : dz + z, dy : dy + y, dx : dx + x] << bit
+    lesion, *place = ((code > 0) & (code < 255)).nonzero(as_tuple=True)
+    code = code[(lesion, *place)].long()
+    voxels = boxes.voxels
+    low = voxels.zyx.new_full((boxes.count, 3), 1 << 30)
+    low = low.scatter_reduce(0, voxels.lesion[:, None].expand(-1, 3), voxels.zyx, "amin") - 1
+    terms = terms_of[code]
+    volume = terms[:, 0]
+    for axis in range(3):
+        volume = volume + terms[:, axis + 1] * (place[axis] + inner[axis + 1].start - low[lesion, axis])
+    return total(area_of[code], lesion, boxes.count), total(volume, lesion, boxes.count) * math.prod(boxes.spacing_mm)
+
+
+def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
+    """Eigenvalues of the covariance of voxel centres in mm, ascending `[l 3]`; rounding below 0 is cut."""
+    l = voxels.count.numel()
+    mm = voxels.zyx.double() * torch.tensor(spacing_mm, dtype=torch.float64, device=voxels.zyx.device)
+    centre = torch.stack([total(mm[:, a], voxels.lesion, l) for a in range(3)], 1) / voxels.count[:, None]
+    away = mm - centre[voxels.lesion]
+    moments = {(a, b): total(away[:, a] * away[:, b], voxels.lesion, l) / voxels.count for a in range(3) for b in range(a + 1)}
+    covariance = torch.stack([moments[max(a, b), min(a, b)] for a in range(3) for b in range(3)], 1).view(l, 3, 3)
+    values = torch.linalg.eigvalsh(covariance)
+    return torch.where(values > 1e-13 * values[:, 2:], values, 0.0)
+
+
+def diameters(boxes: Boxes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Largest distance of mesh vertices `[l]` in mm: of one z, of one y, of one x, of all."""
+    l, cut = boxes.count, boxes.region[boxes.inner(1)]
+    lesion, place = [], []
+    for axis in range(3):  # a vertex in the middle of each edge between region and background; half voxels as integers
+        n = cut.shape[axis + 1] - 1
+        at = (cut.narrow(axis + 1, 0, n) ^ cut.narrow(axis + 1, 1, n)).nonzero()
+        half = 2 * at[:, 1:]
+        half[:, axis] += 1
+        lesion.append(at[:, 0])
+        place.append(half)
+    lesion, place = torch.cat(lesion), torch.cat(place)
+    along_x, along_y = (_ends(lesion, place, axis) for axis in (2, 1))
+    spacing = torch.tensor(boxes.spacing_mm, dtype=torch.float64, device=cut.device) / 2
+    return (
+        _farthest(lesion[along_x], place[along_x], spacing, 0, l),
+        _farthest(lesion[along_x], place[along_x], spacing, 1, l),
+        _farthest(lesion[along_y], place[along_y], spacing, 2, l),
+        _farthest(lesion[along_x], place[along_x], spacing, None, l),
+    )
+
+
+def _ends(lesion: Tensor, place: Tensor, axis: int) -> Tensor:
+    """Positions of the first and last point of each line along an axis."""
+    others = [a for a in range(3) if a != axis]
+    key = ((lesion * 4096 + place[:, others[0]]) * 4096 + place[:, others[1]]) * 4096 + place[:, axis]
+    key, order = key.sort()
+    line = key >> 12
+    new = torch.ones_like(line, dtype=torch.bool)
+    new[1:] = line[1:] != line[:-1]
+    last = torch.ones_like(new)
+    last[:-1] = new[1:]
+    return order[new | last]
+
+
+def _farthest(lesion: Tensor, place: Tensor, spacing: Tensor, same: int | None, l: int) -> Tensor:
+    """Largest distance of two points of one lesion (and of one coordinate along `same`), `[l]` mm."""
+    key = lesion if same is None else lesion * 4096 + place[:, same]
+    order = key.argsort(stable=True)
+    key, lesion, mm = key[order], lesion[order], place[order] * spacing
+    if same is None:
+        keep = _far(lesion, mm, l)
+        key, lesion, mm = key[keep], lesion[keep], mm[keep]
+    _, group, count = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    end = count.cumsum(0)[group]
+    partners = end - torch.arange(key.numel(), device=key.device) - 1  # each point meets those after it in its group
+    out = mm.new_zeros(l)
+    begin = 0
+    reach = partners.cumsum(0)
+    while begin < key.numel():
+        base = int(reach[begin - 1]) if begin else 0
+        stop = max(begin + 1, int(torch.searchsorted(reach, base + PAIRS, right=True)))
+        some = torch.arange(begin, min(stop, key.numel()), device=key.device)
+        times = partners[some]
+        a = some.repeat_interleave(times)
+        rank = torch.arange(a.numel(), device=key.device) - (times.cumsum(0) - times).repeat_interleave(times)
+        squared = ((mm[a] - mm[a + 1 + rank]) ** 2).sum(1)
+        out = out.scatter_reduce(0, lesion[a], squared, "amax")
+        begin = min(stop, key.numel())
+    return out.sqrt()
+
+
+def _far(lesion: Tensor, mm: Tensor, l: int) -> Tensor:
+    """Which points can be an end of their lesion's longest distance.
+
+    The farthest pair among the extreme points along 13 directions bounds it from below; a point's distance to the middle of
+    the bounding box plus the largest such distance bounds that point's pairs from above.
+    """
+    low = mm.new_full((l, 3), torch.inf).scatter_reduce(0, lesion[:, None].expand(-1, 3), mm, "amin")
+    high = mm.new_full((l, 3), -torch.inf).scatter_reduce(0, lesion[:, None].expand(-1, 3), mm, "amax")
+    away = mm - ((low + high) / 2)[lesion]
+    radius = away.norm(dim=1)
+    largest = mm.new_zeros(l).scatter_reduce(0, lesion, radius, "amax")
+    least = mm.new_zeros(l)
+    for z, y, x in _CORNERS + ((0, 1, -1), (1, 0, -1), (1, -1, 0), (1, -1, 1), (1, 1, -1), (1, -1, -1)):
+        if (z, y, x) == (0, 0, 0):
+            continue
+        unit = mm.new_tensor([z, y, x]) / math.sqrt(z * z + y * y + x * x)
+        height = away @ unit
+        top = mm.new_full((l,), -torch.inf).scatter_reduce(0, lesion, height, "amax")
+        bottom = mm.new_full((l,), torch.inf).scatter_reduce(0, lesion, height, "amin")
+        least = torch.maximum(least, top - bottom)  # two points are at least as far apart as their heights
+    return radius + largest[lesion] >= least[lesion] * (1 - 1e-9)

@@ -1,0 +1,47 @@
+"""The 8 sub-bands of the undecimated coif1 wavelet, one level, at the region's voxels.
+
+The paper STATES a wavelet group. We CHOOSE PyRadiomics's transform, so that each value has a twin: separable filters of 6
+taps along x, then y, then z, periodic at the volume's ends (`ragged.wrapped` lays the boxes out so). Computed on each
+lesion's box, which gives the values of the whole volume. Taps are added in the order and in the floating type in which
+PyWavelets adds them: high-pass bands of a smooth image are near 0, where a bin edge lies, and the last bit decides a bin.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workbench.radiomics.catalogue import BANDS
+from workbench.radiomics.ragged import Boxes
+
+# coif1 (Daubechies 1992), decomposition filters; *fixed*
+LOW = (-0.01565572813546454, -0.0727326195128539, 0.38486484686420286,
+       0.8525720202122554, 0.3378976624578092, -0.0727326195128539)  # fmt: skip
+HIGH = (0.0727326195128539, 0.3378976624578092, -0.8525720202122554,
+        0.38486484686420286, 0.0727326195128539, -0.01565572813546454)  # fmt: skip
+BEFORE, AFTER = 2, 3  # voxels that the filter reads on either side
+
+
+def _filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
+    """One pass along an axis, shorter by 5: out[i] = sum_j taps[j] image[i + 5 - j]."""
+    n = image.shape[axis] - BEFORE - AFTER
+    out = image.narrow(axis, 5, n) * taps[0]
+    for j in range(1, 6):
+        out = out + image.narrow(axis, 5 - j, n) * taps[j]
+    return out
+
+
+def bands(boxes: Boxes) -> Tensor:
+    """The sub-bands in the order of `catalogue.BANDS` at the region's voxels `[8 n]`, in the image's floating type."""
+    inner = boxes.inner(0)
+    cut = (inner[0], *(slice(s.start - BEFORE, s.stop + AFTER) for s in inner[1:]))
+    where = boxes.voxels.within(inner)
+    values = {}
+    image = boxes.hu[cut]
+    for a, along_x in (("L", LOW), ("H", HIGH)):
+        x = _filtered(image, along_x, 3)
+        for b, along_y in (("L", LOW), ("H", HIGH)):
+            xy = _filtered(x, along_y, 2)
+            for c, along_z in (("L", LOW), ("H", HIGH)):
+                values[a + b + c] = _filtered(xy, along_z, 1).flatten()[where]
+    return torch.stack([values[band] for band in BANDS])
