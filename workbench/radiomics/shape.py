@@ -8,7 +8,7 @@ and of its three slopes is enough; the origin matters (complemented cubes leave 
 before the region's box.
 
 Largest distances between mesh vertices: a vertex inside a line of vertices cannot be an end of the longest distance, so
-only the ends of lines along x are compared (along y for the plane of one x).
+only the points that end their lines along each of 13 directions (4 in a plane) are compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.radiomics.ragged import Boxes, Voxels, total
+from workbench.radiomics.ragged import DIRECTIONS, Boxes, Voxels, total
 from workbench.volume import Spacing
 
 NAMES = (
@@ -134,20 +134,24 @@ def diameters(boxes: Boxes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         lesion.append(at[:, 0])
         place.append(half)
     lesion, place = torch.cat(lesion), torch.cat(place)
-    along_x, along_y = (_ends(lesion, place, axis) for axis in (2, 1))
     spacing = torch.tensor(boxes.spacing_mm, dtype=torch.float64, device=cut.device) / 2
-    return (
-        _farthest(lesion[along_x], place[along_x], spacing, 0, l),
-        _farthest(lesion[along_x], place[along_x], spacing, 1, l),
-        _farthest(lesion[along_y], place[along_y], spacing, 2, l),
-        _farthest(lesion[along_x], place[along_x], spacing, None, l),
-    )
+    out = []
+    for same in (0, 1, 2, None):
+        left_lesion, left_place = lesion, place
+        for step in DIRECTIONS:
+            if same is None or step[same] == 0:
+                keep = _ends(left_lesion, left_place, step)
+                left_lesion, left_place = left_lesion[keep], left_place[keep]
+        out.append(_farthest(left_lesion, left_place, spacing, same, l))
+    return tuple(out)
 
 
-def _ends(lesion: Tensor, place: Tensor, axis: int) -> Tensor:
-    """Positions of the first and last point of each line along an axis."""
-    others = [a for a in range(3) if a != axis]
-    key = ((lesion * 4096 + place[:, others[0]]) * 4096 + place[:, others[1]]) * 4096 + place[:, axis]
+def _ends(lesion: Tensor, place: Tensor, step: tuple[int, int, int]) -> Tensor:
+    """Positions of the first and last point of each line along a direction."""
+    moving = next(a for a in range(3) if step[a])
+    t = place[:, moving]
+    foot = [place[:, a] - t * step[a] + 4096 for a in range(3) if a != moving]
+    key = ((lesion * 16384 + foot[0]) * 16384 + foot[1]) * 4096 + t
     key, order = key.sort()
     line = key >> 12
     new = torch.ones_like(line, dtype=torch.bool)
