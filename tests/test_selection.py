@@ -78,11 +78,12 @@ def test_icc_and_intervals_agree_with_pingouin():
     pingouin.options["round.column.CI95"] = None
     try:
         for feature in range(values.shape[2]):
-            frame = pd.DataFrame({"lesion": lesion.ravel(), "repeat": repeat.ravel(), "value": values[..., feature].ravel()})
-            theirs = pingouin.intraclass_corr(frame, "lesion", "repeat", "value").set_index("Type")
+            long = {"lesion": lesion.ravel(), "repeat": repeat.ravel(), "value": values[..., feature].ravel()}
+            theirs = pingouin.intraclass_corr(pd.DataFrame(long), "lesion", "repeat", "value").set_index("Type")
             for ours, name in (("icc21", "ICC(A,1)"), ("icc11", "ICC(1,1)")):
                 expected = [theirs.loc[name, "ICC"], *theirs.loc[name, "CI95"]]
-                assert table.loc[feature, [ours, f"{ours}_low", f"{ours}_high"]].tolist() == pytest.approx(expected, abs=1e-8)
+                found = table.loc[feature, [ours, f"{ours}_low", f"{ours}_high"]].tolist()
+                assert found == pytest.approx(expected, abs=1e-8)
     finally:
         pingouin.set_default_options()
 
@@ -118,8 +119,8 @@ def test_missing_lesions_are_dropped_feature_by_feature():
 
 
 def test_icc_does_not_change_with_unit_or_offset():
-    expected = icc(SHROUT)
-    assert [icc(SHROUT * 1e-6 - 1e-3)[c] for c in ICC_COLUMNS] == pytest.approx([expected[c] for c in ICC_COLUMNS], abs=1e-9)
+    expected, moved = icc(SHROUT), icc(SHROUT * 1e-6 - 1e-3)
+    assert [moved[c] for c in ICC_COLUMNS] == pytest.approx([expected[c] for c in ICC_COLUMNS], abs=1e-9)
 
 
 def test_one_repeat_is_refused():
@@ -342,7 +343,8 @@ def test_nogueira_interval_against_the_formula_term_by_term():
     for row in z:
         overlap = sum(row[f] * z[:, f].mean() for f in range(d)) / d
         k = row.sum()
-        terms.append((overlap - k * 2 / d**2 + index / 2 * (2 * k * 2 / d**2 - k / d - 2 / d + 1)) / (share * (1 - share)))
+        correction = index / 2 * (2 * k * 2 / d**2 - k / d - 2 / d + 1)
+        terms.append((overlap - k * 2 / d**2 + correction) / (share * (1 - share)))
     half = 1.959963984540054 * math.sqrt(4 / m**2 * sum((t - np.mean(terms)) ** 2 for t in terms))
     assert nogueira(chosen, d) == pytest.approx((index, index - half, index + half))
 

@@ -1,0 +1,414 @@
+"""The forest: thresholds by hand, scikit-learn's own probabilities, stored without pickle, and out of fold."""
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from workbench import forest as module
+from workbench.forest import (
+    Forest,
+    ForestSettings,
+    auc,
+    baselines,
+    explain,
+    fit,
+    grouped_folds,
+    importance,
+    load,
+    out_of_fold,
+    save,
+    threshold_for_recall,
+    wilson,
+)
+from workbench.volume import Refused
+
+QUICK = ForestSettings(trees=40, folds=3)
+
+
+def candidates(seed=0, rows=90, per_patient=6):
+    """size and round tell a little, deep tells a lot, noise nothing."""
+    rng = np.random.default_rng(seed)
+    target = rng.random(rows) < 0.4
+    features = pd.DataFrame({
+        "size": rng.lognormal(size=rows) * (1 + target), "round": rng.normal(size=rows) + 0.7 * target,
+        "deep": rng.normal(size=rows) + 3 * target, "noise": rng.normal(size=rows) * 1e3,
+    })
+    return features, target, np.array([f"p{i // per_patient}" for i in range(rows)])
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Forest:
+    features, target, _ = candidates()
+    features.loc[5, "deep"] = np.nan
+    return fit(features, target, QUICK)
+
+
+# ---------------------------------------------------------------------------------------------- threshold
+
+
+def test_threshold_by_hand():
+    scores, target = [0.9, 0.8, 0.7, 0.4, 0.95, 0.1], [1, 1, 1, 1, 0, 0]
+    assert threshold_for_recall(scores, target, 1.0)[:2] == (0.4, 1.0)
+    assert threshold_for_recall(scores, target, 0.75)[:2] == (0.7, 0.75)
+    assert threshold_for_recall(scores, target, 0.76)[:2] == (0.4, 1.0)
+    assert threshold_for_recall(scores, target, 0.01)[:2] == (0.9, 0.25)
+
+
+def test_lesions_that_tie_with_the_threshold_are_kept():
+    found = threshold_for_recall([0.9, 0.5, 0.5, 0.5, 0.2], [1, 1, 1, 1, 0], 0.5)
+    assert (found.threshold, found.recall, found.kept, found.lesions) == (0.5, 1.0, 4, 4)
+
+
+def test_a_recall_that_floating_point_rounds_up_asks_for_no_lesion_more():
+    """0.07 * 100 is 7.000000000000001: seven lesions are enough."""
+    assert threshold_for_recall(np.arange(100) / 100, np.ones(100), 0.07).kept == 7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_threshold_is_the_largest_that_keeps_the_recall(seed):
+    rng = np.random.default_rng(seed)
+    scores, target, recall = rng.integers(0, 12, 40) / 12, rng.random(40) < 0.5, rng.uniform(0.1, 1)
+    found = threshold_for_recall(scores, target, recall)
+    assert (scores[target] >= found.threshold).mean() == found.recall >= recall
+    assert (scores[target] >= np.nextafter(found.threshold, 2)).mean() < recall
+
+
+def test_wilson_against_published_values_and_at_the_ends():
+    """15 of 148: 0.0624 to 0.1605 (Newcombe 1998, method 3); 0 of 20: 0 to 0.1611."""
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
+    low, high = wilson(50, 50)
+    assert high == 1 and 0.92 < low < 0.94
+
+
+def test_a_threshold_needs_lesions_scores_and_a_share():
+    for scores, target, recall, word in (([0.1], [0], 0.9, "no true lesion"), ([np.nan], [1], 0.9, "not finite"),
+                                         ([0.1], [1], 0, "recall of 0"), ([0.1, 0.2], [1], 0.5, "one score")):
+        with pytest.raises(Refused, match=word):
+            threshold_for_recall(scores, target, recall)
+
+
+# ---------------------------------------------------------------------------------------------- fitting, scoring
+
+
+def test_scores_tell_lesions_and_do_not_depend_on_column_order_or_extra_columns(fitted):
+    features, target, _ = candidates(seed=1)
+    scores = fitted.score(features)
+    assert auc(scores, target) > 0.9 and scores.min() >= 0 and scores.max() <= 1
+    turned = features[["noise", "deep", "size", "round"]].assign(other="text")
+    assert np.array_equal(scores, fitted.score(turned))
+
+
+def test_a_missing_or_infinite_value_scores_as_the_training_median(fitted):
+    row = candidates(seed=1)[0].iloc[[0]]
+    expected = fitted.score(row.assign(deep=fitted.medians[2]))
+    for value in (np.nan, np.inf, -np.inf, 1e300):
+        assert np.array_equal(fitted.score(row.assign(deep=value)), expected)
+    training = candidates()[0]["deep"].drop(5)
+    assert fitted.medians[2] == np.float32(training.astype(np.float32).median())
+
+
+def test_the_same_seed_gives_the_same_forest_and_another_seed_another():
+    features, target, _ = candidates()
+    one, same = fit(features, target, QUICK), fit(features, target, QUICK)
+    other = fit(features, target, ForestSettings(trees=40, seed=1))
+    assert np.array_equal(one.score(features), same.score(features))
+    assert not np.array_equal(one.score(features), other.score(features))
+
+
+def test_an_empty_table_has_no_scores(fitted):
+    assert fitted.score(candidates()[0].iloc[:0]).shape == (0,)
+
+
+def test_a_table_without_a_feature_is_refused_by_name(fitted):
+    with pytest.raises(Refused, match="no column round, deep; expected its 4 features"):
+        fitted.score(candidates()[0].drop(columns=["deep", "round"]))
+
+
+def test_the_verdict_needs_a_threshold_and_includes_it(fitted):
+    features, target, _ = candidates()
+    with pytest.raises(Refused, match="no threshold"):
+        fitted.keeps(features)
+    scores = fitted.score(features)
+    decided = fitted.with_threshold(threshold_for_recall(scores, target, 0.9))
+    assert np.array_equal(decided.keeps(features), scores >= decided.threshold.threshold)
+    assert decided.keeps(features)[target].mean() == decided.threshold.recall
+
+
+def test_small_cohorts_and_single_classes_are_refused_with_the_minimum():
+    features, target, _ = candidates()
+    with pytest.raises(Refused, match="at least 20 candidates, 5 of each class"):
+        fit(features[:10], target[:10])
+    with pytest.raises(Refused, match="90 lesions and 0 look-alikes"):
+        fit(features, np.ones(90))
+    with pytest.raises(Refused, match="neither true nor false"):
+        fit(features, np.full(90, 2))
+
+
+@pytest.mark.parametrize("wrong", [{"trees": 0}, {"min_leaf": 0}, {"recall": 0.0}, {"recall": 1.1}, {"folds": 1}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(Refused, match=next(iter(wrong))):
+        ForestSettings(**wrong)
+
+
+# ---------------------------------------------------------------------------------------------- folds
+
+
+def test_no_patient_is_in_two_folds_and_every_row_has_one():
+    _, target, patients = candidates()
+    fold = grouped_folds(target, patients, 4)
+    assert set(fold) == {0, 1, 2, 3}
+    assert all(len(set(fold[patients == p])) == 1 for p in set(patients))
+
+
+def test_out_of_fold_scores_come_from_forests_that_never_saw_the_patient():
+    """With labels that only the patient tells, in-sample scores are perfect and out-of-fold ones are chance."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(60), 4)
+    target = rng.random(60)[patients] < 0.5
+    features = pd.DataFrame({"patient": rng.permutation(60)[patients] + 0.001 * rng.random(240)})
+    inside = fit(features, target, ForestSettings(trees=40, min_leaf=1)).score(features)
+    outside = out_of_fold(features, target, patients, settings=ForestSettings(trees=40, min_leaf=1))
+    assert auc(inside, target) > 0.99
+    assert 0.3 < auc(outside.scores, target) < 0.7
+    for number, forest in enumerate(outside.forests):
+        held = outside.fold == number
+        assert np.array_equal(outside.scores[held], forest.score(features[held]))
+
+
+def test_selection_inside_the_fold_gets_training_rows_only():
+    features, target, patients = candidates()
+    seen = []
+
+    def choose(rows):
+        seen.append(rows)
+        return ["deep", "size"] if len(seen) == 1 else ["deep"]
+
+    found = out_of_fold(features, target, patients, choose, QUICK)
+    for number, rows in enumerate(seen):
+        assert not set(patients[rows]) & set(patients[found.fold == number])
+        assert len(rows) + (found.fold == number).sum() == len(features)
+    assert [f.names for f in found.forests] == [("deep", "size"), ("deep",), ("deep",)]
+
+
+def test_a_patient_in_two_folds_and_too_few_patients_are_refused():
+    features, target, patients = candidates()
+    with pytest.raises(Refused, match="patient p0 in several folds"):
+        out_of_fold(features, target, patients, settings=QUICK, fold=np.arange(90) % 3)
+    with pytest.raises(Refused, match="2 patients; expected at least 3"):
+        grouped_folds(target, np.arange(90) % 2, 3)
+
+
+# ---------------------------------------------------------------------------------------------- tensors
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU"))])
+def test_tensors_give_scikit_learns_probabilities(fitted, device):
+    rng = np.random.default_rng(4)
+    table = rng.normal(size=(500, 4)) * [3, 2, 3, 1e3]
+    table[rng.random(table.shape) < 0.1] = np.nan
+    table[7] = np.inf
+    ours = fitted.tensors(device)(torch.from_numpy(table).to(device)).cpu().numpy()
+    theirs = fitted.score(pd.DataFrame(table, columns=fitted.names))
+    assert np.abs(ours - theirs).max() < 1e-6
+
+
+def test_tensors_decide_like_scikit_learn_at_and_beside_every_threshold():
+    """The split thresholds themselves, and the float32 numbers on both sides of each."""
+    features, target, _ = candidates()
+    found = fit(features[["deep"]], target, ForestSettings(trees=20, min_leaf=1))
+    cuts = np.concatenate([e.tree_.threshold[e.tree_.feature >= 0] for e in found.model.estimators_]).astype(np.float32)
+    near = np.concatenate([cuts, np.nextafter(cuts, np.float32(9)), np.nextafter(cuts, np.float32(-9))])[:, None]
+    assert np.abs(found.tensors()(torch.from_numpy(near)).numpy() - found.model.predict_proba(near)[:, 1]).max() < 1e-12
+
+
+def test_tensors_of_another_width_are_refused(fitted):
+    with pytest.raises(Refused, match=r"expected \(candidate, 4\)"):
+        fitted.tensors()(torch.zeros(3, 5))
+
+
+# ---------------------------------------------------------------------------------------------- explaining
+
+
+@pytest.mark.parametrize("row", [0, 3, 5])
+def test_contributions_add_up_to_the_score_less_the_prior(fitted, row):
+    features, _, _ = candidates()
+    features.loc[5, "deep"] = np.nan
+    table = explain(fitted, features.loc[row])
+    score = fitted.score(features.loc[[row]])[0]
+    assert table["contribution"].sum() == pytest.approx(score - table.attrs["prior"], abs=1e-12)
+    assert table.attrs["score"] == pytest.approx(score, abs=1e-12)
+    assert table["contribution"].abs().is_monotonic_decreasing
+    assert table.set_index("name").loc["deep", "missing"] == (row == 5)
+
+
+def test_one_split_by_hand():
+    """One tree, one split at 0.5 on the only feature that varies: the whole change is that feature's."""
+    features = pd.DataFrame({"tells": [0.0] * 10 + [1.0] * 10, "flat": 0.0})
+    found = fit(features, [0] * 10 + [1] * 10, ForestSettings(trees=1, max_features=1.0))
+    table = explain(found, features.iloc[[19]]).set_index("name")
+    assert table.loc["tells", "contribution"] == pytest.approx(1 - table.attrs["prior"])
+    assert table.loc["flat", "contribution"] == 0 and table.attrs["score"] == 1
+    assert table.attrs["prior"] == pytest.approx(0.5)  # balanced on the tree's own sample
+
+
+def test_explain_takes_one_row(fitted):
+    with pytest.raises(Refused, match="2 rows; expected one candidate"):
+        explain(fitted, candidates()[0][:2])
+
+
+def test_importance_finds_what_tells_and_gives_noise_nothing(fitted):
+    features, target, _ = candidates(seed=1)
+    table = importance(fitted, features, target, repeats=10).set_index("name")
+    assert table.index[0] == "deep" and table.loc["deep", "low"] > 0.05
+    assert abs(table.loc["noise", "drop"]) < 0.02
+    assert (table["low"] <= table["drop"]).all() and (table["drop"] <= table["high"]).all()
+    with pytest.raises(Refused, match="both classes"):
+        importance(fitted, features, np.zeros(90))
+
+
+# ---------------------------------------------------------------------------------------------- baselines
+
+
+def test_auc_is_scikit_learns_with_ties():
+    rng = np.random.default_rng(0)
+    scores, target = rng.integers(0, 5, 50), rng.random(50) < 0.5
+    assert auc(scores, target) == pytest.approx(roc_auc_score(target, scores), abs=1e-12)
+    assert math.isnan(auc(scores, np.ones(50)))
+
+
+def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
+    features, target, patients = candidates()
+    table = baselines(features, target, patients, ["size"], ["size", "round"], lambda rows: ["deep"],
+                      ForestSettings(trees=40, folds=3, recall=0.9), draws=50).set_index("features")
+    assert table.index.tolist() == ["size", "shape", "selected", "all"]
+    assert table["columns"].tolist() == [1, 2, 1, 4]
+    assert table.loc["selected", "auc"] > table.loc["size", "auc"]
+    assert table.loc["selected", "removed"] > table.loc["size", "removed"]
+    assert (table["recall"] >= 0.9).all() and (table["false_positives"] == (~target).sum()).all()
+    assert (table["removed_share"] == table["removed"] / table["false_positives"]).all()
+    for column in ("auc", "removed_share", "recall"):
+        assert (table[f"{column}_low"] <= table[column]).all() and (table[column] <= table[f"{column}_high"]).all()
+
+
+# ---------------------------------------------------------------------------------------------- on disk
+
+
+def test_a_saved_forest_comes_back_the_same(fitted, tmp_path):
+    features, target, _ = candidates(seed=1)
+    chosen = fitted.with_threshold(threshold_for_recall(fitted.score(features), target))
+    save(chosen, tmp_path / "stage")
+    back = load(tmp_path / "stage")
+    assert np.array_equal(back.score(features), chosen.score(features))
+    assert (back.names, back.settings, back.threshold) == (chosen.names, chosen.settings, chosen.threshold)
+    assert np.array_equal(back.medians, chosen.medians)
+    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["forest.json", "forest.skops"]
+    info = json.loads((tmp_path / "stage" / "forest.json").read_text())
+    assert set(info) >= {"names", "threshold", "recall", "settings", "versions", "sha256"}
+
+
+def test_a_flipped_bit_is_a_checksum_error(fitted, tmp_path):
+    save(fitted, tmp_path)
+    data = bytearray((tmp_path / "forest.skops").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "forest.skops").write_bytes(data)
+    with pytest.raises(Refused, match="checksum"):
+        load(tmp_path)
+
+
+def restate(folder, data):
+    """What a stranger would do: another model file, and the checksum that fits it."""
+    (folder / "forest.skops").write_bytes(data)
+    info = json.loads((folder / "forest.json").read_text())
+    info["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "forest.json").write_text(json.dumps(info))
+
+
+class Stranger:
+    """Any type that no forest consists of; its state must never be set."""
+
+    def __setstate__(self, state):
+        raise AssertionError("it was built")
+
+    def __getstate__(self):
+        return {"harm": 1}
+
+
+@pytest.mark.parametrize("what", [Stranger(), np.linalg.norm, LogisticRegression(), {"model": torch.nn.Linear},
+                                  [print, "it ran"]], ids=["class", "function", "estimator", "type", "builtin"])
+def test_a_file_with_another_type_is_refused_before_anything_is_built(fitted, tmp_path, what):
+    save(fitted, tmp_path)
+    restate(tmp_path, skops.io.dumps(what))
+    with pytest.raises(Refused, match="the type .*; expected the types that a forest consists of"):
+        load(tmp_path)
+
+
+def test_a_stranger_hidden_in_a_forest_is_refused(fitted, tmp_path, monkeypatch):
+    save(fitted, tmp_path)
+    data = (tmp_path / "forest.skops").read_bytes()
+    hidden = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(hidden, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "schema.json":
+                schema = json.loads(content)
+                schema["content"]["content"]["criterion"] = {
+                    "__class__": "system", "__module__": "os", "__loader__": "FunctionNode", "__id__": 1,
+                    "content": {"module_path": "os", "function": "system"}}
+                content = json.dumps(schema).encode()
+            new.writestr(name, content)
+    restate(tmp_path, hidden.getvalue())
+    monkeypatch.setattr(skops.io, "loads", lambda *a, **k: pytest.fail("it was loaded"))
+    with pytest.raises(Refused, match=r"the type os.system \(FunctionNode\)"):
+        load(tmp_path)
+
+
+def test_a_pickle_is_refused(fitted, tmp_path):
+    save(fitted, tmp_path)
+    restate(tmp_path, b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94.")
+    with pytest.raises(Refused, match="expected a skops file"):
+        load(tmp_path)
+
+
+def test_a_forest_that_no_longer_gives_its_scores_is_refused(fitted, tmp_path):
+    """As another version of scikit-learn might read it."""
+    save(fitted, tmp_path)
+    info = json.loads((tmp_path / "forest.json").read_text())
+    info["probe"]["scores"][0] += 0.01
+    (tmp_path / "forest.json").write_text(json.dumps(info))
+    with pytest.raises(Refused, match="scores that differ by 0.01"):
+        load(tmp_path)
+
+
+def test_a_missing_file_and_a_broken_description_are_refused(fitted, tmp_path):
+    with pytest.raises(Refused, match="no file"):
+        load(tmp_path)
+    save(fitted, tmp_path)
+    (tmp_path / "forest.json").write_text("{}")
+    with pytest.raises(Refused, match="description of a forest"):
+        load(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_previous_forest(fitted, tmp_path, monkeypatch):
+    save(fitted, tmp_path)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module.os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        save(fit(*candidates(seed=2)[:2], QUICK), tmp_path)
+    monkeypatch.undo()
+    assert load(tmp_path).names == fitted.names
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["forest.json", "forest.skops"]
