@@ -1,6 +1,7 @@
 """Figures: where voxels land in mm, what the words say, and that colours can be told apart."""
 
 import io
+import json
 
 import matplotlib.image
 import numpy as np
@@ -11,8 +12,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from tests import fake_folders as fake
-from workbench import figures
+from workbench import figures, selection
+from workbench.ledger import CODES
+from workbench.volume import Refused
 
+CONTRIBUTIONS = pd.DataFrame({"name": ["a", "b"], "value": [3.0, 4.0], "contribution": [0.1, -0.2]})
 A, MM, T = fake.arrays(), fake.SPACING, fake.tables()
 
 
@@ -87,7 +91,7 @@ def test_colours_can_be_told_apart_also_without_red_or_green():
     protanopia = np.array(
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     )
-    assert set(figures.LEDGER_COLOURS) == set(figures.LEDGER_MEANINGS) == {1, 2, 3, 4, 5, 6, 7, 8, 21, 22, 23, 24}
+    assert set(figures.LEDGER_COLOURS) == set(figures.LEDGER_MEANINGS) == set(CODES) - {0}
     assert figures.LEDGER_COLOURS[1] == figures.LIVER_COLOUR and figures.LEDGER_COLOURS[2] == figures.TUMOR_COLOUR
     colours = np.array([to_rgb(c) for c in figures.LEDGER_COLOURS.values()])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
@@ -105,7 +109,7 @@ def test_ledger_legend_has_the_codes_that_occur_with_their_ml():
         np.zeros_like(codes, np.int16), codes, (10.0, 1.0, 1.0), 0, meanings={"77": "something new"}
     )
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert labels == ["1 liver (0.46 ml)", "22 rejected after restored (0.04 ml)", "77 something new (0.01 ml)"]
+    assert labels == [f"1 {CODES[1]} (0.46 ml)", f"22 {CODES[22]} (0.04 ml)", "77 something new (0.01 ml)"]
 
 
 def test_before_and_after_say_how_much_changed():
@@ -145,7 +149,7 @@ def test_what_a_threshold_buys_by_hand():
     label = figures.tradeoff(table, 0.45).axes[1].get_legend().get_texts()[0].get_text()
     assert "50% of false positives removed" in label and "66.7% of true lesions kept" in label
     assert "area 0.833" in words(figures.tradeoff(table))
-    # of 4 reference lesions two have candidates, one of them two: at 0.1 half are found, with 1 false positive a patient
+    # of 4 reference lesions two have candidates (one has two): at 0.1 half are found, with 1 false positive each
     line = figures.froc(table, lesions=4, patients=2).axes[0].lines[0]
     assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (1.0, 0.5)
 
@@ -237,20 +241,31 @@ def test_redundancy_puts_copies_side_by_side():
 
 def test_preview_from_a_folder_is_the_preview_of_its_arrays(tmp_path):
     folder = fake.result(tmp_path / "c1", "c1")
-    sheet = figures.preview(folder)
+    sheet = figures.png(figures.preview_of(folder))
+    names = json.loads((folder / "result.json").read_text())["ledger_codes"]
     same = figures.preview(
-        ct=A["ct"],
-        labels=A["labels"],
-        tumor_probability=A["tumor_probability"],
-        ledger=A["ledger"],
-        spacing_mm=MM,
-        title="c1: ok",
+        A["ct"], torch.from_numpy(A["labels"]), A["tumor_probability"], A["ledger"], MM, meanings=names, title="c1: ok"
     )
-    assert sheet == same and picture(sheet).std() > 0.1
+    assert sheet == figures.png(same) and picture(sheet).std() > 0.1
     (tmp_path / "c1 ct.nii.gz").unlink()
-    assert figures.preview(folder) != sheet
-    empty = figures.preview(fake.result(tmp_path / "none", "none", status="no liver"))
-    assert picture(empty).std() > 0.02
+    assert "no CT:" in words(figures.preview_of(folder)) and "no longer there" in words(figures.preview_of(folder))
+    empty = figures.preview_of(fake.result(tmp_path / "none", "none", status="no liver"))
+    assert picture(figures.png(empty)).std() > 0.02
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "result.json").write_text("{}")
+    with pytest.raises(Refused, match="no volume"):
+        figures.preview_of(tmp_path / "bare")
+
+
+def test_survival_counts_from_the_step_at_which_a_feature_left():
+    steps = ["undefined", "unstable", "unstable", "redundant", "less relevant", "kept", "kept"]
+    table = pd.DataFrame(
+        {"group": ["shape", "shape", "wavelet", "wavelet", "shape", "wavelet", "shape"], "step": steps}
+    )
+    left = figures._left_after(table)
+    assert left.sum(axis=1).to_dict() == {"all": 7, "defined": 6, "stable": 4, "not redundant": 3, "kept": 2}
+    assert left.loc["stable"].to_dict() == {"shape": 2, "wavelet": 2} and tuple(figures.STEPS) == selection.STEPS[:-1]
+    assert "7 → 6 → 4 → 3 → 2 features" in words(figures.survival(table))
 
 
 def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypatch):

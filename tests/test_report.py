@@ -10,6 +10,7 @@ import pytest
 
 from tests import fake_folders as fake
 from workbench import report
+from workbench.ledger import CODES
 from workbench.volume import Refused
 
 
@@ -101,7 +102,7 @@ def test_experiment_report(experiment):
         "ab" * 32,
         "selection nogueira 0.7",
         "all 21",
-        "removed after restored",
+        CODES[24],
         "held out: c08",
         "liver: learning curves",
         "forest, train patients",

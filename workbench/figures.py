@@ -22,6 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from workbench import folders
+from workbench.ledger import CODES
+from workbench.volume import Refused
+
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"
 
@@ -37,25 +41,17 @@ LEDGER_COLOURS = {
     6: VERMILLION,
     7: BLUE,
     8: "#FFFFFF",  # the palette's black would pass for fat on a CT
+    # darker: an earlier stage had changed the voxel already
     21: "#8C8420",
     22: "#7A3600",
     23: "#003A5C",
-    24: "#BBBBBB",  # darker: an earlier stage had changed the voxel already
+    24: "#BBBBBB",
+    39: "#3F51FF",
+    55: "#6A1B9A",
+    71: "#00F0D0",
+    87: "#404040",
 }
-LEDGER_MEANINGS = {
-    1: "liver",
-    2: "tumor (cascade)",
-    3: "restored by consistency",
-    4: "suppressed by consistency",
-    5: "dropped: too small or outside the liver",
-    6: "rejected by the forest",
-    7: "added at the boundary",
-    8: "removed at the boundary",
-    21: "dropped after restored",
-    22: "rejected after restored",
-    23: "added back after suppressed",
-    24: "removed after restored",
-}
+LEDGER_MEANINGS = {code: meaning for code, meaning in CODES.items() if code > 0}
 STAGE_COLOURS = {
     "cohort": GREY,
     "liver": LIVER_COLOUR,
@@ -520,32 +516,20 @@ def _truth_handle(truth) -> list:
 
 
 def preview(
-    folder: str | Path | None = None,
-    *,
     ct=None,
     labels=None,
     tumor_probability=None,
     ledger=None,
-    spacing_mm=None,
+    spacing_mm=(1.0, 1.0, 1.0),
     slices: int = 3,
+    meanings: dict | None = None,
     title: str = "",
-) -> bytes:
-    """Contact sheet of a case as PNG, from a result folder or from arrays `[z y x]`.
+) -> Figure:
+    """Contact sheet of a case from arrays `[z y x]`; what is None is left out.
 
     Rows: CT with contours, tumor probability, ledger; columns: the axial slices with most tumor (else liver) and one
-    coronal slice. What is missing is left out, and said.
+    coronal slice.
     """
-    if folder is not None:
-        from workbench import folders
-
-        case = folders.result(folder)
-        found = {name: case.volume(name) for name in ("labels", "tumor_probability", "ledger")}
-        grid = next((v for v in found.values() if v is not None), None)
-        if grid is not None:
-            spacing_mm = grid[1]
-        labels, tumor_probability, ledger = (found[n][0] if found[n] is not None else None for n in found)
-        ct, why = case.ct()
-        title = title or f"{case.case}: {case.info.get('status', '')}" + (f" (no CT: {why})" if ct is None else "")
     ct, labels, p, codes = _array(ct), _array(labels), _array(tumor_probability), _array(ledger)
     some = next(a for a in (labels, p, codes, ct) if a is not None)
     if ct is None:
@@ -584,10 +568,22 @@ def preview(
         if name == "tumor probability":
             figure.colorbar(image, ax=list(row), label="probability", shrink=0.8)
     figure.suptitle(title or "preview", fontsize=11)
-    _legend(
-        figure, _ledger_legend(codes, spacing_mm, None) if codes is not None else _label_legend(labels, None), columns=3
-    )
-    return png(figure)
+    handles = _label_legend(labels, None) if codes is None else _ledger_legend(codes, spacing_mm, meanings)
+    _legend(figure, handles, columns=3)
+    return figure
+
+
+def preview_of(folder: str | Path) -> Figure:
+    """The contact sheet of a result folder; its title says when the CT is no longer there."""
+    case = folders.result(folder)
+    found = {name: case.volume(name) for name in ("labels", "tumor_probability", "ledger")}
+    grid = next((v for v in found.values() if v is not None), None)
+    if grid is None:
+        raise Refused(folder, "no volume", "labels.nii.gz, tumor_probability.nii.gz or ledger.nii.gz")
+    ct, why = case.ct()
+    title = f"{case.case}: {case.info.get('status', '')}" + (f" (no CT: {why})" if ct is None else "")
+    arrays = [None if v is None else v[0] for v in found.values()]
+    return preview(ct, *arrays, grid[1], meanings=case.info.get("ledger_codes"), title=title)
 
 
 def _spread(counts: np.ndarray, n: int) -> list[int]:
@@ -791,8 +787,26 @@ def redundancy(
     return figure
 
 
+STEPS = {"undefined": "defined", "unstable": "stable", "redundant": "not redundant", "less relevant": "kept"}
+
+
+def _left_after(table: pd.DataFrame) -> pd.DataFrame:
+    """Features left in each group after each step, from the step at which each of them left."""
+    order = list(STEPS)
+    left_at = table["step"].map({step: n for n, step in enumerate(order)}).fillna(len(order))
+    groups = [g for g in GROUP_COLOURS if (table["group"] == g).any()]
+    rows = {"all": table["group"].value_counts()}
+    rows |= {STEPS[step]: table.loc[left_at > n, "group"].value_counts() for n, step in enumerate(order)}
+    return pd.DataFrame(rows).reindex(groups).fillna(0).astype(int).T
+
+
 def survival(steps: pd.DataFrame, title: str = "", patients: int | None = None) -> Figure:
-    """How many features of each group are left after each step of the selection: index = step, columns = groups."""
+    """How many features of each group are left after each step: index = step, columns = groups.
+
+    A selection's table (a row a feature, with `group` and the `step` at which it left) is counted first.
+    """
+    if "step" in steps:
+        steps = _left_after(steps)
     figure = Picture(8.4, 4.4)
     ax = figure.subplots()
     at = np.arange(len(steps))
@@ -894,8 +908,8 @@ def tradeoff(table: pd.DataFrame, threshold: float | None = None, title: str = "
 
 
 def importance(table: pd.DataFrame, patients: int | None = None, groups: dict | None = None, title: str = "") -> Figure:
-    """Importance of features with intervals (columns name, importance, low, high; group if known)."""
-    rows = table.sort_values("importance")
+    """Importance of features with intervals (columns name, importance or drop, low, high; group if known)."""
+    rows = table.rename(columns={"drop": "importance"}).sort_values("importance")
     figure = Picture(7.6, 1.4 + 0.24 * max(4, len(rows)))
     ax = figure.subplots()
     for at, row in enumerate(rows.itertuples()):
@@ -917,7 +931,7 @@ def decision_card(
     spacing_mm,
     score: float,
     threshold: float,
-    contributions: pd.Series | None = None,
+    contributions: pd.Series | pd.DataFrame | None = None,
     facts: dict | None = None,
     truth=None,
     window="tumor",
@@ -925,8 +939,10 @@ def decision_card(
 ) -> Figure:
     """One candidate: its picture, its score against the threshold, and what each feature contributed.
 
-    `contributions` is a series feature -> change of the score (above 0: more like a lesion).
+    `contributions`: feature -> change of the score (above 0: like a lesion); a series, or columns name, contribution.
     """
+    if isinstance(contributions, pd.DataFrame):
+        contributions = contributions.set_index("name")["contribution"]
     ct, mask, truth = _array(ct), _array(mask) > 0, _array(truth)
     figure = Picture(12, 4.6)
     image, bar, reasons = figure.subplots(1, 3, width_ratios=[1.2, 0.35, 1.3])

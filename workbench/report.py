@@ -19,6 +19,15 @@ from jinja2 import Environment
 from workbench import figures, folders
 from workbench.volume import Refused
 
+# What the ablation's table and figure show of all that the stage `metrics` measures
+ABLATION_METRICS = (
+    "tumor_dice",
+    "tumor_assd_mm",
+    "tumor_surface_dice",
+    "recall_iou0",
+    "precision_iou0",
+    "false_positives",
+)
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
 
 _PAGE = """<!doctype html>
@@ -152,7 +161,7 @@ def case_report(folder: str | Path) -> str:
         if c in lesions
     ]
     preview = case.path / "preview.png"
-    data = preview.read_bytes() if preview.exists() else figures.preview(case.path)
+    data = preview.read_bytes() if preview.exists() else figures.png(figures.preview_of(case.path))
     kept = int(lesions["kept"].astype(bool).sum()) if "kept" in lesions else 0
     facts = [
         f"status: {info.get('status', 'unknown')}",
@@ -195,7 +204,13 @@ def case_report(folder: str | Path) -> str:
     )
 
 
-def ablation_table(ablation: pd.DataFrame) -> pd.DataFrame:
+def ablation_metrics(ablation: pd.DataFrame) -> list[str]:
+    """Those of ABLATION_METRICS that were measured; the first six when the names are others."""
+    found = list(dict.fromkeys(ablation["metric"]))
+    return [m for m in ABLATION_METRICS if m in found] or found[:6]
+
+
+def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
     """Stage by metric: mean, 95 % interval and n in one cell, in the order of the file."""
 
     def cell(row) -> str:
@@ -203,7 +218,7 @@ def ablation_table(ablation: pd.DataFrame) -> pd.DataFrame:
             return f"undefined (n = {int(row['n'])})"
         return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {int(row['n'])}"
 
-    stages, metrics = list(dict.fromkeys(ablation["stage"])), list(dict.fromkeys(ablation["metric"]))
+    stages, metrics = list(dict.fromkeys(ablation["stage"])), metrics or list(dict.fromkeys(ablation["metric"]))
     found = {(row["stage"], row["metric"]): cell(row) for _, row in ablation.iterrows()}
     return pd.DataFrame(
         [[stage, *(found.get((stage, metric), "") for metric in metrics)] for stage in stages],
@@ -284,17 +299,19 @@ def experiment_report(folder: str | Path) -> str:
     ]
     previews = [
         _image(
-            (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.preview(p),
+            (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.png(figures.preview_of(p)),
             f"held out: {p.name}",
         )
         for p in experiment.results()[:12]
     ]
     has_ablation = ablation is not None and len(ablation) > 0
+    shown = ablation_metrics(ablation) if has_ablation else []
+    every = _table(ablation_table(ablation), "Everything measured", fold=True) if has_ablation else None
     sections = [
         _section(
             "Ablation",
-            [_table(ablation_table(ablation))] if has_ablation else [],
-            [_image(figures.png(figures.ablation(ablation, cases)), "ablation")] if has_ablation else [],
+            [_table(ablation_table(ablation, shown)), every] if has_ablation else [],
+            [_image(figures.png(figures.ablation(ablation, cases, shown)), "ablation")] if has_ablation else [],
             "Held-out patients: mean, 95 % interval over patients, and n, after each stage." if has_ablation else "",
             "The stage `metrics` has not run.",
         ),

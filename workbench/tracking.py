@@ -1,9 +1,9 @@
 """MLflow, fed from the experiment folder. The only module that imports mlflow.
 
 Chooses: the experiment folder is the record and MLflow a view of it. `sync` reads the folder and adds what the store
-does not have yet: one parent run per folder, one child run per finished stage, one run per fold below it. A stage is known
-by the hash of its stage.json, so a second sync adds nothing and a stage that was run again gets a new run. A store that
-is dead, locked or missing is reported, never raised: the work goes on and the next sync catches up.
+does not have yet: one parent run per folder, one child run per finished stage, one run per fold below it. A stage is
+known by the hash of its stage.json: a second sync adds nothing, and a stage that was run again gets a new run. A store
+that is dead, locked or missing is reported, never raised: the work goes on and the next sync catches up.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def _sync(folder: Path, place: Path) -> SyncReport:
 
 
 def sync(experiment: str | Path, store: str | Path | None = None) -> SyncReport:
-    """Bring the store up to what the experiment folder holds. Reports a store that cannot be reached, never raises for it.
+    """Bring the store up to what the experiment folder holds. A store that cannot be reached is reported, never raised.
 
     `store` is the mlruns folder: mlflow.db and artifacts/ lie in it.
     """
