@@ -287,7 +287,7 @@ FAULTS = [
      "in Python, readers.read(path, series=UID)."),
     (17, "a scout beside the series", with_scout, READ,
      "found 2 series or grids: [CT series 2, 3 images of 8 x 7, UID 1.2.826.0.1.3680043.8.498.1], [scout "
-     "series 1, 1 images of 8 x 7, UID 1.2.3]; expected one CT series. Move the one you want to a folder of "
+     "series 1, 1 image of 8 x 7, UID 1.2.3]; expected one CT series. Move the one you want to a folder of "
      "its own; in Python, readers.read(path, series=UID)."),
     (17, "another modality", lambda d: series(d / "scan", Modality="MR"), READ,
      "found 5 DICOM images of modality MR; expected CT."),

@@ -344,7 +344,7 @@ def test_real_scans(realdata, tmp_path, ct, mask, shape, spacing, mean, ml):
         assert int(liver.sum()) * volume.voxel_ml == pytest.approx(ml, abs=0.01)
         if mean:
             assert volume.array[liver].float().mean().item() == pytest.approx(mean, abs=0.6)
-    if path.is_file():
+    if ct.startswith(("ircadb", "lits-00", "totalseg")):  # one of each kind of header: writing takes time
         before = nibabel.load(path)
         nifti.write(volume, tmp_path / "out.nii.gz", level=1)
         after = nibabel.load(tmp_path / "out.nii.gz")

@@ -7,9 +7,10 @@ read: cases are named by their folder.
 
 from __future__ import annotations
 
-import os
 import struct
+import warnings
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ TAGS = [
     "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing", "ImageOrientationPatient",
     "ImagePositionPatient", "GantryDetectorTilt", "TransferSyntaxUID",
 ]  # fmt: skip
+GREY = "MONOCHROME2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 # what pydicom raises on damaged files; it has no type of its own for most of it
 DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error)
@@ -60,41 +62,96 @@ def _is_dicom(path: Path) -> bool:
     return first[128:] == b"DICM" or (path.suffix.lower() == ".dcm" and len(first) > 0)
 
 
-def _headers(folder: Path) -> list:
+@dataclass(frozen=True)
+class Slice:
+    """What one file's header says, as plain values; None where it says nothing."""
+
+    file: Path
+    series: str
+    number: str
+    modality: str
+    scout: bool
+    rows: int
+    columns: int
+    one_frame: bool
+    colours: str
+    spacing_mm: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    position_mm: tuple[float, ...] | None
+    tilt: float
+    syntax: str
+
+
+def _slice(file: Path, header) -> Slice:
+    """The record of a header; every value is converted here, where a damaged one can be named."""
+
+    def numbers(tag: str, count: int) -> tuple[float, ...] | None:
+        value = header.get(tag)
+        if not value:
+            return None
+        found = tuple(float(v) for v in value)
+        if len(found) != count or not np.isfinite(found).all():
+            raise ValueError(f"{tag} {value}")
+        return found
+
+    grey = int(header.get("SamplesPerPixel") or 1) == 1
+    return Slice(
+        file=file,
+        series=str(header.get("SeriesInstanceUID")),
+        number=str(header.get("SeriesNumber")),
+        modality=str(header.get("Modality", "?")),
+        scout="LOCALIZER" in str(header.get("ImageType", "")).upper(),
+        rows=int(header.Rows),
+        columns=int(header.Columns),
+        one_frame=int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != ENHANCED_CT,
+        colours=str(header.get("PhotometricInterpretation", GREY)) if grey else "colour",
+        spacing_mm=numbers("PixelSpacing", 2),
+        orientation=numbers("ImageOrientationPatient", 6),
+        position_mm=numbers("ImagePositionPatient", 3),
+        tilt=float(header.get("GantryDetectorTilt") or 0),
+        syntax=str(header.file_meta.get("TransferSyntaxUID", "")),
+    )
+
+
+def _headers(folder: Path) -> list[Slice]:
     """Header of every DICOM image below a folder; DICOMDIR and other files are passed over."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
 
     found = []
     for file in _files(folder):
         if file.name.upper() == "DICOMDIR" or not _is_dicom(file):
             continue
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
-        except (InvalidDicomError, *DAMAGE) as error:
-            raise Refused(file, f"damaged DICOM ({error})", "a DICOM image", "Fetch the series again.") from None
-        if "Rows" in header:
-            found.append(header)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of values that are no valid DICOM; what matters is checked here
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
+                if "Rows" in header and "Columns" in header:
+                    found.append(_slice(file, header))
+        except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
+            raise Refused(file, f"damaged DICOM ({_first_line(error)})", "a DICOM image",
+                          "Fetch the series again.") from None  # fmt: skip
     if not found:
         raise Refused(folder, "no DICOM image in the folder", "a folder with the slices of one CT series",
                       "Give the folder that holds them, or a NIfTI file.")  # fmt: skip
     return found
 
 
-def _one_series(headers: list, folder: Path, series: str | None) -> list:
-    """The headers of one CT series; refused with a list when there are several to choose from."""
+def _one_series(slices: list[Slice], folder: Path, series: str | None) -> list[Slice]:
+    """The slices of one CT series; refused with a list when there are several to choose from."""
     groups = defaultdict(list)
-    for h in headers:
-        grid = (h.get("Rows"), h.get("Columns"), str(h.get("PixelSpacing")), _rounded(h.get("ImageOrientationPatient")))
-        groups[(str(h.get("SeriesInstanceUID")), h.get("Modality", "?"), _scout(h)), grid].append(h)
-    images = {key: group for key, group in groups.items() if key[0][1] == "CT"}
+    for s in slices:
+        turn = s.orientation and tuple(round(v, 3) for v in s.orientation)
+        groups[s.series, s.scout, s.modality, s.rows, s.columns, s.spacing_mm, turn].append(s)
+    images = {key: group for key, group in groups.items() if group[0].modality == "CT"}
     if not images:
-        kinds = ", ".join(sorted({key[0][1] for key in groups}))
-        raise Refused(folder, f"{len(headers)} DICOM images of modality {kinds}", "CT")
+        kinds = ", ".join(sorted({s.modality for s in slices}))
+        raise Refused(folder, f"{len(slices)} DICOM images of modality {kinds}", "CT")
     if series is not None:
-        images = {key: group for key, group in images.items() if key[0][0] == series}
+        listed = _listed(images)
+        images = {key: group for key, group in images.items() if group[0].series == series}
         if not images:
-            raise Refused(folder, f"no CT series {series}", "one of " + _listed(groups))
+            raise Refused(folder, f"no CT series {series}", f"one of {listed}")
     if len(images) > 1:
         raise Refused(
             folder,
@@ -102,63 +159,62 @@ def _one_series(headers: list, folder: Path, series: str | None) -> list:
             "one CT series",
             "Move the one you want to a folder of its own; in Python, readers.read(path, series=UID).",
         )
-    (key, group), = images.items()  # fmt: skip
-    if key[0][2]:
+    (group,) = images.values()
+    if group[0].scout:
         raise Refused(folder, f"only a scout view ({len(group)} images)", "the slices of a CT series")
     return group
 
 
-def _scout(header) -> bool:
-    return "LOCALIZER" in [str(v).upper() for v in header.get("ImageType", [])]
-
-
 def _listed(groups: dict) -> str:
     lines = []
-    for ((uid, modality, scout), grid), group in groups.items():
-        number = group[0].get("SeriesNumber")
-        what = "scout" if scout else modality
-        lines.append(f"[{what} series {number}, {len(group)} images of {grid[1]} x {grid[0]}, UID {uid}]")
+    for group in groups.values():
+        s, n = group[0], len(group)
+        what = "scout" if s.scout else s.modality
+        images = f"{n} image{'s' * (n > 1)} of {s.columns} x {s.rows}"
+        lines.append(f"[{what} series {s.number}, {images}, UID {s.series}]")
     return ", ".join(sorted(lines))
 
 
-def _rounded(orientation) -> tuple:
-    return () if orientation is None else tuple(round(float(v), 3) for v in orientation)
-
-
-def _geometry(slices: list, folder: Path) -> tuple[list, np.ndarray]:
+def _geometry(slices: list[Slice], folder: Path) -> tuple[list[Slice], np.ndarray]:
     """Slices in order along their normal and the affine (column, row, slice) -> RAS mm."""
-    for h in slices:
-        missing = [t for t in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient") if not h.get(t)]
+    for s in slices:
+        if not s.one_frame:
+            raise Refused(s.file, "a multi-frame image", "one file a slice", "Convert it to NIfTI with dcm2niix.")
+        if s.colours != GREY:
+            raise Refused(s.file, f"a {s.colours} picture", f"{GREY} CT numbers")
+        told = {
+            "PixelSpacing": s.spacing_mm,
+            "ImageOrientationPatient": s.orientation,
+            "ImagePositionPatient": s.position_mm,
+        }
+        missing = [tag for tag, value in told.items() if value is None]
         if missing:
-            raise Refused(_name(h), f"no {' and '.join(missing)}", "a slice that says where it lies")
-        if int(h.get("NumberOfFrames") or 1) > 1 or h.SOPClassUID == ENHANCED_CT:
-            raise Refused(_name(h), "a multi-frame image", "one file a slice", "Convert it to NIfTI with dcm2niix.")
-        colours = h.get("PhotometricInterpretation", "MONOCHROME2")
-        if int(h.get("SamplesPerPixel") or 1) != 1 or colours != "MONOCHROME2":
-            raise Refused(_name(h), f"a {colours} picture", "MONOCHROME2 CT numbers")
+            raise Refused(s.file, f"no {' and '.join(missing)}", "a slice that says where it lies")
     if len(slices) < gates.MIN_SLICES:
         raise Refused(folder, f"{len(slices)} slice(s)", f"at least {gates.MIN_SLICES}", "Give the whole series.")
-    gates.size((int(slices[0].Columns), int(slices[0].Rows), len(slices)), folder)
+    gates.size((slices[0].columns, slices[0].rows, len(slices)), folder)
 
-    across, down = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
+    across, down = np.reshape(slices[0].orientation, (2, 3))
     normal = np.cross(across, down)
-    position = np.array([h.ImagePositionPatient for h in slices], float)
-    if not np.isfinite(position).all() or not np.isfinite(normal).all() or np.linalg.norm(normal) < 1e-6:
-        raise Refused(folder, "positions or orientations that are no numbers", "finite ones")
-    height = position @ (normal / np.linalg.norm(normal))
-    order = np.argsort(height, kind="stable")
-    slices, position, height = [slices[i] for i in order], position[order], height[order]
-    _evenness(slices, height, folder)
+    length = np.linalg.norm(normal)
+    if abs(length - 1) > 1e-2:
+        raise Refused(folder, f"row and column directions {across.tolist()} and {down.tolist()}",
+                      "two unit vectors at right angles", "The orientation is damaged.")  # fmt: skip
+    normal = normal / length
+    position = np.array([s.position_mm for s in slices])
+    order = np.argsort(position @ normal, kind="stable")
+    slices, position = [slices[i] for i in order], position[order]
+    _evenness(slices, position @ normal, folder)
     step = (position[-1] - position[0]) / (len(slices) - 1)
-    _straightness(slices, position, step, normal / np.linalg.norm(normal), folder)
+    _straightness(slices, position, step, normal, folder)
 
-    row_mm, column_mm = (float(v) for v in slices[0].PixelSpacing)
+    row_mm, column_mm = slices[0].spacing_mm
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1], lps[:3, 2], lps[:3, 3] = across * column_mm, down * row_mm, step, position[0]
     return slices, np.diag([-1.0, -1, 1, 1]) @ lps
 
 
-def _evenness(slices: list, height: np.ndarray, folder: Path) -> None:
+def _evenness(slices: list[Slice], height: np.ndarray, folder: Path) -> None:
     """Refuse equal, doubled, missing or uneven slice positions."""
     gap = np.diff(height)
     step = float(np.median(gap))
@@ -167,12 +223,12 @@ def _evenness(slices: list, height: np.ndarray, folder: Path) -> None:
                       "The positions were lost; fetch the original series.")  # fmt: skip
     double = np.flatnonzero(gap < 1e-3)
     if double.size:
-        pairs = [f"{_name(slices[i]).name} = {_name(slices[i + 1]).name} at {height[i]:g} mm" for i in double]
+        pairs = [f"{slices[i].file.name} = {slices[i + 1].file.name} at {height[i]:g} mm" for i in double]
         raise Refused(folder, f"{double.size} doubled slice position(s): {_told(pairs)}", "one slice a position",
                       "Remove the copies, or separate the phases or reconstructions.")  # fmt: skip
     off = np.flatnonzero(np.abs(gap - step) > max(GAP * step, 1e-3))
     if off.size:
-        names = [f"{_name(h).name} ({at:g})" for h, at in zip(slices, height)]
+        names = [f"{s.file.name} ({at:g})" for s, at in zip(slices, height)]
         gaps = _told([f"{gap[i]:g} mm between {names[i]} and {names[i + 1]}" for i in off])
         whole = np.round(gap[off] / step)
         lost = int((whole - 1).sum()) if (np.abs(gap[off] / step - whole) < GAP).all() and (whole > 1).all() else 0
@@ -181,7 +237,9 @@ def _evenness(slices: list, height: np.ndarray, folder: Path) -> None:
                       "Fetch the whole series." if lost else "Resample it onto even slices first.")  # fmt: skip
 
 
-def _straightness(slices: list, position: np.ndarray, step: np.ndarray, normal: np.ndarray, folder: Path) -> None:
+def _straightness(
+    slices: list[Slice], position: np.ndarray, step: np.ndarray, normal: np.ndarray, folder: Path
+) -> None:
     """Refuse a stack whose slices move sideways: a tilted gantry, or a table that moved."""
     sideways = step - normal * (step @ normal)
     shift = float(np.linalg.norm(sideways))
@@ -194,47 +252,46 @@ def _straightness(slices: list, position: np.ndarray, step: np.ndarray, normal: 
     off = np.linalg.norm(position - line, axis=1)
     if off.max() > max(GAP * np.linalg.norm(step), 1e-3):
         worst = int(off.argmax())
-        raise Refused(folder, f"{_name(slices[worst]).name} {off[worst]:.3g} mm beside the line of the slices",
+        raise Refused(folder, f"{slices[worst].file.name} {off[worst]:.3g} mm beside the line of the slices",
                       "slices on one line")  # fmt: skip
-    tilt = slices[0].get("GantryDetectorTilt")
-    if tilt and abs(float(tilt)) > 0.5 and abs(normal[2]) > 0.9999:
-        gates.warn(folder, f"the header tells of a gantry tilt of {float(tilt):g} degrees, the positions of none")
+    tilt = slices[0].tilt
+    if abs(tilt) > 0.5 and abs(normal[2]) > 0.9999:
+        gates.warn(folder, f"the header tells of a gantry tilt of {tilt:g} degrees, the positions of none")
 
 
-def _pixels(slices: list, folder: Path) -> np.ndarray:
+def _pixels(slices: list[Slice], folder: Path) -> np.ndarray:
     """HU `[column row slice]`; slope and intercept are each slice's own."""
     import pydicom
+    from pydicom.errors import BytesLengthException, InvalidDicomError
 
     _decoders(slices, folder)
-    shape = (len(slices), int(slices[0].Rows), int(slices[0].Columns))
+    shape = (len(slices), slices[0].rows, slices[0].columns)
     hu = np.empty(shape, np.int16)
-    for k, header in enumerate(slices):
+    for k, s in enumerate(slices):
         try:
-            whole = pydicom.dcmread(header.filename)
-            stored = whole.pixel_array
-        except DAMAGE as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise Refused(_name(header), f"pixels that cannot be read ({reason})", "a whole slice",
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                whole = pydicom.dcmread(s.file)
+                stored = whole.pixel_array
+                slope, intercept = float(whole.get("RescaleSlope", 1)), float(whole.get("RescaleIntercept", 0))
+        except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
+            raise Refused(s.file, f"pixels that cannot be read ({_first_line(error)})", "a whole slice",
                           "The file is truncated or damaged; fetch it again.") from None  # fmt: skip
         if stored.shape != shape[1:]:
-            raise Refused(_name(header), f"pixels of shape {stored.shape}", f"{shape[1:]} as its header says")
-        slope, intercept = float(whole.get("RescaleSlope", 1)), float(whole.get("RescaleIntercept", 0))
+            raise Refused(s.file, f"pixels of shape {stored.shape}", f"{shape[1:]} as its header says")
         value = stored.astype(np.float64) * slope + intercept
-        if hu.dtype == np.int16:
-            small = gates.smallest(value)
-            if small.dtype != np.int16:  # one slice with fractions makes the volume float32
-                hu = hu.astype(np.float32)
+        if hu.dtype == np.int16 and gates.smallest(value).dtype != np.int16:
+            hu = hu.astype(np.float32)  # one slice with fractions makes the volume float32
         hu[k] = value
     return hu.transpose(2, 1, 0)
 
 
-def _decoders(slices: list, folder: Path) -> None:
+def _decoders(slices: list[Slice], folder: Path) -> None:
     """Name the package when the slices are compressed in a way that nothing installed can undo."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    for syntax in {h.file_meta.get("TransferSyntaxUID") for h in slices if getattr(h, "file_meta", None)} - {None}:
-        uid = UID(syntax)
+    for uid in {UID(s.syntax) for s in slices}:
         if not uid.is_transfer_syntax or not uid.is_compressed or uid.is_deflated:
             continue
         try:
@@ -247,10 +304,10 @@ def _decoders(slices: list, folder: Path) -> None:
             raise Refused(folder, f"slices compressed as {uid.name}", "a decoder for it", f"Install {wanted}.")
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
+
+
 def _told(faults: list[str]) -> str:
     more = f" and {len(faults) - MAX_TOLD} more" if len(faults) > MAX_TOLD else ""
     return "; ".join(faults[:MAX_TOLD]) + more
-
-
-def _name(header) -> Path:
-    return Path(os.fspath(header.filename))

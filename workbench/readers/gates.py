@@ -118,8 +118,10 @@ def finite(array: np.ndarray, subject: object, fill: float | None) -> np.ndarray
         return array
     where = ", ".join(str(int(i)) for i in np.unravel_index(int(bad.argmax()), bad.shape))
     if fill is None:
-        raise Refused(subject, f"{count} of {array.size} voxels NaN or infinite, the first at ({where})", "finite HU",
-                      "Repair the file, or fill them: in Python, readers.read(path, fill_nonfinite=-1024).")  # fmt: skip
+        fix = "Repair the file, or fill them: in Python, readers.read(path, fill_nonfinite=-1024)."
+        raise Refused(
+            subject, f"{count} of {array.size} voxels NaN or infinite, the first at ({where})", "finite HU", fix
+        )
     warn(subject, f"{count} voxels that were NaN or infinite, the first at ({where}), became {fill:g}")
     return np.where(bad, np.asarray(fill, array.dtype), array)
 

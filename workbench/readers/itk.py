@@ -137,7 +137,7 @@ def _meta_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
 
 def _beside(path: Path, name: str) -> Path:
     """The detached data file: in the header's own folder and nowhere else."""
-    data = path.parent / name
+    data = path.parent / name.replace("\0", "")
     if data.resolve().parent != path.resolve().parent:
         raise Refused(path, f"voxels in {name}", "a data file in the same folder", "Move the two files together.")
     if not data.is_file():

@@ -109,7 +109,6 @@ def _is_label(path: Path) -> bool:
 def _header(path: Path):
     """The header, checked by nibabel; or what is wrong with the file's beginning."""
     import nibabel
-    from nibabel.imageglobals import LoggingOutputSuppressor
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
@@ -135,21 +134,24 @@ def _header(path: Path):
     if len(first) < kind.sizeof_hdr:
         raise Refused(path, f"{len(first)} bytes", f"a header of {kind.sizeof_hdr}", "The file is truncated.")
     magic = first[344:348] if not two else first[4:8]
-    if magic[:3] in (b"ni1", b"ni2"):
+    if magic in (b"ni1\0", b"ni2\0"):
         raise Refused(path, "the header of a .hdr/.img pair", "header and voxels in one .nii file",
                       "Convert the pair: nibabel.save(nibabel.load('x.hdr'), 'x.nii.gz').")  # fmt: skip
-    if magic[:3] not in (b"n+1", b"n+2"):
+    if magic not in (b"n+1\0", b"n+2\0"):
         raise Refused(
             path,
             f"the magic {magic.rstrip(bytes(1)).decode('latin-1')!r}",
             "n+1 or n+2, the mark of NIfTI",
             "The header is damaged.",
         )
-    with LoggingOutputSuppressor():
-        try:
-            return kind.from_fileobj(io.BytesIO(first))
-        except (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError) as error:
-            raise Refused(path, f"a damaged header ({error})", "a valid NIfTI header") from None
+    logger = nibabel.imageglobals.logger
+    before, logger.disabled = logger.disabled, True  # it tells of every small fault; the grave ones raise
+    try:
+        return kind.from_fileobj(io.BytesIO(first))
+    except (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError) as error:
+        raise Refused(path, f"a damaged header ({error})", "a valid NIfTI header") from None
+    finally:
+        logger.disabled = before
 
 
 def _looks_nifti(first: bytes) -> bool:
@@ -190,8 +192,8 @@ def _affine(header, shape: tuple[int, int, int], path: Path, form: str | None) -
             raise Refused(path, f"no {form}", f"a {form} in the header")
         return chosen
     if sform is None and qform is None:
-        raise Refused(path, "neither sform nor qform set, so left and right are unknown", "one of them",
-                      "Set it from the original DICOM, or guess: in Python, readers.read(path, form='pixdim').")  # fmt: skip
+        fix = "Set it from the original DICOM, or guess: in Python, readers.read(path, form='pixdim')."
+        raise Refused(path, "neither sform nor qform set, so left and right are unknown", "one of them", fix)
     if sform is None or qform is None:
         return qform if sform is None else sform
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], float).T
