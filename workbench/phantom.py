@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.volume import Refused, Spacing, Volume, canonical_affine
@@ -96,7 +95,7 @@ class _Draw:
         v = torch.randn(3, generator=self.generator).double().numpy()
         return v / np.linalg.norm(v)
 
-    def smooth(self, cell_mm: float, low: Point, high: Point, channels: int = 1, period: bool = False) -> _Smooth:
+    def smooth(self, cell_mm: float, low: Point, high: Point, channels: int = 1) -> _Smooth:
         shape = [max(4, math.ceil((b - a) / cell_mm) + 4) for a, b in zip(low, high)]
         return _Smooth(torch.randn(channels, *shape, generator=self.generator), low, cell_mm)
 
@@ -1122,12 +1121,16 @@ def _paint_lesion(slab, lesion, number, at, local, distance, tissue, base, lesio
 # ---------------------------------------------------------------------------------------------------- the scanner
 
 
+def _blur_weights(n: int, sigma_px: float, device: torch.device) -> Tensor:
+    at = torch.arange(n, device=device, dtype=torch.float32)
+    weight = torch.exp(-0.5 * ((at[:, None] - at) / sigma_px) ** 2)
+    return weight / weight.sum(1, keepdim=True)
+
+
 def _blur(image: Tensor, sigma_px: float) -> Tensor:
-    reach = max(1, math.ceil(2.5 * sigma_px))
-    k = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=image.device) / sigma_px) ** 2)
-    k = k / k.sum()
-    out = F.conv2d(F.pad(image[:, None], (reach, reach, 0, 0), mode="replicate"), k[None, None, None, :])
-    return F.conv2d(F.pad(out, (0, 0, reach, reach), mode="replicate"), k[None, None, :, None])[:, 0]
+    """Gaussian blur in the plane of `[z y x]`, as two matrix products (faster than a convolution of one channel)."""
+    down, across = (_blur_weights(n, sigma_px, image.device) for n in image.shape[1:])
+    return (down @ image) @ across.T
 
 
 def _noise(shape, pixel_mm: float, slice_mm: float, overlap_mm: float, generator: torch.Generator, device) -> Tensor:
@@ -1192,7 +1195,8 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
         n = (b - a, subs, *shape[1:])
         hu[a:b], liver[a:b], tumor[a:b] = (parts[k].view(n).mean(1) for k in ("hu", "liver", "tumor"))
         organs[a:b], instances[a:b], decoys[a:b] = (parts[k].view(n)[:, subs // 2] if k == "organ" else parts[k].view(n).amax(1) for k in ("organ", "instance", "decoy"))
-    hu = _blur(hu, max(0.3, sharpness / spacing[1]))
+    for a in range(0, shape[0], 32):
+        hu[a:a + 32] = _blur(hu[a:a + 32], max(0.3, sharpness / spacing[1]))
 
     labels, lesions = _truth(plan, liver, tumor, instances, hu, (z, y, x), spacing)
     del liver, tumor
