@@ -3,6 +3,7 @@
 import io
 import json
 
+import fake_folders as fake
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -11,7 +12,6 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tests import fake_folders as fake
 from workbench import figures, selection
 from workbench.ledger import CODES
 from workbench.volume import Refused

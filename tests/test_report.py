@@ -6,9 +6,9 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import fake_folders as fake
 import pytest
 
-from tests import fake_folders as fake
 from workbench import report
 from workbench.ledger import CODES
 from workbench.volume import Refused

@@ -6,9 +6,9 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import fake_folders as fake
 import pytest
 
-from tests import fake_folders as fake
 from workbench import folders, tracking
 from workbench.volume import Refused
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -171,7 +171,7 @@ def _cut(a: np.ndarray | None, plane: str, at: int) -> np.ndarray | None:
     return a[(slice(None),) * AXES[plane] + (at,)]
 
 
-class _View:
+class View:
     """One slice plane of a grid: which voxel pitch runs down and across, and where pictures of it lie in mm."""
 
     def __init__(self, shape, spacing_mm, plane, at):
@@ -227,7 +227,8 @@ class _View:
     def fill(self, ax, mask, colour, alpha=0.75):
         cut = np.asarray(_cut(mask, self.plane, self.at)).astype(bool)
         rgba = np.zeros((*cut.shape, 4), np.float32)
-        rgba[cut] = (*to_rgb(colour), alpha)
+        r, g, b, own = to_rgba(colour)
+        rgba[cut] = (r, g, b, own * alpha)
         ax.imshow(
             rgba, extent=self.extent, origin="upper" if self.plane == "axial" else "lower", interpolation="nearest"
         )
@@ -285,7 +286,7 @@ def slice_view(
     ct, labels, truth = _array(ct), _array(labels), _array(truth)
     figure = Picture(6.4, 6.2)
     ax = figure.subplots()
-    view = _View(ct.shape, spacing_mm, plane, at)
+    view = View(ct.shape, spacing_mm, plane, at)
     figure.colorbar(view.ct(ax, ct, window), ax=ax, label="HU", shrink=0.7)
     view.labels(ax, labels, truth)
     view.zoom(ax, box)
@@ -311,7 +312,7 @@ def probability(
     ct, p, truth = _array(ct), _array(probability), _array(truth)
     figure = Picture(6.4, 6.2)
     ax = figure.subplots()
-    view = _View(ct.shape, spacing_mm, plane, slice_with_most(p >= 0.5, plane) if at is None else at)
+    view = View(ct.shape, spacing_mm, plane, slice_with_most(p >= 0.5, plane) if at is None else at)
     view.ct(ax, ct, window)
     image = view.show(ax, p.astype(np.float32), cmap=PROBABILITY_MAPS[which], vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=ax, label=f"{which} probability", shrink=0.7)
@@ -347,7 +348,7 @@ def montage(
         if at is None:
             ax.set_axis_off()
             continue
-        view = _View(ct.shape, spacing_mm, "axial", int(at))
+        view = View(ct.shape, spacing_mm, "axial", int(at))
         view.ct(ax, ct, window)
         view.labels(ax, labels, truth)
         view.zoom(ax, box)
@@ -366,7 +367,7 @@ def case_montage(cases, columns: int = 4, window="liver", title: str = "") -> Fi
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax, (name, ct, labels, spacing_mm) in zip(axes, cases):
         ct, labels = _array(ct), _array(labels)
-        view = _View(ct.shape, spacing_mm, "axial", slice_with_most(labels == 2 if (labels == 2).any() else labels))
+        view = View(ct.shape, spacing_mm, "axial", slice_with_most(labels == 2 if (labels == 2).any() else labels))
         view.ct(ax, ct, window)
         view.labels(ax, labels)
         ax.set_title(f"{name}: {view.title()}", fontsize=8)
@@ -392,7 +393,7 @@ def ledger(
     ct, codes = _array(ct), _array(ledger)
     figure = Picture(6.4, 6.8)
     ax = figure.subplots()
-    view = _View(ct.shape, spacing_mm, plane, slice_with_most(codes > 1, plane) if at is None else at)
+    view = View(ct.shape, spacing_mm, plane, slice_with_most(codes > 1, plane) if at is None else at)
     view.ct(ax, ct, window)
     _draw_ledger(view, ax, codes)
     view.zoom(ax, box)
@@ -401,7 +402,31 @@ def ledger(
     return figure
 
 
-def _draw_ledger(view: _View, ax, codes: np.ndarray) -> None:
+def overlay(
+    ct,
+    spacing_mm,
+    at: int | None = None,
+    over: str = "contours",
+    labels=None,
+    truth=None,
+    probability_map=None,
+    ledger_codes=None,
+    window="liver",
+    plane="axial",
+    title: str = "",
+) -> Figure:
+    """One slice with the overlay of one's choice: contours, probability, ledger or none."""
+    if over == "probability":
+        return probability(ct, probability_map, spacing_mm, at, truth=truth, window=window, plane=plane, title=title)
+    if over == "ledger":
+        return ledger(ct, ledger_codes, spacing_mm, at, window=window, plane=plane, title=title)
+    if over not in ("contours", "none"):
+        raise Refused("overlay", over, "contours, probability, ledger or none")
+    drawn = (labels, truth) if over == "contours" else (None, None)
+    return slice_view(ct, spacing_mm, at, *drawn, window=window, plane=plane, title=title)
+
+
+def _draw_ledger(view: View, ax, codes: np.ndarray) -> None:
     for code in np.unique(_cut(codes, view.plane, view.at)):
         if int(code) == 1:
             view.contour(ax, codes >= 1, LEDGER_COLOURS[1], width=1)
@@ -440,7 +465,7 @@ def consistency(
                 ax.set_axis_off()
                 _say(ax, "outside the volume")
                 continue
-            view = _View(ct.shape, spacing_mm, "axial", z)
+            view = View(ct.shape, spacing_mm, "axial", z)
             view.ct(ax, ct, window)
             if name == "after":
                 view.fill(ax, after & ~before, LEDGER_COLOURS[3], 0.6)
@@ -478,7 +503,7 @@ def boundary_change(
         box = box_around(before | after, spacing_mm, 12)
     figure = Picture(10.4, 5)
     left, right = figure.subplots(1, 2)
-    view = _View(ct.shape, spacing_mm, "axial", at)
+    view = View(ct.shape, spacing_mm, "axial", at)
     for ax in (left, right):
         view.ct(ax, ct, window)
         view.zoom(ax, box)
@@ -552,7 +577,7 @@ def preview(
     figure = Picture(3 * len(views), 2.7 * len(rows) + 0.9)
     for row, name in zip(figure.subplots(len(rows), len(views), squeeze=False), rows):
         for ax, (plane, at) in zip(row, views):
-            view = _View(ct.shape, spacing_mm, plane, at)
+            view = View(ct.shape, spacing_mm, plane, at)
             view.ct(ax, ct, "liver")
             if name == "contours":
                 view.labels(ax, labels)
@@ -946,7 +971,7 @@ def decision_card(
     ct, mask, truth = _array(ct), _array(mask) > 0, _array(truth)
     figure = Picture(12, 4.6)
     image, bar, reasons = figure.subplots(1, 3, width_ratios=[1.2, 0.35, 1.3])
-    view = _View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
+    view = View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
     view.ct(image, ct, window)
     view.contour(image, mask, TUMOR_COLOUR)
     if truth is not None:
