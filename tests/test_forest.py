@@ -255,7 +255,7 @@ def test_contributions_add_up_to_the_score_less_the_prior(fitted, row):
 
 def test_one_split_by_hand():
     """One tree, one split at 0.5 on the only feature that varies: the whole change is that feature's."""
-    features = pd.DataFrame({"tells": [0.0] * 10 + [1.0] * 10, "flat": 0.0})
+    features = pd.DataFrame({"flat": 0.0, "tells": [0.0] * 10 + [1.0] * 10})
     found = fit(features, [0] * 10 + [1] * 10, ForestSettings(trees=1, max_features=1.0))
     table = explain(found, features.iloc[[19]]).set_index("name")
     assert table.loc["tells", "contribution"] == pytest.approx(1 - table.attrs["prior"])
