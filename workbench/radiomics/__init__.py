@@ -36,8 +36,8 @@ def describe(
     """All 728 descriptors of every label value.
 
     `image` HU `[z y x]`, `lesions` integer labels `[z y x]` (0 is background), `liver` a mask `[z y x]` or None. One
-    row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and `reason` (why
-    some are NaN, else empty). `progress(done, total)` is called as lesions are done.
+    row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and
+    `reason` (why some are NaN, else empty). `progress(done, total)` is called as lesions are done.
     """
     if engine not in ENGINES:
         raise Refused("radiomics engine", repr(engine), " or ".join(ENGINES))

@@ -1,16 +1,16 @@
 """The boundary group: 21 descriptors of a lesion's margin.
 
-The paper STATES a boundary group and not what is in it. We CHOOSE margin descriptors of the literature (the catalogue has
-formula and source of each). How they are measured:
+The paper STATES a boundary group and not what is in it. We CHOOSE margin descriptors of the literature (the catalogue
+has formula and source of each). How they are measured:
 
 - The surface is the set of faces between region and background. Normals and the sub-voxel place of the surface along
-  them come from the region blurred by a Gaussian: beside a plane its value is Phi(-d / sigma), so d = -sigma Phi^-1(value).
-  A face counts with its area projected on the normal, so that the stairs of voxels do not count twice.
+  them come from the region blurred by a Gaussian: beside a plane its value is Phi(-d / sigma), so d = -sigma
+  Phi^-1(value). A face counts with its area projected on the normal, so that the stairs of voxels do not count twice.
 - HU is read along each normal from 4 mm inside to 4 mm outside. A reading counts inside only within the region, and
   outside only beyond it, in the volume, and in the liver when that is known: fat beyond the capsule is no margin.
-- The sigmoid is fitted to the mean profile of each of 26 sectors of normals, not to single rays: CT noise is as large as
-  the contrast. The fit is linear in offset and contrast; centre and width are searched on a grid that is refined around
-  its best point, which is deterministic and has no start to choose.
+- The sigmoid is fitted to the mean profile of each of 26 sectors of normals, not to single rays: CT noise is as large
+  as the contrast. The fit is linear in offset and contrast; centre and width are searched on a grid that is refined
+  around its best point, which is deterministic and has no start to choose.
 - Everything of all lesions at once; samples in float32 (HU to 1e-4), moments in float64.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.radiomics.ragged import DIRECTIONS, REACH_MM, Boxes, mean, quantiles, total
+from workbench.radiomics.ragged import DIRECTIONS, REACH_MM, Boxes, blur, linear, mean, nearest, quantiles, total
 
 NAMES = (
     "contrast_median", "contrast_iqr", "blur_median", "blur_iqr", "fit_r2",
@@ -69,9 +69,9 @@ def describe(boxes: Boxes) -> Tensor:
 class Faces:
     """Faces between region and background, the elements of the surface.
 
-    `lesion` `[f]`, `at` their place `[f 3]` in voxels, `outward` unit normals `[f 3]` in mm, `weight` their share of the
-    surface in mm², `offset` along the normal from the face to the surface in mm, `rough` the same to the smooth surface,
-    `centre` the lesions' centroids `[l 3]` in voxels.
+    `lesion` `[f]`, `at` their place `[f 3]` in voxels, `outward` unit normals `[f 3]` in mm, `weight` their share of
+    the surface in mm², `offset` along the normal from the face to the surface in mm, `rough` the same to the smooth
+    surface, `centre` the lesions' centroids `[l 3]` in voxels.
     """
 
     lesion: Tensor
@@ -86,7 +86,7 @@ class Faces:
     def of(cls, boxes: Boxes, spacing: Tensor) -> Faces:
         inner = boxes.inner(2)
         cut = boxes.region[inner]
-        soft, softer = (_blur(cut.float(), boxes.spacing_mm, mm) for mm in (SMOOTH_MM, ROUGH_MM))
+        soft, softer = (blur(cut.float(), boxes.spacing_mm, mm) for mm in (SMOOTH_MM, ROUGH_MM))
         slope = torch.stack(torch.gradient(soft, dim=(1, 2, 3)), -1) / spacing  # [l z y x 3], 1/mm
         origin = torch.tensor([s.start for s in inner[1:]], device=cut.device)
         parts = []
@@ -139,60 +139,15 @@ def _depth(value: Tensor, sigma: Tensor) -> Tensor:
     return sigma * torch.special.ndtri(value.double().clamp(0.01, 0.99)).float()
 
 
-def _blur(volume: Tensor, spacing_mm, blur_mm: float) -> Tensor:
-    """Gaussian blur `[l z y x]`, zero outside; a banded matrix an axis, which is faster than shifting."""
-    for axis, s in enumerate(spacing_mm, 1):
-        n = volume.shape[axis]
-        sigma = max(blur_mm, s) / s
-        at = torch.arange(n, device=volume.device, dtype=torch.float32)
-        reach = math.ceil(4 * sigma)
-        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=volume.device) / sigma) ** 2).sum()
-        matrix = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2) / kernel
-        volume = torch.movedim(torch.movedim(volume, axis, 3) @ matrix, 3, axis)
-    return volume.contiguous()
-
-
-def _nearest(boxes: Boxes, lesion: Tensor, at: Tensor) -> Tensor:
-    """Flat index of the voxel nearest to places `[f ... 3]` of the faces' lesions `[f]`."""
-    z, y, x = boxes.hu.shape[1:]
-    i = (at + 0.5).floor().long()
-    lesion = lesion.view(-1, *[1] * (at.ndim - 2))
-    return ((lesion * z + i[..., 0].clamp(0, z - 1)) * y + i[..., 1].clamp(0, y - 1)) * x + i[..., 2].clamp(0, x - 1)
-
-
-def _linear(boxes: Boxes, lesion: Tensor, at: Tensor) -> Tensor:
-    """HU at places `[f ... 3]` (voxels), trilinear, float32."""
-    _, z, y, x = boxes.hu.shape
-    hu = boxes.hu.flatten().float()
-    limit = at.new_tensor([z - 1, y - 1, x - 1])
-    at = torch.minimum(at.clamp_min(0), limit)
-    low = torch.minimum(at.floor(), limit - 1)
-    part = at - low
-    low = low.long()
-    corner = ((lesion.view(-1, *[1] * (at.ndim - 2)) * z + low[..., 0]) * y + low[..., 1]) * x + low[..., 2]
-    fz, fy, fx = part.unbind(-1)
-
-    def row(shift):
-        a = hu[corner + shift]
-        return a + (hu[corner + shift + 1] - a) * fx
-
-    def plane(shift):
-        a = row(shift)
-        return a + (row(shift + x) - a) * fy
-
-    a = plane(0)
-    return a + (plane(y * x) - a) * fz
-
-
 def _read(boxes: Boxes, lesion: Tensor, along: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """HU `[f t]` on the profiles and which readings count."""
-    near = _nearest(boxes, lesion, along)
+    near = nearest(boxes, lesion, along)
     region = boxes.region.flatten()[near]
     valid = boxes.seen.flatten()[near]
     valid &= torch.where(t < 0, region | (t > -SHELL_MM), ~region | (t < SHELL_MM))
     if boxes.liver is not None:
         valid &= (t <= 0) | region | boxes.liver.flatten()[near]
-    return _linear(boxes, lesion, along), valid
+    return linear(boxes, boxes.hu, lesion, along), valid
 
 
 def _by_step(hu: Tensor, weight: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -299,9 +254,9 @@ def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict
 def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[str, Tensor]:
     l = boxes.count
     ends = torch.cat([torch.eye(3), -torch.eye(3)]).to(place)
-    value = _linear(boxes, faces.lesion, place[:, None] + ends).double()
+    value = linear(boxes, boxes.hu, faces.lesion, place[:, None] + ends).double()
     gradient = (value[:, :3] - value[:, 3:]) / (2 * spacing)
-    inside = boxes.seen.flatten()[_nearest(boxes, faces.lesion, place[:, None] + ends)].all(1)
+    inside = boxes.seen.flatten()[nearest(boxes, faces.lesion, place[:, None] + ends)].all(1)
     weight = torch.where(inside, faces.weight, 0.0).double()
     length = gradient.norm(dim=1)
     average = mean(length, weight, faces.lesion, l)
@@ -374,6 +329,6 @@ def _fractal(boxes: Boxes) -> Tensor:
 def _contact(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> Tensor:
     if boxes.liver is None:
         return torch.full((boxes.count,), torch.nan, dtype=torch.float64, device=boxes.hu.device)
-    near = _nearest(boxes, faces.lesion, place + faces.outward / spacing * CONTACT_MM)
+    near = nearest(boxes, faces.lesion, place + faces.outward / spacing * CONTACT_MM)
     free = ~(boxes.liver | boxes.region).flatten()[near]
     return mean(free.double(), faces.weight, faces.lesion, boxes.count)

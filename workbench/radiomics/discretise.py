@@ -4,8 +4,8 @@ We CHOOSE PyRadiomics's fixed bin width (*fixed*, parity): level = floor(x / w) 
 multiple of the width and level 1 holds the region's minimum. The edge below the minimum is computed in the image's own
 floating type, as PyRadiomics does; the rest in float64.
 
-`Levels` carries the levels of several images (the HU image and its sub-bands) of the same regions. A *segment* is one lesion
-in one image: everything texture is computed for all segments at once.
+`Levels` carries the levels of several images (the HU image and its sub-bands) of the same regions. A *segment* is one
+lesion in one image: everything texture is computed for all segments at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64
 
 @dataclass(frozen=True)
 class Levels:
-    """`level` `[i n + 1]`, 1 .. `top`, and 0 in the last column (no neighbour); `segment` `[i n]`; `top` `[s]` the largest
-    level; `constant` `[s]` whether all values are equal but for rounding; segments s = image * lesions + lesion."""
+    """`level` `[i n + 1]`, 1 .. `top`, and 0 in the last column (no neighbour); `segment` `[i n]`; `top` `[s]` the
+    largest level; `constant` `[s]` whether all values are equal but for rounding; segments s = image * lesions + lesion."""
 
     voxels: Voxels
     level: Tensor

@@ -71,7 +71,7 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor) -> list[str]:
             words.append("no two voxels are neighbours")
         margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]
         if margin:
-            words.append("margin not seen: " + " ".join(name.removeprefix("boundary_") for name in margin))
+            words.append("boundary not defined: " + " ".join(name.removeprefix("boundary_") for name in margin))
         if boxes.liver is None:
             words.append("no liver mask: liver_contact")
         if edge[lesion]:

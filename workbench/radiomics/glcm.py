@@ -1,11 +1,11 @@
 """Grey level co-occurrence (Haralick et al. 1973): 24 values of each segment.
 
-For each of 13 directions, how often levels i and j are neighbours, symmetric; values per direction, then their mean over the
-directions in which any two region voxels are neighbours. Formulas in float64.
+For each of 13 directions, how often levels i and j are neighbours, symmetric; values per direction, then their mean
+over the directions in which any two region voxels are neighbours. Formulas in float64.
 
-All but entropy, energy, maximum and MCC follow from the distributions of i, i + j and abs(i - j). MCC, the square root of the
-second eigenvalue of PyRadiomics's Q, is the second largest absolute eigenvalue of p(i,j) / sqrt(px(i) px(j)), which is
-symmetric here.
+All but entropy, energy, maximum and MCC follow from the distributions of i, i + j and abs(i - j). MCC, the square
+root of the second eigenvalue of PyRadiomics's Q, is the second largest absolute eigenvalue of p(i,j) / sqrt(px(i)
+px(j)), which is symmetric here.
 """
 
 from __future__ import annotations

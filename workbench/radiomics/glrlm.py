@@ -1,8 +1,8 @@
 """Grey level runs (Galloway 1975): 16 values of each segment.
 
-A run is a stretch of equal level along one of 13 directions. The order of voxels along each direction's lines depends on the
-region alone: it is sorted once and shared by all images. Values per direction, then their mean over the directions in which
-some line holds two region voxels (PyRadiomics drops the others).
+A run is a stretch of equal level along one of 13 directions. The order of voxels along each direction's lines depends
+on the region alone: it is sorted once and shared by all images. Values per direction, then their mean over the
+directions in which some line holds two region voxels (PyRadiomics drops the others).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ UNDEFINED_IF_CONSTANT = ()
 
 
 def along(voxels: Voxels, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxels in order along the lines of direction d: their positions `[n]`, where a stretch starts `[n]`, and whether each
-    lesion has a line with two voxels `[l]`."""
+    """Voxels in order along the lines of direction d: their positions `[n]`, where a stretch starts `[n]`, and
+    whether each lesion has a line with two voxels `[l]`."""
     step = DIRECTIONS[d]
     zyx = voxels.zyx
     moving = next(a for a in range(3) if step[a])

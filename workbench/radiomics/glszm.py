@@ -1,8 +1,8 @@
 """Grey level zones (Thibault et al. 2009): 16 values of each segment.
 
-A zone is a 26-connected set of voxels of one level. Zones are the components of a graph whose nodes are the runs along x and
-whose edges are touches of runs of equal level; components by hooking the larger root to the smaller and pointer jumping,
-which needs a few rounds of scatter and gather and no loop over lesions.
+A zone is a 26-connected set of voxels of one level. Zones are the components of a graph whose nodes are the runs
+along x and whose edges are touches of runs of equal level; components by hooking the larger root to the smaller and
+pointer jumping, which needs a few rounds of scatter and gather and no loop over lesions.
 """
 
 from __future__ import annotations

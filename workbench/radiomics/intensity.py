@@ -1,7 +1,7 @@
 """The intensity group: 18 statistics of HU in each region, float64.
 
-We CHOOSE PyRadiomics's set (IBSI 1 intensity statistics, two histogram values, total energy). Kurtosis is not excess. In a flat
-region skewness and kurtosis are not defined (PyRadiomics says 0); here they are NaN.
+We CHOOSE PyRadiomics's set (IBSI 1 intensity statistics, two histogram values, total energy). Kurtosis is not excess.
+In a flat region skewness and kurtosis are not defined (PyRadiomics says 0); here they are NaN.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from workbench.radiomics.discretise import Levels
 from workbench.radiomics.ragged import Voxels, mean, quantiles, total
 
 NAMES = (
-    "p10", "p90", "energy", "entropy", "iqr", "kurtosis", "maximum", "mad", "mean", "median", "minimum", "range", "rmad",
-    "rms", "skewness", "total_energy", "uniformity", "variance",
+    "p10", "p90", "energy", "entropy", "iqr", "kurtosis", "maximum", "mad", "mean", "median", "minimum", "range",
+    "rmad", "rms", "skewness", "total_energy", "uniformity", "variance",
 )  # fmt: skip
 UNDEFINED_IF_CONSTANT = ("kurtosis", "skewness")
 
@@ -40,7 +40,8 @@ def describe(values: Tensor, voxels: Voxels, levels: Levels, voxel_mm3: float) -
     out = dict(
         p10=p10, p90=p90, energy=energy, entropy=torch.special.entr(share).sum(1) / math.log(2), iqr=p75 - p25,
         kurtosis=m4 / m2**2, maximum=high, mad=mean(away.abs(), one, lesion, l), mean=average, median=p50, minimum=low,
-        range=high - low, rmad=mean((x - middle_mean[lesion]).abs(), middle, lesion, l), rms=(energy / voxels.count).sqrt(),
-        skewness=m3 / m2**1.5, total_energy=energy * voxel_mm3, uniformity=(share**2).sum(1), variance=m2,
+        range=high - low, rmad=mean((x - middle_mean[lesion]).abs(), middle, lesion, l), rms=(energy /
+        voxels.count).sqrt(), skewness=m3 / m2**1.5, total_energy=energy * voxel_mm3, uniformity=(share**2).sum(1),
+        variance=m2,
     )  # fmt: skip
     return torch.stack([out[name] for name in NAMES], 1)

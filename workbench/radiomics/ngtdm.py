@@ -18,7 +18,7 @@ CAP = 1e6  # PyRadiomics's coarseness where all distances are 0
 
 
 def describe(levels: Levels) -> Tensor:
-    """Values `[s 5]`."""
+    """Values `[s 5]`; NaN where no two region voxels are neighbours."""
     voxels = levels.voxels
     own = levels.level[:, :-1]
     around, count = torch.zeros_like(own), torch.zeros_like(voxels.lesion)
@@ -38,7 +38,8 @@ def describe(levels: Levels) -> Tensor:
             # a group's cell is a pair of levels; the first row of each matrix holds the levels themselves
             own_n, own_s = (v[part].view(len(some), width, width)[:, 0] for v in (n, s))
             out[some] = features(own_n, own_s)
-    return out
+    met = torch.bincount(voxels.lesion[count > 0], minlength=voxels.count.numel()) > 0
+    return torch.where(met.repeat(levels.images)[:, None], out, torch.nan)
 
 
 def features(n: Tensor, s: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """All lesions in one batch: boxes of about one size, and ragged lists of the voxels in them.
 
-We CHOOSE (METHOD 4) to describe every lesion of a case, or every perturbed copy of it, at once. `Boxes` holds crops padded
-to one common box, because a neighbour is then one constant step in flat memory; lesions are grouped by size so that little
-of it is padding. `Voxels` is the ragged list of region voxels with its table of neighbours, shared by the image and all its
-sub-bands. Every family of descriptors takes these two and loops over no lesion.
+We CHOOSE (METHOD 4) to describe every lesion of a case, or every perturbed copy of it, at once. `Boxes` holds crops
+padded to one common box, because a neighbour is then one constant step in flat memory; lesions are grouped by size so
+that little of it is padding. `Voxels` is the ragged list of region voxels with its table of neighbours, shared by the
+image and all its sub-bands. Every family of descriptors takes these two and loops over no lesion.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from workbench.volume import Spacing
 
-# The 13 directions of the 26-neighbourhood, one of each opposite pair, along (z, y, x); the plain x direction comes first.
-DIRECTIONS = tuple(
+# The 13 directions of the 26-neighbourhood, one of each opposite pair, along (z, y, x); the plain x direction comes
+first. DIRECTIONS = tuple(
     d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0)
 )
 
@@ -30,6 +30,15 @@ _LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surfa
 def margins(spacing_mm: Spacing) -> tuple[int, int, int]:
     """Voxels around a lesion that its descriptors read, per axis."""
     return tuple(max(_LEAST_MARGIN, math.ceil((REACH_MM + 0.5 * s) / s) + 2) for s in spacing_mm)
+
+
+def held(region: Tensor) -> tuple[slice, slice, slice]:
+    """The part of boxes `[l z y x]` that holds any region."""
+    ends = []
+    for axis in (1, 2, 3):
+        on = region.any(dim=[a for a in range(4) if a != axis]).nonzero().flatten()
+        ends.append(slice(int(on[0]), int(on[-1]) + 1))
+    return tuple(ends)
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,12 @@ class Boxes:
         return Voxels.of(self.region)
 
     @cached_property
-    def _extent(self) -> tuple[tuple[int, int], ...]:
-        ends = []
-        for axis in (1, 2, 3):
-            on = self.region.any(dim=[a for a in range(4) if a != axis]).nonzero().flatten()
-            ends.append((int(on[0]), int(on[-1]) + 1))
-        return tuple(ends)
+    def _held(self) -> tuple[slice, ...]:
+        return held(self.region)
 
     def inner(self, pad: int) -> tuple[slice, ...]:
         """The part of the boxes that holds any region, with `pad` voxels around it."""
-        cuts = (slice(max(0, a - pad), min(n, b + pad)) for (a, b), n in zip(self._extent, self.hu.shape[1:]))
+        cuts = (slice(max(0, s.start - pad), min(n, s.stop + pad)) for s, n in zip(self._held, self.hu.shape[1:]))
         return (slice(None), *cuts)
 
 
@@ -68,8 +73,9 @@ class Boxes:
 class Voxels:
     """The region voxels of a batch as one list, sorted by lesion, then z, y, x.
 
-    `at` flat index `[n]`, `lesion` `[n]`, `zyx` index in the box `[n 3]`, `count` voxels of each lesion `[l]`, `ahead` and
-    `behind` the position in this list of the neighbour in each direction `[13 n]`, or n where there is none.
+    `at` flat index `[n]`, `lesion` `[n]`, `zyx` index in the box `[n 3]`, `count` voxels of each lesion `[l]`,
+    `ahead` and `behind` the position in this list of the neighbour in each direction `[13 n]`, or n where there is
+    none.
     """
 
     at: Tensor
@@ -124,7 +130,7 @@ def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, .
     first = count.cumsum(0) - count
     out = []
     for share in shares:
-        rank = (count - 1).clamp_min(0) * share
+        rank = (count - 1).clamp_min(0).double() * share
         low = rank.floor().long()
         part = rank - low
         a = values[(first + low).clamp(max=values.numel() - 1)]
@@ -141,6 +147,51 @@ def wrapped(first: Tensor, length: int, n: int) -> Tensor:
     """
     at = first[:, None] + torch.arange(length, device=first.device)
     return at.remainder(n + n % 2).remainder(n)
+
+
+def nearest(boxes: Boxes, lesion: Tensor, at: Tensor) -> Tensor:
+    """Flat index of the voxel nearest to places `[f ... 3]` of the lesions `[f]`."""
+    z, y, x = boxes.hu.shape[1:]
+    i = (at + 0.5).floor().long()
+    lesion = lesion.view(-1, *[1] * (at.ndim - 2))
+    return ((lesion * z + i[..., 0].clamp(0, z - 1)) * y + i[..., 1].clamp(0, y - 1)) * x + i[..., 2].clamp(0, x - 1)
+
+
+def linear(boxes: Boxes, values: Tensor, lesion: Tensor, at: Tensor) -> Tensor:
+    """`values` of the boxes at places `[f ... 3]` (voxels) of the lesions `[f]`, trilinear, float32."""
+    _, z, y, x = boxes.hu.shape
+    values = values.flatten().float()
+    limit = at.new_tensor([z - 1, y - 1, x - 1])
+    at = torch.minimum(at.clamp_min(0), limit)
+    low = torch.minimum(at.floor(), limit - 1)
+    part = at - low
+    low = low.long()
+    corner = ((lesion.view(-1, *[1] * (at.ndim - 2)) * z + low[..., 0]) * y + low[..., 1]) * x + low[..., 2]
+    fz, fy, fx = part.unbind(-1)
+
+    def row(shift):
+        a = values[corner + shift]
+        return a + (values[corner + shift + 1] - a) * fx
+
+    def plane(shift):
+        a = row(shift)
+        return a + (row(shift + x) - a) * fy
+
+    a = plane(0)
+    return a + (plane(y * x) - a) * fz
+
+
+def blur(volume: Tensor, spacing_mm, blur_mm: float) -> Tensor:
+    """Gaussian blur `[l z y x]`, zero outside; a banded matrix an axis, which is faster than shifting."""
+    for axis, s in enumerate(spacing_mm, 1):
+        n = volume.shape[axis]
+        sigma = max(blur_mm, s) / s
+        at = torch.arange(n, device=volume.device, dtype=torch.float32)
+        reach = math.ceil(4 * sigma)
+        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=volume.device) / sigma) ** 2).sum()
+        matrix = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2) / kernel
+        volume = torch.movedim(torch.movedim(volume, axis, 3) @ matrix, 3, axis)
+    return volume.contiguous()
 
 
 @dataclass(frozen=True)
@@ -181,10 +232,12 @@ def groups_by_size(extent: Tensor, margin: tuple[int, int, int], voxels: int) ->
         yield held, common
 
 
-def crop(image: Tensor, lesions: Tensor, liver: Tensor | None, spacing_mm: Spacing, found: Found,
-         index: list[int], extent: list[int]) -> Boxes:
-    """Boxes around the lesions `index` of `found`, each with its margins, on one common size."""
-    margin = margins(spacing_mm)
+def crop(
+    image: Tensor, lesions: Tensor, liver: Tensor | None, spacing_mm: Spacing, found: Found,
+    index: list[int], extent: list[int], more: tuple[int, int, int] = (0, 0, 0),
+) -> Boxes:  # fmt: skip
+    """Boxes around the lesions `index` of `found`, each with its margins (and `more` voxels), on one common size."""
+    margin = tuple(a + b for a, b in zip(margins(spacing_mm), more))
     pick = torch.tensor(index, device=image.device)
     low = found.low[pick] - torch.tensor(margin, device=image.device)
     at, inside = [], []

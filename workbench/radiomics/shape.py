@@ -1,11 +1,11 @@
 """The shape group: 14 values of each region's surface mesh and voxels, float64.
 
-We CHOOSE PyRadiomics's set. The mesh is marching cubes at 0.5 of the mask (Lorensen and Cline 1987) with the triangles of the
-widespread public-domain table (Bloyd, in Bourke's "Polygonising a scalar field", 1994); a cube whose corner (z 1, y 1, x 0) is
-inside takes the triangles of its complement, as PyRadiomics does. The mesh is never built: area and volume are sums over cubes
-of a value of the cube's code. The signed volume of a triangle is linear in the cube's place, so a table of its constant
-and of its three slopes is enough; the origin matters (complemented cubes leave small holes) and is PyRadiomics's, one voxel
-before the region's box.
+We CHOOSE PyRadiomics's set. The mesh is marching cubes at 0.5 of the mask (Lorensen and Cline 1987) with the
+triangles of the widespread public-domain table (Bloyd, in Bourke's "Polygonising a scalar field", 1994); a cube whose
+corner (z 1, y 1, x 0) is inside takes the triangles of its complement, as PyRadiomics does. The mesh is never built:
+area and volume are sums over cubes of a value of the cube's code. The signed volume of a triangle is linear in the
+cube's place, so a table of its constant and of its three slopes is enough; the origin matters (complemented cubes
+leave small holes) and is PyRadiomics's, one voxel before the region's box.
 
 Largest distances between mesh vertices: a vertex inside a line of vertices cannot be an end of the longest distance, so
 only the points that end their lines along each of 13 directions (4 in a plane) are compared.
@@ -191,8 +191,8 @@ def _farthest(lesion: Tensor, place: Tensor, spacing: Tensor, same: int | None, 
 def _far(lesion: Tensor, mm: Tensor, l: int) -> Tensor:
     """Which points can be an end of their lesion's longest distance.
 
-    The farthest pair among the extreme points along 13 directions bounds it from below; a point's distance to the middle of
-    the bounding box plus the largest such distance bounds that point's pairs from above.
+    The farthest pair among the extreme points along 13 directions bounds it from below; a point's distance to the
+    middle of the bounding box plus the largest such distance bounds that point's pairs from above.
     """
     low = mm.new_full((l, 3), torch.inf).scatter_reduce(0, lesion[:, None].expand(-1, 3), mm, "amin")
     high = mm.new_full((l, 3), -torch.inf).scatter_reduce(0, lesion[:, None].expand(-1, 3), mm, "amax")

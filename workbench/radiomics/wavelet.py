@@ -1,9 +1,10 @@
 """The 8 sub-bands of the undecimated coif1 wavelet, one level, at the region's voxels.
 
-The paper STATES a wavelet group. We CHOOSE PyRadiomics's transform, so that each value has a twin: separable filters of 6
-taps along x, then y, then z, periodic at the volume's ends (`ragged.wrapped` lays the boxes out so). Computed on each
-lesion's box, which gives the values of the whole volume. Taps are added in the order and in the floating type in which
-PyWavelets adds them: high-pass bands of a smooth image are near 0, where a bin edge lies, and the last bit decides a bin.
+The paper STATES a wavelet group. We CHOOSE PyRadiomics's transform, so that each value has a twin: separable filters
+of 6 taps along x, then y, then z, periodic at the volume's ends (`ragged.wrapped` lays the boxes out so). Computed on
+each lesion's box, which gives the values of the whole volume. Taps are added in the order and in the floating type in
+which PyWavelets adds them: high-pass bands of a smooth image are near 0, where a bin edge lies, and the last bit
+decides a bin.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HIGH = (0.0727326195128539, 0.3378976624578092, -0.8525720202122554,
 BEFORE, AFTER = 2, 3  # voxels that the filter reads on either side
 
 
-def _filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
+def filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
     """One pass along an axis, shorter by 5: out[i] = sum_j taps[j] image[i + 5 - j]."""
     n = image.shape[axis] - BEFORE - AFTER
     out = image.narrow(axis, 5, n) * taps[0]
@@ -39,9 +40,9 @@ def bands(boxes: Boxes) -> Tensor:
     values = {}
     image = boxes.hu[cut]
     for a, along_x in (("L", LOW), ("H", HIGH)):
-        x = _filtered(image, along_x, 3)
+        x = filtered(image, along_x, 3)
         for b, along_y in (("L", LOW), ("H", HIGH)):
-            xy = _filtered(x, along_y, 2)
+            xy = filtered(x, along_y, 2)
             for c, along_z in (("L", LOW), ("H", HIGH)):
-                values[a + b + c] = _filtered(xy, along_z, 1).flatten()[where]
+                values[a + b + c] = filtered(xy, along_z, 1).flatten()[where]
     return torch.stack([values[band] for band in BANDS])
