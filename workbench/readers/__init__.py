@@ -113,7 +113,8 @@ def pair_labels(truth: str | Path, prediction: str | Path) -> list[tuple[str, Pa
     truth, prediction = Path(truth), Path(prediction)
     one, other = _label_files(truth), _label_files(prediction)
     if _single(truth) and _single(prediction):
-        return [(case_name(prediction), *one.values(), *other.values())]
+        (file,), (twin,) = one.values(), other.values()
+        return [(case_name(prediction), file, twin)]
     if set(one) != set(other):
         one, other = (_plain(files) for files in (one, other))
     lonely = sorted(set(one) - set(other), key=_key), sorted(set(other) - set(one), key=_key)
