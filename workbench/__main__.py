@@ -57,11 +57,12 @@ def phantom(
     device: Device = "auto",
 ) -> None:
     """Generate a cohort of phantom CTs with known truth; the last third is held out."""
-    from workbench import cohort, pipeline
+    from workbench import cohort
+    from workbench import experiment as folder
 
     _writable(out)
     manifest = cohort.write_phantoms(
-        out, cases, seed, preset, device=str(pipeline.pick_device(device)), progress=_count
+        out, cases, seed, preset, device=str(folder.pick_device(device)), progress=_count
     )
     print(manifest)
 
@@ -101,13 +102,14 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train one stage or all; finished stages are kept, an interrupted one goes on."""
+    from workbench import experiment as folder
     from workbench import pipeline, results, tracking
     from workbench.volume import Refused
 
-    if preset not in pipeline.PRESETS:
-        raise Refused("--preset", preset, " or ".join(pipeline.PRESETS))
-    if stage != "all" and stage not in pipeline.STAGES:
-        raise Refused("stage", stage, "all, " + ", ".join(pipeline.STAGES))
+    if preset not in folder.PRESETS:
+        raise Refused("--preset", preset, " or ".join(folder.PRESETS))
+    if stage != "all" and stage not in folder.STAGES:
+        raise Refused("stage", stage, "all, " + ", ".join(folder.STAGES))
     if resume and not (experiment / "experiment.json").is_file():
         raise Refused(
             f"--resume {experiment}",
@@ -116,7 +118,7 @@ def train(
             "Leave --resume out to start it.",
         )
     _writable(experiment)
-    made = pipeline.Experiment.create(experiment, cohort, pipeline.PRESETS[preset](), device)
+    made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device)
     pipeline.train(made, stage, results.keep)
     print(tracking.sync(experiment))
 
@@ -173,21 +175,20 @@ def radiomics(
     device: Device = "auto",
 ) -> None:
     """728 descriptors of each region of a mask, a row each."""
-    from workbench import pipeline, readers
+    from workbench import candidates, readers
+    from workbench import experiment as folder
     from workbench import radiomics as r
     from workbench.volume import Refused
 
     _writable(out.parent)
     if catalogue:
-        pipeline.write_table(out, r.CATALOGUE)
+        folder.write_table(out, r.CATALOGUE)
         return
     if image is None or mask is None:
         raise Refused("radiomics", "no image and mask", "IMAGE MASK, or --catalogue")
     if engine not in ("torch", "pyradiomics"):
         raise Refused("--engine", engine, "torch or pyradiomics")
-    from workbench import candidates
-
-    on = pipeline.pick_device(device)
+    on = folder.pick_device(device)
     volume = readers.read(image)
     regions = readers.read_labels(mask, like=volume, allowed=None)
     labels = regions.array.long()
@@ -203,14 +204,15 @@ def radiomics(
 
         labels = torch.from_numpy(candidates.components(labels > 0)[0]).long()
     table = r.describe(volume.array.to(on), labels.to(on), volume.spacing_mm, engine=engine, progress=_count)
-    pipeline.write_table(out, table)
+    folder.write_table(out, table)
     print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}")
 
 
 @app.command()
 def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-o", help="JSON to write.")]) -> None:
     """LiTS's metrics of labels (1 liver, 2 tumor): two files, or two folders matched by name."""
-    from workbench import metrics, pipeline, readers
+    from workbench import experiment as folder
+    from workbench import metrics, readers
 
     _writable(out.parent)
     cases = []
@@ -221,7 +223,7 @@ def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-
             {"case": name, **metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm)}
         )
         _count(name, len(cases), 0)
-    pipeline.write_json(out, metrics.summarise(cases))
+    folder.write_json(out, metrics.summarise(cases))
     print(f"{len(cases)} cases -> {out}")
 
 

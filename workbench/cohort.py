@@ -9,12 +9,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
+import workbench
 from workbench import phantom
 from workbench.fit import write_atomic
 from workbench.volume import Refused, Volume
@@ -102,32 +110,55 @@ def write_phantoms(
     preset: str = "demo",
     held_out: int | None = None,
     device: str = "cpu",
-    progress=None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
-    """Generate `cases` phantoms below `out` and their manifest; a third is held out by default. Finished cases are kept."""
-    from workbench.readers import nifti
+    """Generate `cases` phantoms below `out` and their manifest; the last third is held out by default.
 
+    Cases that are there already, of the same seed, preset and version, are kept. On a CPU the cores share the cases.
+    """
     out = Path(out)
     if cases < 1:
         raise Refused("the number of phantom cases", str(cases), "1 or more")
+    if preset not in phantom.PRESETS:
+        raise Refused("--preset", preset, " or ".join(phantom.PRESETS))
     held_out = cases // 3 if held_out is None else held_out
-    rows = []
-    for i in range(cases):
-        name = f"phantom-{seed + i:04d}"
-        folder = out / name
-        if not (folder / "lesions.csv").is_file():
-            made = phantom.generate(seed + i, preset, device)
-            folder.mkdir(parents=True, exist_ok=True)
-            nifti.write(made.ct, folder / "ct.nii.gz")
-            nifti.write(made.labels, folder / "labels.nii.gz")
-            write_atomic(folder / "lookalikes.csv", made.lookalikes.to_csv(index=False).encode())
-            write_atomic(folder / "lesions.csv", made.lesions.to_csv(index=False).encode())
-        rows.append(
-            [name, name, f"{name}/ct.nii.gz", f"{name}/labels.nii.gz", "test" if i >= cases - held_out else "train"]
-        )
-        if progress is not None:
-            progress(name, i + 1, cases)
+    jobs = [(out / f"phantom-{s:04d}", s, preset, device) for s in range(seed, seed + cases)]
+    workers = min(cases, _cores()) if device == "cpu" else 1
+    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) if workers > 1 else nullcontext() as pool:
+        for i, name in enumerate((pool.map if pool else map)(_write_phantom, jobs)):
+            if progress is not None:
+                progress(name, i + 1, cases)
+    rows = [
+        [f.name, f.name, f"{f.name}/ct.nii.gz", f"{f.name}/labels.nii.gz", "test" if i >= cases - held_out else "train"]
+        for i, (f, *_) in enumerate(jobs)
+    ]
     text = io.StringIO()
     pd.DataFrame(rows, columns=COLUMNS).to_csv(text, index=False)
     write_atomic(out / "manifest.csv", text.getvalue().encode())
     return out / "manifest.csv"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _write_phantom(job: tuple[Path, int, str, str]) -> str:
+    from workbench.readers import nifti
+
+    folder, seed, preset, device = job
+    about = {"seed": seed, "preset": preset, "version": workbench.__version__, "device": torch.device(device).type}
+    mark = folder / "phantom.json"
+    if mark.is_file() and json.loads(mark.read_text()) == about:
+        return folder.name
+    made = phantom.generate(seed, preset, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    nifti.write(made.ct, folder / "ct.nii.gz")
+    nifti.write(made.labels, folder / "labels.nii.gz")
+    write_atomic(folder / "lookalikes.csv", made.lookalikes.to_csv(index=False).encode())
+    write_atomic(folder / "lesions.csv", made.lesions.to_csv(index=False).encode())
+    write_atomic(mark, json.dumps(about).encode())  # last: without it the case is made again
+    return folder.name

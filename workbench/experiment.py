@@ -112,20 +112,17 @@ PRESETS = {"demo": demo, "paper": paper}
 
 
 def from_dict(kind: type, values: dict) -> Any:
-    """A settings dataclass from the nested dictionary that `asdict` made."""
+    """A settings dataclass from the nested dictionary that `asdict` and JSON made."""
     made = {}
-    for name in kind.__dataclass_fields__:
-        if name not in values:
-            continue
-        value, default = values[name], getattr(kind(), name)
-        made[name] = (
-            from_dict(type(default), value)
-            if hasattr(default, "__dataclass_fields__")
-            else tuple(value)
-            if isinstance(default, tuple)
-            else value
-        )
+    for name in kind.__dataclass_fields__.keys() & values.keys():
+        default = getattr(kind(), name)
+        nested = hasattr(default, "__dataclass_fields__")
+        made[name] = from_dict(type(default), values[name]) if nested else _tuples(values[name])
     return kind(**made)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 

@@ -457,7 +457,7 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
 def _kept_mask(experiment: Experiment, case: str) -> Tensor:
     """The candidates of a case that the forest kept, bool [z y x]."""
     scores = experiment.table("forest", "scores.csv", dtype={"case": str})
-    numbers = scores[(scores.case == case) & scores.kept].candidate.to_numpy()
+    numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
     return torch.isin(experiment.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
 
 
@@ -491,9 +491,9 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
         ct, truth = case.read()
         result = segment(replace(ct, name=case.case), models)
         for stage in ABLATION:
-            measured = metrics.evaluate_case(truth.array.numpy(), result.labels_after(stage).numpy(), ct.spacing_mm)
-            reports[stage].append({"case": case.case, **measured})
-            rows.append({"stage": stage, "case": case.case, "patient": case.patient, **metrics.flat(measured)})
+            measured = metrics.evaluate_case(truth.array, result.labels_after(stage), ct.spacing_mm, case.case)
+            reports[stage].append(measured)
+            rows.append({"stage": stage, "case": case.case, "patient": case.patient, **_flat(measured)})
         if keep is not None:
             keep(result, experiment.folder / "results" / case.case)
         experiment.progress("held-out cases", i + 1, len(chosen), {})
@@ -540,6 +540,23 @@ RUN = {
     "boundary": _run_boundary,
     "metrics": _run_metrics,
 }
+
+
+def _flat(measured: dict) -> dict[str, float]:
+    """What the ablation follows, from the measures of one case; NaN where a case has nothing to measure."""
+    large = [lesion["detected_iou0"] for lesion in measured["lesions"] if lesion["diameter_mm"] > 10]
+    any_overlap, half = measured["detection"]["iou0"], measured["detection"]["iou50"]
+    return {
+        "liver_dice": measured["liver"]["dice"],
+        **{f"tumor_{k}": measured["tumor"][k] for k in ("dice", "voe", "rvd", "assd_mm", "surface_dice")},
+        "recall_iou0": any_overlap["recall"],
+        "precision_iou0": any_overlap["precision"],
+        "recall_iou50": half["recall"],
+        "precision_iou50": half["precision"],
+        "recall_over_10mm": float(np.mean(large)) if large else math.nan,
+        "false_positives": float(any_overlap["fp"]),
+        "lesions": float(any_overlap["tp"] + any_overlap["fn"]),
+    }
 
 
 def _dice(a: Tensor, b: Tensor) -> float:
@@ -652,7 +669,7 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
     with timed("forest"):
         lesions = _judge(pieces, hu, found, spacing, models)
         kept = torch.isin(
-            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_numpy(), dtype=torch.long)
+            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_list(), dtype=torch.long)
         )
         levels.append(level := _agree(level, kept))
     with timed("boundary"):

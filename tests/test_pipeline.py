@@ -1,0 +1,205 @@
+"""The stages in order on toy patients: trained once for all tests of this file (and for the notebooks' test)."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from workbench import cascade, experiment, ledger, liver, pipeline, results, tumor
+from workbench.experiment import STAGES, Experiment
+from workbench.volume import Refused
+
+
+@pytest.fixture(scope="session")
+def models(trained):
+    return pipeline.Models.load(trained.folder, "cpu")
+
+
+@pytest.fixture(scope="session")
+def segmented(models):
+    ct, truth = tiny.patient(50)
+    return pipeline.segment(ct, models), truth
+
+
+def test_every_stage_leaves_its_manifest(trained):
+    for stage in STAGES:
+        about = json.loads((trained.path(stage) / "stage.json").read_text())
+        assert about["stage"] == stage and about["outputs"], stage
+        for name, digest in about["outputs"].items():
+            assert experiment.sha256(trained.path(stage) / name) == digest
+
+
+def test_the_nets_learned_something(trained):
+    assert json.loads((trained.path("liver") / "metrics.json").read_text())["train_dice"] > 0.9
+    assert json.loads((trained.path("tumor") / "metrics.json").read_text())["train_dice"] > 0.4
+
+
+def test_maps_are_out_of_fold(trained):
+    """A training case's maps come from the one net that never saw its patient; the net that did see it gives others."""
+    for stage in ("liver", "tumor"):
+        s = getattr(trained.settings, stage)
+        nets = cascade.load(trained.path(stage), s.cascade, "cpu")
+        for row in trained.cases("train").itertuples():
+            hu, _, spacing = trained.work(row.case)
+
+            def predicted(chosen, hu=hu, spacing=spacing, case=row.case, s=s, stage=stage):
+                if stage == "liver":
+                    return liver.probability(chosen, hu, spacing, s)
+                p = trained.array("liver", "maps", case).float()
+                at = tumor.box(liver.mask(p, spacing, trained.settings.liver), spacing, s)
+                return tumor.probability(chosen, hu, p, at, s)
+
+            stored = trained.array(stage, "maps", row.case).float()
+            others = [net for n, net in enumerate(nets) if n != row.fold]
+            assert (stored - predicted([nets[row.fold]])).abs().max() < 2e-3
+            assert (stored - predicted(others)).abs().max() > 0.02
+
+
+def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(cascade, "train_fold", lambda training, held, *a: seen.append((len(training), len(held))) or pd.DataFrame({"step": []}))
+    pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, lambda case: case)
+    sizes = trained.cases("train").fold.value_counts()
+    assert seen == [(8 - sizes[f], sizes[f]) for f in range(2)]
+
+
+def test_the_held_out_are_nowhere_in_training(trained):
+    held = set(trained.cases("test").case)
+    assert held and (trained.cases("test").fold == -1).all()
+    assert not held & set(trained.table("radiomics", "repeats.csv").case)
+    scores = trained.table("forest", "scores.csv")
+    assert set(trained.table("metrics", "cases.csv").case) == held <= set(scores[scores.split == "test"].case) | held
+
+
+def test_a_finished_stage_is_not_run_again(trained, monkeypatch):
+    def never(*_):
+        raise AssertionError("ran again")
+
+    monkeypatch.setattr(pipeline, "RUN", dict.fromkeys(STAGES, never))
+    pipeline.train(trained)
+
+
+def test_a_changed_input_runs_the_stage_again(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained.folder, copy)
+    about = json.loads((copy / "experiment.json").read_text())
+    about["manifest"] = str(trained.manifest)
+    (copy / "experiment.json").write_text(json.dumps(about))
+    other = Experiment(copy, "cpu")
+    assert all(other.finished(s) for s in STAGES)
+    (copy / "tumor" / "stage.json").write_text((copy / "tumor" / "stage.json").read_text() + " ")
+    assert other.finished("liver") and other.finished("tumor") and not other.finished("consistency")
+    about["settings"]["consistency"]["low"] = 0.3
+    (copy / "experiment.json").write_text(json.dumps(about))
+    assert not Experiment(copy, "cpu").finished("consistency")
+
+
+def test_an_earlier_stage_is_asked_for(tmp_path, toy_cohort):
+    fresh = Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    with pytest.raises(Refused, match="Run notebook 01"):
+        pipeline.run(fresh, "liver")
+    with pytest.raises(Refused, match="expected cohort, liver"):
+        pipeline.run(fresh, "livver")
+
+
+def test_another_cohort_or_settings_are_refused(trained, toy_cohort):
+    with pytest.raises(Refused, match="other settings"):
+        Experiment.create(trained.folder, toy_cohort, experiment.demo(), "cpu")
+
+
+def test_two_on_one_experiment(tmp_path):
+    with experiment.held(tmp_path), pytest.raises(Refused, match="in use by process"), experiment.held(tmp_path):
+        pass
+
+
+def test_settings_survive_json():
+    for make in (experiment.demo, experiment.paper, tiny.settings):
+        from dataclasses import asdict
+
+        stored = json.loads(json.dumps(asdict(make())))
+        assert experiment.from_dict(experiment.Settings, stored) == make()
+
+
+def test_ledger_adds_up(segmented):
+    result, _ = segmented
+    masks = {s: ledger.tumor_after(result.ledger, s) for s in ledger.ABLATION}
+    final = masks["cascade"].clone()
+    codes = result.ledger
+    for code, (_, history) in ledger.HISTORY.items():
+        if history[0] != history[-1]:
+            final[codes == code] = bool(history[-1])
+    assert torch.equal(final, result.labels == 2)
+    assert torch.equal(masks["cascade"], result.tumor_probability >= 0.5)  # the toys' grid is the work grid
+    assert set(codes.unique().tolist()) <= set(ledger.CODES)
+    assert ((result.labels == 1) <= result.liver).all()
+
+
+def test_a_new_patient_is_segmented(segmented, models):
+    result, truth = segmented
+    assert result.status == "ok"
+    both = (result.labels > 0) & (truth.array > 0)
+    assert 2 * both.sum() / ((result.labels > 0).sum() + (truth.array > 0).sum()) > 0.9
+    assert {"candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm"} <= set(result.lesions.columns)
+    assert len(result.lesions.columns) == 10 + 20
+    assert result.lesions.kept.equals(result.lesions.forest_score >= models.forest.threshold.threshold)
+
+
+def test_a_result_folder_is_whole(segmented, tmp_path):
+    import nibabel
+
+    result, _ = segmented
+    folder = results.keep(result, tmp_path / "case")
+    assert {p.name for p in folder.iterdir()} == {
+        "labels.nii.gz", "liver_probability.nii.gz", "tumor_probability.nii.gz", "ledger.nii.gz", "lesions.csv",
+        "result.json", "preview.png", "report.html",
+    }  # fmt: skip
+    labels = nibabel.load(folder / "labels.nii.gz")
+    assert labels.get_data_dtype() == np.uint8
+    about = json.loads((folder / "result.json").read_text())
+    assert about["status"] == "ok" and str(int(result.ledger.max())) in about["ledger_codes"]
+    assert len(pd.read_csv(folder / "lesions.csv")) == len(result.lesions)
+
+
+def test_a_result_that_fails_leaves_nothing(segmented, tmp_path, monkeypatch):
+    monkeypatch.setattr(results.report, "case_report", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        results.keep(segmented[0], tmp_path / "case")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_air_is_no_liver(models):
+    ct, _ = tiny.patient(50)
+    empty = pipeline.segment(ct.with_array(torch.full_like(ct.array, -1000)), models)
+    assert empty.status == "no liver" and int(empty.labels.max()) == 0 and len(empty.lesions) == 0
+
+
+def test_a_single_slice_is_refused(models):
+    from dataclasses import replace
+
+    ct, _ = tiny.patient(50)
+    with pytest.raises(Refused, match="at least 3"):
+        pipeline.segment(replace(ct, array=ct.array[:1]), models)
+
+
+def test_an_interrupted_stage_goes_on(tmp_path, toy_cohort, monkeypatch):
+    """Fold 0 is done, fold 1 is cut: the second run trains fold 1 only, and ends in the same weights as a whole run."""
+    made = Experiment.create(tmp_path / "cut", toy_cohort, tiny.settings(), "cpu")
+    pipeline.run(made, "cohort")
+    real, calls = cascade.train_fold, []
+
+    def cut(*args):
+        calls.append(args[4])
+        if args[4] == 1 and calls.count(1) == 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(cascade, "train_fold", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(made, "liver")
+    assert not (made.path("liver") / "stage.json").exists()
+    pipeline.run(made, "liver")
+    assert calls == [0, 1, 1]
