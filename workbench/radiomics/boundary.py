@@ -183,9 +183,10 @@ def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dic
 
 
 def fit(profile: Tensor, valid: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Least squares of a + S / (1 + exp(-(t - t0) / W)) for each profile `[p t]` with weights `[p t]`: S, W, R².
+    """S, W and R² of a + S / (1 + exp(-(t - t0) / W)) by least squares for each profile `[p t]`, weights `[p t]`.
 
-    A flat profile has S = 0 and no W. Grid search: 17 centres by 14 widths, then three times a 5 by 5 grid around the best.
+    A flat profile has S = 0 and no W. Search on 17 centres by 14 widths, then four times on a
+    finer 5 by 5 grid around the best.
     """
     p = profile.shape[0]
     n = valid.sum(1)

@@ -25,8 +25,11 @@ _STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64
 
 @dataclass(frozen=True)
 class Levels:
-    """`level` `[i n + 1]`, 1 .. `top`, and 0 in the last column (no neighbour); `segment` `[i n]`; `top` `[s]` the
-    largest level; `constant` `[s]` whether all values are equal but for rounding; segments s = image * lesions + lesion."""
+    """Grey levels of several images of the same regions.
+
+    `level` `[i n + 1]`, 1 .. `top`, and 0 in the last column for no neighbour; `segment` `[i n]` is image * lesions +
+    lesion; `top` `[s]` the largest level; `constant` `[s]` whether all values are equal but for rounding.
+    """
 
     voxels: Voxels
     level: Tensor
@@ -98,6 +101,6 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     edge = (low - low.remainder(width)).double()
     level = torch.floor((values.double() - edge[segment]) / width).long() + 1
     level = torch.where(constant.flatten()[segment], 1, level)
-    top = torch.ones(images * l, dtype=torch.int64, device=values.device).scatter_reduce(0, flat, level.flatten(), "amax")
+    top = level.new_ones(images * l).scatter_reduce(0, flat, level.flatten(), "amax")
     level = torch.cat([level, level.new_zeros((images, 1))], 1)
     return Levels(voxels, level, segment, top, constant.flatten())

@@ -1,7 +1,7 @@
 """Neighbourhood grey tone difference (Amadasun and King 1989): 5 values of each segment.
 
-n(i) voxels of level i, s(i) the sum over them of the distance to the mean level of their neighbours in the region (of 26). A
-voxel without neighbours counts in n with distance 0, as in PyRadiomics (IBSI leaves it out).
+n(i) voxels of level i, s(i) the sum over them of the distance to the mean level of their neighbours in the region.
+A voxel without neighbours counts in n with distance 0, as in PyRadiomics (IBSI leaves it out).
 """
 
 from __future__ import annotations

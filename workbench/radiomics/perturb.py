@@ -81,7 +81,7 @@ def describe_perturbed(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Descriptors `[perturbation lesion 728]` float64; lesions in ascending order of their labels, as `describe` gives them."""
+    """Descriptors `[perturbation lesion 728]` float64; lesions in ascending order of label, as `describe` has them."""
     found = find(lesions)
     out = np.full((len(perturbations), found.labels.numel(), len(NAMES)), np.nan)
     sd = noise_hu(image, liver) if any(p.noise for p in perturbations) else 0.0
@@ -102,8 +102,8 @@ def describe_perturbed(
 
 
 def _room(perturbations: Sequence[Perturbation], extent: Tensor, spacing_mm: Spacing) -> tuple[int, int, int]:
-    """Voxels that the region may grow beyond its box, per axis; a lesion's corner moves by its half length when turned."""
-    longest = (extent.amax(0).tolist() if extent.numel() else [1, 1, 1])
+    """Voxels that a region may grow beyond its box, per axis; its corner moves by half its length when turned."""
+    longest = extent.amax(0).tolist() if extent.numel() else [1, 1, 1]
     room = []
     for axis, (s, n) in enumerate(zip(spacing_mm, longest)):
         turn = max((abs(math.sin(math.radians(p.turn_deg))) for p in perturbations), default=0.0) if axis else 0.0
@@ -164,7 +164,7 @@ def _kept(region: Tensor, before: Tensor) -> Tensor:
 
 
 def _places(boxes: Boxes, change: Perturbation) -> Tensor:
-    """Where each voxel of the changed box lies in the old one `[l z y x 3]`: turned about the lesion's centroid, then shifted."""
+    """Where each voxel of the changed box lies in the old one `[l z y x 3]`: turned about its centroid, shifted."""
     _, z, y, x = boxes.hu.shape
     device = boxes.hu.device
     spacing = torch.tensor(boxes.spacing_mm, device=device)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from workbench.volume import Spacing
 
-# The 13 directions of the 26-neighbourhood, one of each opposite pair, along (z, y, x); the plain x direction comes
-first. DIRECTIONS = tuple(
+# The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
+DIRECTIONS = tuple(
     d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0)
 )
 
@@ -120,7 +120,7 @@ def mean(values: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, ...]) -> Tensor:
-    """Quantiles by group, linear between ranks as numpy's, `[groups shares]`; NaN in an empty group. NaN values are left out."""
+    """Quantiles by group, linear between ranks as numpy's, `[groups shares]`; NaN values are left out."""
     kept = ~values.isnan()
     values, group = values[kept], group[kept]
     order = values.argsort(stable=True)

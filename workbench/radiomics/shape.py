@@ -116,8 +116,8 @@ def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
     mm = voxels.zyx.double() * torch.tensor(spacing_mm, dtype=torch.float64, device=voxels.zyx.device)
     centre = torch.stack([total(mm[:, a], voxels.lesion, l) for a in range(3)], 1) / voxels.count[:, None]
     away = mm - centre[voxels.lesion]
-    moments = {(a, b): total(away[:, a] * away[:, b], voxels.lesion, l) / voxels.count for a in range(3) for b in range(a + 1)}
-    covariance = torch.stack([moments[max(a, b), min(a, b)] for a in range(3) for b in range(3)], 1).view(l, 3, 3)
+    moments = [total(away[:, a] * away[:, b], voxels.lesion, l) for a in range(3) for b in range(3)]
+    covariance = (torch.stack(moments, 1) / voxels.count[:, None]).view(l, 3, 3)
     values = torch.linalg.eigvalsh(covariance)
     return torch.where(values > 1e-13 * values[:, 2:], values, 0.0)
 
