@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 import workbench
-from workbench import figures, pipeline, report
-from workbench.pipeline import Result, write_json, write_table
+from workbench import figures, ledger, report
+from workbench.experiment import write_json, write_table
+from workbench.pipeline import Result
 from workbench.readers import nifti
 
 
@@ -55,11 +56,11 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "device": result.device,
             "config": asdict(result.settings),
             "timings": result.timings,
-            "ledger_codes": {str(code): meaning for code, meaning in pipeline.LEDGER_CODES.items()},
+            "ledger_codes": {str(code): meaning for code, meaning in ledger.CODES.items()},
             "ledger_present": sorted(present),
             "ledger_tumor": {
-                stage: sorted(c for c, (_, history) in pipeline.LEDGER.items() if history[n])
-                for n, stage in enumerate(pipeline.ABLATION)
+                stage: sorted(c for c, (_, history) in ledger.HISTORY.items() if history[n])
+                for n, stage in enumerate(ledger.ABLATION)
             },
             "liver_ml": float((labels > 0).sum()) * volume.voxel_ml,
             "tumor_ml": float((labels == 2).sum()) * volume.voxel_ml,
