@@ -265,17 +265,17 @@ class _Body:
             if d.chance(0.15):  # early portal: the hepatic veins have not filled yet
                 hu["hepatic"] = liver - d.uniform(8, 25)
         elif self.phase == "arterial":
-            liver = d.normal(84, 6)
+            liver = d.normal(90, 4)
             hu |= dict(aorta=d.uniform(240, 350), cava=d.uniform(60, 105), portal=liver + d.uniform(8, 50), hepatic=liver - d.uniform(14, 34),
                        spleen=d.uniform(110, 145), cortex=d.uniform(170, 230), medulla=d.uniform(70, 110), pelvis=15.0)
         else:
-            liver = d.normal(97, 6)
+            liver = d.normal(99, 6)
             hu |= dict(aorta=d.uniform(105, 130), cava=d.uniform(102, 128), portal=liver + d.uniform(10, 24), hepatic=liver + d.uniform(10, 24),
                        spleen=d.uniform(92, 112), cortex=d.uniform(140, 170), medulla=d.uniform(140, 175), pelvis=d.uniform(250, 700))
         self.fatty = d.chance(0.18)
         if self.fatty:
             drop = d.uniform(12, 26)
-            drop = min(drop, liver - 78)
+            drop = max(0.0, min(drop, liver - 83))  # spared: the yardstick's lowest mean is 75 HU with the edges
             liver -= drop
             hu["portal"] -= 0.5 * drop
             hu["hepatic"] -= 0.5 * drop
