@@ -79,7 +79,7 @@ def describe_perturbed(
     liver: Tensor | None = None,
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> np.ndarray:
     """Descriptors `[perturbation lesion 728]` float64; lesions in ascending order of label, as `describe` has them."""
     found = find(lesions)
@@ -97,7 +97,7 @@ def describe_perturbed(
             out[k, index] = values.cpu().numpy()
             done += len(index)
             if progress:
-                progress(done, whole)
+                progress(perturbation.name, done, whole)
     return out
 
 

@@ -89,5 +89,5 @@ def describe(image: np.ndarray, lesions: np.ndarray, spacing_mm: Spacing, labels
                     if isinstance(key, str):
                         values[row, column] = np.real(result[key])
             if progress:
-                progress(row + 1, len(labels))
+                progress("regions", row + 1, len(labels))
     return values, reasons

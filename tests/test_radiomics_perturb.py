@@ -1,0 +1,84 @@
+"""Perturbations: each does what its name says, and the same seed does the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from workbench import radiomics
+from workbench.radiomics import NAMES, perturb
+from workbench.radiomics.perturb import Perturbation
+from workbench.volume import Refused
+
+VOLUME, MEAN = NAMES.index("shape_voxel_volume"), NAMES.index("intensity_mean")
+SD = NAMES.index("intensity_variance")
+SPACING = (2.0, 1.0, 1.2)
+
+
+def two_lesions():
+    axes = [torch.arange(n) * s for n, s in zip((18, 40, 42), SPACING)]
+    place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    labels = torch.zeros(place.shape[:3], dtype=torch.int64)
+    labels[(place - torch.tensor([14.0, 14, 14])).norm(dim=-1) < 6] = 3
+    labels[(place - torch.tensor([20.0, 28, 36])).norm(dim=-1) < 4] = 8
+    image = 60 + 5 * torch.randn(labels.shape, generator=torch.Generator().manual_seed(1)) - 30 * (labels > 0)
+    return image, labels
+
+
+def described(*changes, seed=0):
+    image, labels = two_lesions()
+    return perturb.describe_perturbed(image, labels, SPACING, perturbations=changes, seed=seed)
+
+
+def test_no_change_is_no_change():
+    image, labels = two_lesions()
+    plain = radiomics.describe(image, labels, SPACING)[list(NAMES)].to_numpy(float)
+    np.testing.assert_allclose(described(Perturbation("none", "systematic"))[0], plain, rtol=1e-6, atol=1e-9)
+
+
+def test_each_does_what_its_name_says():
+    none, grow, shrink, noise, shift, turn, contour = described(
+        Perturbation("none", "systematic"), Perturbation("grow", "systematic", volume=0.2),
+        Perturbation("shrink", "systematic", volume=-0.2), Perturbation("noise", "random", noise=2.0),
+        Perturbation("shift", "systematic", shift=(0.0, 1.0, 0.0)), Perturbation("turn", "systematic", turn_deg=30.0),
+        Perturbation("contour", "random", contour_mm=0.5),
+    )  # fmt: skip
+    np.testing.assert_allclose(grow[:, VOLUME] / none[:, VOLUME], 1.2, atol=0.01)
+    np.testing.assert_allclose(shrink[:, VOLUME] / none[:, VOLUME], 0.8, atol=0.01)
+    assert (grow[:, MEAN] > none[:, MEAN] + 1).all(), "the liver around is brighter"
+    assert np.array_equal(noise[:, VOLUME], none[:, VOLUME])
+    np.testing.assert_allclose(noise[:, SD] - none[:, SD], (2 * 5) ** 2, rtol=0.35)
+    np.testing.assert_allclose(shift[:, MEAN], none[:, MEAN], atol=1e-3)  # a whole voxel: the same voxels
+    np.testing.assert_allclose(turn[:, VOLUME] / none[:, VOLUME], 1, atol=0.05)
+    assert (contour[:, VOLUME] != none[:, VOLUME]).any()
+    np.testing.assert_allclose(contour[:, VOLUME] / none[:, VOLUME], 1, atol=0.35)
+
+
+def test_seeds():
+    chain = perturb.PERTURBATIONS[3]
+    first, again, other = described(chain, seed=1), described(chain, seed=1), described(chain, seed=2)
+    assert np.array_equal(first, again, equal_nan=True) and not np.array_equal(first, other, equal_nan=True)
+
+
+def test_tiny_lesions_survive_every_default():
+    image, labels = two_lesions()
+    labels = torch.zeros_like(labels)
+    labels[9, 20, 20], labels[0, 0, 0:3] = 1, 2
+    values = perturb.describe_perturbed(image, labels, SPACING)
+    assert values.shape == (len(perturb.PERTURBATIONS), 2, 728)
+    assert np.isfinite(values[:, :, MEAN]).all() and (values[:, :, VOLUME] > 0).all()
+
+
+def test_default_list_has_both_kinds_and_unique_names():
+    names = [p.name for p in perturb.PERTURBATIONS]
+    assert len(set(names)) == len(names) == 10
+    assert {p.kind for p in perturb.PERTURBATIONS} == {"systematic", "random"}
+    with pytest.raises(Refused):
+        Perturbation("x", "sometimes")
+
+
+def test_noise_is_measured():
+    draw = torch.Generator().manual_seed(0)
+    smooth = torch.linspace(0, 90, 40)[:, None] + torch.linspace(0, 30, 40)
+    image = smooth.expand(30, 40, 40) + 12 * torch.randn((30, 40, 40), generator=draw)
+    assert perturb.noise_hu(image) == pytest.approx(12, rel=0.05)
+    assert perturb.noise_hu(image[:4]) == 0, "too thin to tell"
