@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -176,7 +177,8 @@ def test_as_stored_undoes_the_canonical_order():
     stored = torch.arange(24.0).view(2, 3, 4)  # [k j i]
     source = Source("x", (4, 3, 2), np.eye(4), (2, 1, 0), (0, 1))
     canonical = torch.from_numpy(source.to_canonical(stored.numpy().transpose(2, 1, 0)).copy())
-    image, labels, spacing = radiomics.as_stored(Volume(canonical, (3.0, 2.0, 1.0), np.eye(4), source=source), canonical)
+    volume = Volume(canonical, (3.0, 2.0, 1.0), np.eye(4), source=source)
+    image, labels, spacing = radiomics.as_stored(volume, canonical)
     assert torch.equal(image, stored) and torch.equal(labels, stored) and spacing == (3.0, 2.0, 1.0)
 
 
@@ -223,7 +225,10 @@ IBSI = {
 
 
 def test_ibsi_digital_phantom(realdata):
-    """Every reference value that corresponds to one of ours, within its tolerance. Kurtosis is excess there."""
+    """Every reference value that corresponds to one of ours, within its tolerance; kurtosis is excess there.
+
+    Where the table's tolerance is 0, the value has to round to the printed one.
+    """
     nib = pytest.importorskip("nibabel")
     folder = realdata / "ibsi-1"
     if not folder.is_dir():
@@ -243,6 +248,8 @@ def test_ibsi_digital_phantom(realdata):
             value = (plain if kind in ("shape", "intensity") else levels)[f"{kind}_{ours}"]
             value -= 3 if ours == "kurtosis" else 0
             checked += 1
-            if not abs(value - float(row["reference value"])) <= float(row["tolerance"]) + 1e-9:
+            printed = Decimal(row["reference value"])
+            half_digit = 0.5 * 10.0 ** printed.as_tuple().exponent
+            if not abs(value - float(printed)) <= max(float(row["tolerance"]), half_digit) + 1e-9:
                 wrong[f"{kind}_{ours}"] = (value, row["reference value"], row["tolerance"])
     assert checked == 100 and not wrong

@@ -9,8 +9,9 @@ from workbench import radiomics
 from workbench.radiomics import boundary
 
 
-def sphere(radius=10.0, width=1.0, contrast=40.0, bumps=0.0, noise=0.0, centre=(0.2, 0.3, -0.4), spacing=(1.5, 1.0, 1.0)):
+def sphere(radius=10.0, width=1.0, contrast=40.0, bumps=0.0, noise=0.0, centre=(0.2, 0.3, -0.4)):
     """HU rises as a sigmoid of this width (mm) across the surface of a sphere, which may carry bumps."""
+    spacing = (1.5, 1.0, 1.0)
     size = [int(2 * (radius + 8) / s) + 1 for s in spacing]
     axes = [(torch.arange(n) - (n - 1) / 2) * s - c for n, s, c in zip(size, spacing, centre)]
     place = torch.stack(torch.meshgrid(*axes, indexing="ij")).double()
@@ -31,7 +32,7 @@ def described(hu, inside, spacing, liver=None):
 def test_blur_and_contrast_are_those_of_the_sphere(width):
     values = described(*sphere(width=width))
     assert values["contrast_median"] == pytest.approx(40, rel=0.02) and values["contrast_iqr"] < 2
-    assert values["blur_median"] == pytest.approx(width, rel=0.15, abs=0.1)
+    assert values["blur_median"] == pytest.approx(width, abs=0.12)  # voxels of 1 mm blur a little themselves
     assert values["fit_r2"] > 0.99 and values["radial_gradient"] > 0.99 and values["liver_contact"] != 0
     sharpest = 40 / (4 * width)  # slope of the sigmoid at its middle
     assert 0.6 * sharpest < values["gradient_mean"] <= 1.02 * sharpest

@@ -70,8 +70,8 @@ def describe(
 def as_stored(volume: Volume, labels: Tensor) -> tuple[Tensor, Tensor, Spacing]:
     """Image, labels `[z y x]` and spacing in the order in which the file stores its voxels.
 
-    The coif1 filter is not symmetric: sub-bands of a flipped image are other sub-bands. Programs that read files as they
-    are stored, PyRadiomics among them, agree with `describe` on these arrays, not on the canonical ones.
+    The coif1 filter is not symmetric: sub-bands of a flipped image are other sub-bands. Programs that read files as
+    they are stored, PyRadiomics among them, agree with `describe` on these arrays, not on the canonical ones.
     """
     if volume.source is None:
         return volume.array, labels, volume.spacing_mm
