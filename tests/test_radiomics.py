@@ -3,7 +3,6 @@
 import csv
 import itertools
 import math
-from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -225,9 +224,10 @@ IBSI = {
 
 
 def test_ibsi_digital_phantom(realdata):
-    """Every reference value that corresponds to one of ours, within its tolerance; kurtosis is excess there.
+    """Every reference value that corresponds to one of ours, within its tolerance.
 
-    Where the table's tolerance is 0, the value has to round to the printed one.
+    Where the table's tolerance is 0, the value has to round to the three digits printed. The two deviations that the
+    catalogue names are undone first: kurtosis is excess there, and the covariance of the 74 voxels divides by 73.
     """
     nib = pytest.importorskip("nibabel")
     folder = realdata / "ibsi-1"
@@ -248,8 +248,9 @@ def test_ibsi_digital_phantom(realdata):
             value = (plain if kind in ("shape", "intensity") else levels)[f"{kind}_{ours}"]
             value -= 3 if ours == "kurtosis" else 0
             checked += 1
-            printed = Decimal(row["reference value"])
-            half_digit = 0.5 * 10.0 ** printed.as_tuple().exponent
-            if not abs(value - float(printed)) <= max(float(row["tolerance"]), half_digit) + 1e-9:
+            value *= (74 / 73) ** 0.5 if ours in ("major_axis", "minor_axis", "least_axis") else 1
+            printed = float(row["reference value"])
+            half_digit = 0.5 * 10.0 ** (math.floor(math.log10(abs(printed) or 1)) - 2)
+            if not abs(value - printed) <= max(float(row["tolerance"]), half_digit) + 1e-9:
                 wrong[f"{kind}_{ours}"] = (value, row["reference value"], row["tolerance"])
     assert checked == 100 and not wrong
