@@ -207,6 +207,7 @@ def tables(seed: int = 0) -> dict[str, pd.DataFrame]:
             "cluster": np.arange(20) // 4,
             "rank": range(20),
             "kept": np.arange(20) % 4 == 0,
+            "step": ["kept", "unstable", "redundant", "less relevant"] * 5,
         }
     )
     stages, metrics = (
@@ -297,6 +298,12 @@ def experiment(folder: Path, results: bool = True) -> Path:
     _stage(folder, "selection", {"kept": 20, "nogueira": 0.7}, {"icc_low": 0.75})
     t["scores"].to_csv(folder / "forest" / "scores.csv", index=False)
     (folder / "forest" / "forest.json").write_text(json.dumps({"threshold": 0.4, "names": NAMES, "recall": 0.98}))
+    pd.DataFrame({"name": NAMES[::4], "drop": 0.1, "low": 0.0, "high": 0.2}).to_csv(
+        folder / "forest" / "importance.csv", index=False
+    )
+    pd.DataFrame({"filter": ["forest", "size alone"], "removed": [0.61, 0.402], "n": [53, 53]}).to_csv(
+        folder / "forest" / "baselines.csv", index=False
+    )
     _stage(folder, "forest", {"recall": 0.98, "false_positives_removed": 0.6}, {"trees": 200})
     t["curves"].drop(columns="fold").head(12).to_csv(folder / "boundary" / "curves.csv", index=False)
     _stage(folder, "boundary", {"assd_gain_mm": 0.4}, {"band_mm": 4.0})

@@ -108,6 +108,9 @@ def test_experiment_report(experiment):
         "forest, train patients",
         "For research use only",
         "p n",
+        "size alone 0.402 53",
+        "selection, step by step",
+        "importance of the features",
         "0.04",
     ):
         assert words in page.text, words

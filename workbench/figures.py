@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from workbench import folders
+from workbench import folders, metrics
 from workbench.ledger import CODES
 from workbench.volume import Refused
 
@@ -69,6 +69,7 @@ GROUP_COLOURS = {"intensity": ORANGE, "texture": BLUE, "shape": GREEN, "boundary
 GROUP_MARKERS = {"intensity": "o", "texture": "s", "shape": "^", "boundary": "D", "wavelet": "v"}
 FOLD_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 TRUE_COLOUR, FALSE_COLOUR = BLUE, VERMILLION  # a true lesion, a false positive
+VERDICT_COLOURS = {"true lesion": TRUE_COLOUR, "false positive": FALSE_COLOUR, "missed lesion": GREY}
 WINDOWS = {"liver": (60, 350), "tumor": (90, 180), "soft tissue": (40, 400), "lung": (-600, 1500), "bone": (400, 1800)}
 
 
@@ -426,6 +427,56 @@ def overlay(
     return slice_view(ct, spacing_mm, at, *drawn, window=window, plane=plane, title=title)
 
 
+def steps(
+    ct, spacing_mm, liver_probability, tumor_probability, ledger_codes, labels, at=None, truth=None, title: str = ""
+) -> Figure:
+    """The method along one axial slice: CT, liver map, tumor map, ledger, final contours (the reference dashed)."""
+    ct, maps = _array(ct), {"liver": _array(liver_probability), "tumor": _array(tumor_probability)}
+    codes, labels, truth = _array(ledger_codes), _array(labels), _array(truth)
+    of = labels == 2 if (labels == 2).any() else codes > 1 if (codes > 1).any() else labels
+    view = View(ct.shape, spacing_mm, "axial", slice_with_most(of) if at is None else at)
+    box = box_around(labels, spacing_mm, 25)
+    figure = Picture(17, 4.6)
+    axes = figure.subplots(1, 5)
+    for ax, name in zip(axes, ("CT", "liver probability", "tumor probability", "ledger", "final contours")):
+        grey = view.ct(ax, ct, "liver")
+        view.zoom(ax, box)
+        ax.set_title(name, fontsize=10)
+    figure.colorbar(grey, ax=axes[0], label="HU", location="bottom", shrink=0.8)
+    for ax, (which, p) in zip(axes[1:], maps.items()):
+        image = view.show(
+            ax, p.astype(np.float32), cmap=PROBABILITY_MAPS[which], vmin=0, vmax=1, interpolation="nearest"
+        )
+        figure.colorbar(image, ax=ax, label="probability (1)", location="bottom", shrink=0.8)
+    _draw_ledger(view, axes[3], codes)
+    view.labels(axes[4], labels, truth)
+    figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
+    _legend(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=4)
+    return figure
+
+
+def attention(image, maps, pixel_mm: float, title: str = "") -> Figure:
+    """What each gate lets through of one slice: `image` HU `[y x]`, `maps` a list of `[h w]` in 0..1, finest first."""
+    image, maps = _array(image), [_array(m) for m in maps]
+    figure = Picture(3.4 * (1 + len(maps)), 3.8)
+    first, *others = figure.subplots(1, 1 + len(maps))
+    level, width = WINDOWS["liver"]
+    extent = (-pixel_mm / 2, (image.shape[1] - 0.5) * pixel_mm, (image.shape[0] - 0.5) * pixel_mm, -pixel_mm / 2)
+    first.imshow(image, cmap="gray", vmin=level - width / 2, vmax=level + width / 2, extent=extent)
+    first.set_title("CT", fontsize=9)
+    for number, (ax, gate) in enumerate(zip(others, maps), 1):
+        drawn = ax.imshow(gate, cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+        ax.set_title(f"gate {number}: {gate.shape[0]} x {gate.shape[1]}, mean {gate.mean():.2f}", fontsize=9)
+    for ax in (first, *others):
+        ax.set_xlabel("mm, to the patient's left", fontsize=8)
+        ax.tick_params(labelsize=7)
+    first.set_ylabel("mm, to the back", fontsize=8)
+    if others:
+        figure.colorbar(drawn, ax=others, label="let through (share)", shrink=0.7)
+    figure.suptitle(title or "attention gates", fontsize=11)
+    return figure
+
+
 def _draw_ledger(view: View, ax, codes: np.ndarray) -> None:
     for code in np.unique(_cut(codes, view.plane, view.at)):
         if int(code) == 1:
@@ -630,7 +681,9 @@ def _spread(counts: np.ndarray, n: int) -> list[int]:
 
 def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
     """Loss and Dice against the training step, one line a fold (columns fold, step, loss, dice as in curves.csv)."""
-    names = [c for c in ("loss", "dice") if c in table] or [c for c in table.columns if c not in ("fold", x, "seconds")]
+    names = [c for c in ("loss", "dice", "net_error") if c in table] or [
+        c for c in table.columns if c not in ("fold", x, "seconds")
+    ]
     figure = Picture(5 * max(1, len(names)), 3.8)
     folds = list(table.groupby("fold")) if "fold" in table else [("", table)]
     for ax, name in zip(np.atleast_1d(figure.subplots(1, max(1, len(names)))), names):
@@ -645,9 +698,13 @@ def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
                 lw=1.4,
             )
         ax.set_xlabel(x)
-        ax.set_ylabel({"dice": "Dice (1)", "loss": "loss (1)"}.get(name, name))
+        ax.set_ylabel({"dice": "Dice (1)", "loss": "loss (1)", "net_error": "band wrong (share)"}.get(name, name))
         if name == "dice":
             ax.set_ylim(0, 1)
+        if name == "net_error" and "mask_error" in table:
+            ax.axhline(table["mask_error"].iloc[-1], color=BLACK, ls="--", lw=1, label="the mask before")
+            ax.lines[0].set_label("the net")
+            ax.legend(fontsize=8)
         ax.grid(alpha=0.3)
         if "fold" in table:
             ax.legend(fontsize=8)
@@ -711,6 +768,7 @@ def lesions(table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", titl
     left, right = figure.subplots(1, 2)
     groups = list(table.groupby(table[by].astype(str))) if by in table else [("all", table)]
     colours = [(BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)[n % 8] for n in range(len(groups))]
+    colours = [VERDICT_COLOURS.get(str(kind), colour) for (kind, _), colour in zip(groups, colours)]
     left.barh([str(k) for k, _ in groups], [len(rows) for _, rows in groups], color=colours)
     left.set(xlabel="lesions", ylabel=by if by in table else "")
     values = [rows[size].to_numpy(float) for _, rows in groups]
@@ -728,7 +786,107 @@ def lesions(table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", titl
     return figure
 
 
+def per_case(table: pd.DataFrame, metric: str, by: str = "split", title: str = "") -> Figure:
+    """One dot a case, and the mean with its 95 % interval over patients, for each value of a column."""
+    figure = Picture(6.4, 4.2)
+    ax = figure.subplots()
+    groups = list(table.groupby(by))
+    looks = {"train": (BLUE, "o"), "test": (VERMILLION, "s")}
+    for at, (name, rows) in enumerate(groups):
+        values = rows[metric].to_numpy(float)
+        colour, marker = looks.get(name, (FOLD_COLOURS[at % len(FOLD_COLOURS)], "o"))
+        ax.scatter(at + np.linspace(-0.25, 0.25, len(values)), values, c=colour, marker=marker, s=22, alpha=0.75)
+        mean, low, high = metrics.bootstrap(values, groups=rows["patient"].to_numpy() if "patient" in rows else None)
+        ax.plot([at - 0.32, at + 0.32], [mean, mean], color=BLACK, lw=2)
+        ax.fill_between([at - 0.32, at + 0.32], low, high, color=BLACK, alpha=0.15)
+    ax.set_xticks(range(len(groups)), [f"{k}\n{_patients(rows)}" for k, rows in groups])
+    ax.set(
+        xlim=(-0.6, len(groups) - 0.4), ylabel=f"{_units(metric)} (1)" if metric.endswith("dice") else _units(metric)
+    )
+    ax.grid(alpha=0.3, axis="y")
+    figure.suptitle(f"{title or _units(metric)} ({_patients(table)}; bar: mean, shade: 95 % interval)", fontsize=10)
+    return figure
+
+
+def right_and_wrong(table: pd.DataFrame, unit: str = "voxels", patients: int | None = None, title: str = "") -> Figure:
+    """What was right and what was wrong of each thing done: index = what, columns right and wrong (counts)."""
+    figure = Picture(8, 1.5 + 0.5 * max(2, len(table)))
+    ax = figure.subplots()
+    rows = table[::-1]
+    at = np.arange(len(rows))
+    ax.barh(at, rows["right"], color=TRUE_COLOUR, label="right")
+    ax.barh(at, rows["wrong"], left=rows["right"], color=FALSE_COLOUR, hatch="//", edgecolor="white", label="wrong")
+    for y, row in zip(at, rows.itertuples()):
+        total = row.right + row.wrong
+        said = f"{row.right / total:.0%} of {total:g} right" if total else "none"
+        ax.text(total, y, f" {said}", va="center", fontsize=8)
+    ax.set_yticks(at, rows.index)
+    ax.set(xlabel=unit)
+    ax.margins(x=0.3)
+    ax.legend(fontsize=8, loc="lower right")
+    who = f" ({patients} patients)" if patients is not None else ""
+    figure.suptitle(f"{title or 'right and wrong'}{who}", fontsize=11)
+    return figure
+
+
 # --- radiomics and selection ------------------------------------------------------------------------------------
+
+
+def parity(ours, theirs, groups, title: str = "") -> Figure:
+    """Two engines' values of the same descriptors, and their relative difference, by group; all `[k]`."""
+    ours, theirs, groups = np.asarray(ours, float), np.asarray(theirs, float), np.asarray(groups)
+    both = np.isfinite(ours) & np.isfinite(theirs)
+    figure = Picture(10.5, 4.4)
+    left, right = figure.subplots(1, 2)
+    apart = relative_difference(ours, theirs)
+    for group in [g for g in GROUP_COLOURS if (groups[both] == g).any()]:
+        on = both & (groups == group)
+        look = {"color": GROUP_COLOURS[group], "marker": GROUP_MARKERS[group], "ls": "", "ms": 4}
+        left.plot(theirs[on], ours[on], **look, label=f"{group} ({on.sum()})")
+        right.plot(np.flatnonzero(on), np.maximum(apart[on], 1e-16), **look)
+    ends = np.array([min(theirs[both].min(), 0), theirs[both].max()]) if both.any() else np.array([0, 1])
+    left.plot(ends, ends, color=GREY, lw=1, zorder=0)
+    left.set_xscale("symlog")
+    left.set_yscale("symlog")
+    left.set(xlabel="PyRadiomics (each in its own unit)", ylabel="here (each in its own unit)")
+    left.legend(fontsize=8)
+    right.set(yscale="log", xlabel="place in the catalogue", ylabel="relative difference (1; none drawn at 1e-16)")
+    right.grid(alpha=0.3)
+    figure.suptitle(
+        f"{title or 'two engines'} ({both.sum()} descriptors that both define, "
+        f"largest relative difference {np.nanmax(apart[both], initial=0):.1e})",
+        fontsize=11,
+    )
+    return figure
+
+
+def relative_difference(a, b) -> np.ndarray:
+    """|a - b| over the larger of the two, 0 where both are 0, NaN where one is not defined."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    largest = np.maximum(np.abs(a), np.abs(b))
+    return np.where(
+        largest > 0, np.abs(a - b) / np.where(largest > 0, largest, 1), np.where(np.isnan(a + b), np.nan, 0)
+    )
+
+
+def perturbed(spread: pd.DataFrame, lesions: int, patients: int | None = None, title: str = "") -> Figure:
+    """How far descriptors move: index = perturbation, columns = groups, values in sd between lesions (median)."""
+    figure = Picture(7.4, 1.6 + 0.36 * max(4, len(spread)))
+    ax = figure.subplots()
+    image = ax.imshow(spread.to_numpy(float), cmap="cividis", aspect="auto", vmin=0)
+    figure.colorbar(image, ax=ax, label="median change (sd between lesions)", shrink=0.8)
+    top = np.nanmax(spread.to_numpy(float), initial=0)
+    for (y, x), value in np.ndenumerate(spread.to_numpy(float)):
+        ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=BLACK if value > top / 2 else "white")
+    ax.set_xticks(range(spread.shape[1]), spread.columns)
+    ax.set_yticks(range(len(spread)), [str(name).replace("_", " ") for name in spread.index])
+    ax.set(xlabel="group of descriptors", ylabel="perturbation")
+    who = f"{patients} patients, " if patients is not None else ""
+    figure.suptitle(f"{title or 'descriptors under perturbation'} ({who}{lesions} candidates)", fontsize=11)
+    return figure
+
+
+ICC_KINDS = {"icc21": "systematic changes, ICC(2,1)", "icc11": "random changes, ICC(1,1)"}
 
 
 def icc_forest(
@@ -736,25 +894,31 @@ def icc_forest(
 ) -> Figure:
     """Stability of features: ICC with its 95 % interval, coloured by group.
 
-    Columns: name, group, icc, icc_low, icc_high.
+    Columns: name, group, icc, icc_low, icc_high; or icc21 and icc11 with theirs (a selection's table), side by side.
 
     Of more than `most` rows an even spread over the ranking is drawn. `limit` is the lowest lower bound that is kept.
     """
-    rows = table.dropna(subset=["icc"]).sort_values("icc")
+    kinds = [kind for kind in ICC_KINDS if kind in table] or ["icc"]
+    rows = table.dropna(subset=kinds)
+    rows = rows.loc[rows[kinds].min(axis=1).sort_values(kind="stable").index]
     drawn = (
         rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
         if len(rows)
         else rows
     )
-    figure = Picture(8.4, 1.6 + 0.19 * max(6, len(drawn)))
-    ax = figure.subplots()
-    for at, row in enumerate(drawn.itertuples()):
-        ax.plot([row.icc_low, row.icc_high], [at, at], color=GROUP_COLOURS.get(row.group, GREY), lw=1.6)
-        ax.plot(row.icc, at, GROUP_MARKERS.get(row.group, "o"), color=GROUP_COLOURS.get(row.group, GREY), ms=4)
-    ax.set_yticks(range(len(drawn)), drawn["name"], fontsize=6)
-    ax.set(xlabel="ICC (1), 95 % interval", xlim=(min(-0.05, float(drawn["icc_low"].min()) if len(drawn) else 0), 1.02))
-    if limit is not None:
-        ax.axvline(limit, color=BLACK, ls="--", lw=1)
+    figure = Picture(5.4 + 3 * len(kinds), 1.6 + 0.19 * max(6, len(drawn)))
+    axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    lowest = min([-0.05, *(float(drawn[f"{kind}_low"].min()) for kind in kinds if len(drawn))])
+    for ax, kind in zip(axes, kinds):
+        for at, (_, row) in enumerate(drawn.iterrows()):
+            colour, marker = GROUP_COLOURS.get(row["group"], GREY), GROUP_MARKERS.get(row["group"], "o")
+            ax.plot([row[f"{kind}_low"], row[f"{kind}_high"]], [at, at], color=colour, lw=1.6)
+            ax.plot(row[kind], at, marker, color=colour, ms=4)
+        ax.set(xlabel="ICC (1), 95 % interval", xlim=(lowest, 1.02), title=ICC_KINDS.get(kind, ""))
+        ax.title.set_fontsize(9)
+        if limit is not None:
+            ax.axvline(limit, color=BLACK, ls="--", lw=1)
+    axes[0].set_yticks(range(len(drawn)), drawn["name"], fontsize=6)
     _legend(
         figure,
         [
@@ -764,9 +928,8 @@ def icc_forest(
         ],
         columns=5,
     )
-    stable = (
-        f", {(rows['icc_low'] >= limit).sum()} with a lower bound of at least {limit:g}" if limit is not None else ""
-    )
+    reach = (rows[[f"{kind}_low" for kind in kinds]].min(axis=1) >= limit).sum() if limit is not None else 0
+    stable = f", {reach} with a lower bound of at least {limit:g}" if limit is not None else ""
     who = f"{patients} patients, " if patients is not None else ""
     figure.suptitle(f"{title or 'stability'} ({who}{len(drawn)} of {len(rows)} features drawn{stable})", fontsize=10)
     return figure
@@ -1141,11 +1304,8 @@ def paired(cases: pd.DataFrame, before: str, after: str, metrics: list[str], tit
 
 def boundary_gain(cases: pd.DataFrame, before: str = "forest", after: str = "boundary", title: str = "") -> Figure:
     """Surface distances and Dice before and after the boundary stage, patient by patient."""
-    known = [
-        m
-        for m in ("tumor_assd_mm", "assd_mm", "tumor_msd_mm", "msd_mm", "tumor_dice", "tumor_dice_per_case", "dice")
-        if m in cases
-    ]
+    wanted = ("tumor_assd_mm", "assd_mm", "tumor_surface_dice", "tumor_msd_mm", "msd_mm", "tumor_dice", "dice")
+    known = [m for m in wanted if m in cases]
     return paired(
         cases,
         before,

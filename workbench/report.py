@@ -25,6 +25,7 @@ ABLATION_METRICS = (
     "tumor_assd_mm",
     "tumor_surface_dice",
     "recall_iou0",
+    "recall_over_10mm",
     "precision_iou0",
     "false_positives",
 )
@@ -252,6 +253,11 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
             ),
             "stability",
         )
+    if kept is not None and {"group", "step"} <= set(kept):
+        add(figures.survival(kept, patients=patients), "selection, step by step")
+    if (weights := table("forest", "importance.csv")) is not None and len(weights):
+        groups = dict(zip(kept["name"], kept["group"])) if kept is not None else None
+        add(figures.importance(weights, patients, groups), "importance of the features, on patients left out")
     if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
         file = experiment.path / "forest" / "forest.json"
         threshold = json.loads(file.read_text()).get("threshold") if file.exists() else None
@@ -297,6 +303,7 @@ def experiment_report(folder: str | Path) -> str:
     ledger = [
         ({"colour": colour}, code, figures.LEDGER_MEANINGS[code]) for code, colour in figures.LEDGER_COLOURS.items()
     ]
+    baselines = experiment.table("forest", "baselines.csv")
     previews = [
         _image(
             (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.png(figures.preview_of(p)),
@@ -325,6 +332,11 @@ def experiment_report(folder: str | Path) -> str:
             [_table(cohort, "All cases", fold=True)] if cohort is not None else [],
             [_image(figures.png(figures.cohort(cohort)), "cohort")] if cohort is not None and len(cohort) else [],
             missing="The stage `cohort` has not run.",
+        ),
+        _section(
+            "The forest beside simpler filters",
+            [_table(baselines)] if baselines is not None else [],
+            missing="The stage `forest` has not run.",
         ),
         _section("Figures", images=_drawn(experiment) + saved, missing="No figure yet."),
         _section("Held-out cases", images=previews, missing="No result yet."),
