@@ -181,6 +181,7 @@ def test_liver_is_label_1_and_2():
     half = metrics.evaluate_case(prediction, truth, SPACING)
     burden = metrics.summarise([case, half, metrics.evaluate_case(truth, truth, SPACING)])["tumor_burden"]
     assert burden == pytest.approx({"rmse": 0.05 * math.sqrt(2 / 3), "max_error": 0.05})  # signs do not cancel
+    assert metrics.summarise([case])["tumor_burden"]["max_error"] == 0.05  # too little is an error too
     assert metrics.evaluate_case(truth, labels(), SPACING)["tumor_burden"]["prediction"] == 0.0
 
 
@@ -233,6 +234,10 @@ def test_overlap_must_exceed_one_half():
     assert counts(row((0, 5)), row((0, 8)), "iou50") == (1, 0, 0)
     assert counts(row((0, 4)), row((3, 8)), "iou0") == (1, 0, 0)  # one voxel is enough
     assert counts(row((0, 4)), row((4, 8)), "iou0") == (0, 1, 1)
+    # the tumor's distances are those of detected lesions: none at 0.5, though the masks overlap
+    case = metrics.evaluate_case(row((0, 4)), row((0, 8)), (1.0, 1.0, 1.0))
+    assert case["matches"] == [] and case["tumor"]["msd_mm"] == 4.0
+    assert metrics.summarise([case])["tumor"]["msd_mm"] is None
 
 
 def test_a_missed_pair_is_two_misses():
@@ -333,6 +338,7 @@ def test_paired_by_hand_and_against_scipy():
     assert metrics.paired(a, a)["p"] == 1.0
     assert metrics.paired([1.0, math.nan], [2.0, 3.0])["n"] == 1
     assert metrics.paired([], [])["n"] == 0
+    assert metrics.paired(np.zeros(30), np.ones(30))["p"] == 1e-4  # never 0: the observed signs are one of 10,000
     # two patients of five equal cases each are two pairs, whatever the number of cases
     assert metrics.paired([0.0] * 10, [1.0] * 10, groups=[0] * 5 + [1] * 5)["p"] == 0.5
 
