@@ -83,3 +83,23 @@ def _disable_qt_warnings(request):
         from napari._qt import qt_main_window
 
         request.getfixturevalue("monkeypatch").setattr(qt_main_window, "SHOW_QT_WARNING", False)
+
+
+@pytest.fixture(scope="session")
+def toy_cohort(tmp_path_factory) -> Path:
+    """Manifest of the toy patients of tiny.py."""
+    import tiny
+
+    return tiny.cohort(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="session")
+def trained(toy_cohort, tmp_path_factory):
+    """An experiment with every stage trained on the toy patients, for reading only."""
+    import tiny
+
+    from workbench import experiment, pipeline, results
+
+    made = experiment.Experiment.create(tmp_path_factory.mktemp("trained"), toy_cohort, tiny.settings(), "cpu")
+    pipeline.train(made, "all", results.keep)
+    return made

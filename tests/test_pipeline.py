@@ -61,7 +61,11 @@ def test_maps_are_out_of_fold(trained):
 
 def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(cascade, "train_fold", lambda training, held, *a: seen.append((len(training), len(held))) or pd.DataFrame({"step": []}))
+    monkeypatch.setattr(
+        cascade,
+        "train_fold",
+        lambda training, held, *a: seen.append((len(training), len(held))) or pd.DataFrame({"step": []}),
+    )
     pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, lambda case: case)
     sizes = trained.cases("train").fold.value_counts()
     assert seen == [(8 - sizes[f], sizes[f]) for f in range(2)]
@@ -144,7 +148,7 @@ def test_a_new_patient_is_segmented(segmented, models):
     both = (result.labels > 0) & (truth.array > 0)
     assert 2 * both.sum() / ((result.labels > 0).sum() + (truth.array > 0).sum()) > 0.9
     assert {"candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm"} <= set(result.lesions.columns)
-    assert len(result.lesions.columns) == 10 + 20
+    assert len(result.lesions.columns) == 12 + 20
     assert result.lesions.kept.equals(result.lesions.forest_score >= models.forest.threshold.threshold)
 
 

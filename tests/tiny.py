@@ -62,7 +62,9 @@ def cohort(folder: Path, training: int = 8, held_out: int = 2) -> Path:
         nifti.write(labels, place / "labels.nii.gz")
         rows.append([ct.name, f"patient-{seed:02d}", f"{ct.name}/ct.nii.gz", f"{ct.name}/labels.nii.gz",
                      "train" if seed < training else "test"])  # fmt: skip
-    pd.DataFrame(rows, columns=["case", "patient", "ct", "labels", "split"]).to_csv(folder / "manifest.csv", index=False)
+    pd.DataFrame(rows, columns=["case", "patient", "ct", "labels", "split"]).to_csv(
+        folder / "manifest.csv", index=False
+    )
     return folder / "manifest.csv"
 
 
@@ -82,7 +84,9 @@ def settings() -> experiment.Settings:
         folds=2,
         liver=replace(stage(demo.liver, 0), pixel_mm=3.0, minimum_ml=20.0),
         tumor=stage(demo.tumor, 1),
-        selection=selection.SelectionSettings(min_lesions=8, min_class=2, min_repeated=4, draws=6, trees=20, inner_folds=2),
+        selection=selection.SelectionSettings(
+            min_lesions=8, min_class=2, min_repeated=4, draws=6, trees=20, inner_folds=2
+        ),
         forest=forest.ForestSettings(trees=30, min_candidates=4, min_class=1),
         boundary=replace(boundary.DEMO, steps=10, batch=2),
     )

@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -61,9 +63,7 @@ def phantom(
     from workbench import experiment as folder
 
     _writable(out)
-    manifest = cohort.write_phantoms(
-        out, cases, seed, preset, device=str(folder.pick_device(device)), progress=_count
-    )
+    manifest = cohort.write_phantoms(out, cases, seed, preset, device=str(folder.pick_device(device)), progress=_count)
     print(manifest)
 
 
@@ -130,15 +130,13 @@ def segment(
     out: Annotated[Path, typer.Option("-o", help="Where the results go, a folder a case.")],
     device: Device = "auto",
 ) -> None:
-    """Segment CTs (NIfTI, NRRD/MHA or a DICOM folder): labels, maps, ledger, lesion table and report, on the input's own grid."""
-    from workbench import readers
+    """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
+    from workbench import pipeline, readers, results
+    from workbench.volume import Refused
 
-    for path in inputs:  # all are gated before the first is worked on
+    for path in inputs:  # all are there before the first is worked on
         if not path.exists():
-            from workbench.volume import Refused
-
             raise Refused(path, "no such file or folder", "NIfTI, NRRD/MHA or a DICOM folder")
-    from workbench import pipeline, results
 
     loaded = pipeline.Models.load(models, device)
     names: dict[str, Path] = {}
@@ -152,9 +150,7 @@ def segment(
             print(f"warning: {line}", file=sys.stderr)
         name = volume.name if volume.name not in names else f"{volume.name}-{len(names)}"
         names[name] = path
-        result = pipeline.segment(
-            volume, loaded, lambda stage, *_: print(f"  {name}  {stage}", file=sys.stderr, flush=True)
-        )
+        result = pipeline.segment(volume, loaded, _tell(name))
         result.warnings += said
         folder = results.keep(result, out / name, path)
         print(
@@ -203,7 +199,7 @@ def radiomics(
         import torch
 
         labels = torch.from_numpy(candidates.components(labels > 0)[0]).long()
-    table = r.describe(volume.array.to(on), labels.to(on), volume.spacing_mm, engine=engine, progress=_count)
+    table = r.describe(volume.array.to(on), labels.to(on), volume.spacing_mm, engine=engine, progress=partial(_count, "regions"))
     folder.write_table(out, table)
     print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}")
 
@@ -271,10 +267,10 @@ def report(
     print(out)
 
 
-def _parameters(words: list[str]) -> dict[str, str]:
+def _parameters(words: list[str]) -> dict[str, object]:
     from workbench.volume import Refused
 
-    given = {}
+    given: dict[str, object] = {}
     while words:
         if words[0] != "-p" or len(words) < 3:
             raise Refused("run", " ".join(words), "-p name value, as often as needed")
@@ -299,16 +295,22 @@ def _writable(folder: Path) -> None:
         )
 
 
+def _tell(name: str) -> Callable[[str, int, int, dict], None]:
+    return lambda stage, *_: print(f"  {name}  {stage}", file=sys.stderr, flush=True)
+
+
 def _count(what: str, done: int, total: int) -> None:
     print(f"  {what}  {done}{f'/{total}' if total else ''}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    from workbench.volume import Refused
-
     try:
         app()
-    except Refused as error:
+    except ValueError as error:
+        from workbench.volume import Refused  # here, so that --help need not load torch
+
+        if not isinstance(error, Refused):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench import batch, cohort, experiment, report, tracking
 from workbench.fit import write_atomic
 
-CASES, HELD_OUT, SEED = 34, 12, 1  # patients in all, of them never trained on, first seed
+CASES, HELD_OUT, SEED = 120, 14, 1  # patients in all, of them never trained on, first seed
 
 
 def run(folder: Path, device: str = "auto") -> int:
@@ -41,7 +41,9 @@ def ablation(folder: Path) -> str:
 
     table = pd.read_csv(folder / "metrics" / "ablation.csv")
     n = pd.read_csv(folder / "metrics" / "cases.csv").patient.nunique()
-    table["value"] = [f"{r.mean_:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in table.rename(columns={"mean": "mean_"}).itertuples()]
+    table["value"] = [
+        f"{r.mean_:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in table.rename(columns={"mean": "mean_"}).itertuples()
+    ]
     wide = table.pivot(index="stage", columns="metric", values="value").reindex(table.stage.unique())
     shown = [c for c in report.ABLATION_METRICS if c in wide]
     return f"\nAblation on {n} held-out patients, mean [95 % interval]\n{wide[shown].to_string()}\n"

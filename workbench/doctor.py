@@ -65,13 +65,17 @@ def words(found: dict) -> str:
         "packages  " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in found["packages"].items()),
     ]
     for preset, nets in found["networks"].items():
-        lines.append(f"networks  {preset}: " + "; ".join(
-            f"{n} {v['parameters']:,} parameters, {v['gflop_per_slice']:.2f} GFLOP a slice" for n, v in nets.items()
-        ))
+        lines.append(
+            f"networks  {preset}: "
+            + "; ".join(
+                f"{n} {v['parameters']:,} parameters, {v['gflop_per_slice']:.2f} GFLOP a slice" for n, v in nets.items()
+            )
+        )
     lines.append("display   " + ("there" if found["display"] else "none: napari needs one (or xvfb-run)"))
     if found["missing_system_packages"]:
         lines.append(
-            "missing   system packages for napari's window: " + " ".join(found["missing_system_packages"])
+            "missing   system packages for napari's window: "
+            + " ".join(found["missing_system_packages"])
             + "\n          Everything else works without them. Debian: apt-get install --no-install-recommends "
             + " ".join(found["missing_system_packages"])
         )
@@ -80,7 +84,11 @@ def words(found: dict) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
+    names = (
+        [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or "CPU"
 
 
@@ -102,5 +110,8 @@ def _networks(settings: experiment.Settings) -> dict:
             net = SlabNet(stage.network).eval()
             with FlopCounterMode(display=False) as count:
                 net(torch.empty(1, stage.network.slices + stage.network.extra, *stage.slabs.crop))
-        out[name] = {"parameters": sum(p.numel() for p in net.parameters()), "gflop_per_slice": count.get_total_flops() / 1e9}
+        out[name] = {
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "gflop_per_slice": count.get_total_flops() / 1e9,
+        }
     return out

@@ -75,14 +75,24 @@ class Settings:
     forest: forest.ForestSettings = field(default_factory=forest.ForestSettings)
     boundary: boundary.BoundarySettings = field(default_factory=boundary.BoundarySettings)
 
-    def work_shape(self, shape: tuple[int, int, int], spacing_mm: Spacing) -> tuple[int, int, int]:
+    def work_grid(self, shape: tuple[int, int, int], spacing_mm: Spacing) -> tuple[tuple[int, int, int], Spacing]:
+        """Shape and spacing of the work grid over the same field of view."""
         thin = self.slice_mm is not None and spacing_mm[0] < self.slice_mm
-        return shape_at(shape, spacing_mm, (self.slice_mm if thin else None, self.pixel_mm, self.pixel_mm))
+        z, y, x = shape_at(shape, spacing_mm, (self.slice_mm if thin else None, self.pixel_mm, self.pixel_mm))
+        extent = [n * s for n, s in zip(shape, spacing_mm)]
+        return (z, y, x), (extent[0] / z, extent[1] / y, extent[2] / x)
 
 
 def demo() -> Settings:
     """Every stage in its true form, small enough for minutes on two cores."""
-    return Settings()
+    return Settings(
+        liver=liver.LiverSettings(cascade=_steps(cascade.CascadeSettings(), 180)),
+        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 420)),
+    )
+
+
+def _steps(settings: cascade.CascadeSettings, steps: int) -> cascade.CascadeSettings:
+    return replace(settings, fit=replace(settings.fit, steps=steps))
 
 
 def paper() -> Settings:
@@ -111,7 +121,7 @@ def paper() -> Settings:
 PRESETS = {"demo": demo, "paper": paper}
 
 
-def from_dict(kind: type, values: dict) -> Any:
+def from_dict(kind: Any, values: dict) -> Any:
     """A settings dataclass from the nested dictionary that `asdict` and JSON made."""
     made = {}
     for name in kind.__dataclass_fields__.keys() & values.keys():
@@ -123,9 +133,6 @@ def from_dict(kind: type, values: dict) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-
 
 
 class Experiment:
@@ -307,4 +314,3 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             f.truncate(0)
-

@@ -31,6 +31,7 @@ HISTORY = {
 }
 CODES = {0: "background", 1: "liver, never tumor"} | {code: meaning for code, (meaning, _) in HISTORY.items()}
 
+
 def tumor_after(ledger: Tensor, stage: str) -> Tensor:
     """The tumor mask after a stage of the ablation, bool, from the ledger alone."""
     column = ABLATION.index(stage)
@@ -51,4 +52,3 @@ def write(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
         raise AssertionError("a voxel came back as tumor in a stage that only takes away")
     ledger[(ledger == 0) & liver_mask] = 1
     return ledger
-

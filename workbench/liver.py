@@ -38,11 +38,15 @@ def bank_case(hu: Tensor, labels: Tensor, spacing_mm: Spacing, settings: LiverSe
 
 
 def probability(
-    nets: Sequence[nn.Module], hu: Tensor, spacing_mm: Spacing, settings: LiverSettings, device="cpu", progress=None
+    nets: Sequence[nn.Module],
+    hu: Tensor,
+    spacing_mm: Spacing,
+    settings: LiverSettings,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Liver probability [z y x] on the grid of `hu`."""
     small = to_grid(hu, spacing_mm, settings)
-    p = slabs.predict(nets, small, None, settings.cascade.slabs.window_hu, device, progress=progress)
+    p = slabs.predict(nets, small, None, settings.cascade.slabs.window_hu, device)
     return resample(p, tuple(hu.shape)).clamp(0, 1)
 
 

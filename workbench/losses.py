@@ -1,7 +1,8 @@
 """Losses of the three networks: Dice + cross entropy, with deep supervision.
 
-Chooses: soft Dice over the whole batch (a slab without lesion then still counts as one to keep clean) plus
-binary cross entropy; coarser scales weigh half of the next finer one, against the area-averaged target.
+Chooses: soft Dice of each slab, so that a lesion of twenty pixels weighs as much as one of two thousand, plus binary cross
+entropy; `SMOOTH` pixels keep a slab without lesion from being all or nothing. Coarser scales weigh half of the next
+finer one, against the area-averaged target.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMOOTH = 10.0  # empirical: pixels; the log, 2026-11-23
 
-def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice of all voxels of the batch; `weight` masks voxels that do not count."""
+
+def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, smooth: float = SMOOTH) -> Tensor:
+    """1 - soft Dice, the mean over the slabs [b 1 h w]; `weight` masks pixels that do not count."""
     p = torch.sigmoid(logits)
     if weight is not None:
         p, target = p * weight, target * weight
-    return 1 - (2 * (p * target).sum() + smooth) / (p.sum() + target.sum() + smooth)
+    p, target = p.flatten(1), target.flatten(1)
+    return (1 - (2 * (p * target).sum(1) + smooth) / (p.sum(1) + target.sum(1) + smooth)).mean()
 
 
 def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -53,7 +53,7 @@ from workbench.radiomics import perturb
 from workbench.volume import Refused, Spacing, Volume, resample
 
 
-def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], None] | None = None) -> Path:
+def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
     """Run one stage, unless what it left still holds. `keep` writes the result folders of the held-out cases (stage metrics)."""
     if stage not in STAGES:
         raise Refused("stage", stage, ", ".join(STAGES))
@@ -71,7 +71,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], None]
             shutil.rmtree(folder)  # left by other settings or inputs: nothing of it may be taken over
         (folder / "stage.json").unlink(missing_ok=True)
         write_json(mark, identity)
-        figures = RUN[stage](experiment, folder, keep) if stage == "metrics" else RUN[stage](experiment, folder)
+        figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
         write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
         outputs = {
             str(p.relative_to(folder)): sha256(p)
@@ -91,7 +91,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], None]
     return folder
 
 
-def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, Path], None] | None = None) -> None:
+def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, Path], object] | None = None) -> None:
     """All stages in order, or one."""
     for stage in STAGES if stages == "all" else (stages,):
         fresh = (
@@ -113,8 +113,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
     tumor_ml, tables = {}, []
     for i, case in enumerate(cases):
         ct, labels = case.read()
-        shape = settings.work_shape(ct.shape, ct.spacing_mm)
-        spacing = tuple(n * s / m for n, s, m in zip(ct.shape, ct.spacing_mm, shape))
+        shape, spacing = settings.work_grid(ct.shape, ct.spacing_mm)
         on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
         on_work[resample(labels.array == 2, shape) >= 0.5] = 2
         write_array(
@@ -437,13 +436,21 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     groups = radiomics.CATALOGUE.set_index("name").group
     beside = forest.baselines(x, y, patients, list(SIZE), list(groups.index[groups == "shape"]), chosen, s, fold)
     write_table(folder / "baselines.csv", beside)
-    rows = pd.concat([
-        forest.importance(f, x[fold == n], y[fold == n]) for n, f in zip(sorted(set(fold)), oof.forests)
-        if 0 < y[fold == n].sum() < (fold == n).sum()
-    ])
+    rows = pd.concat(
+        [
+            forest.importance(f, x[fold == n], y[fold == n])
+            for n, f in zip(sorted(set(fold)), oof.forests)
+            if 0 < y[fold == n].sum() < (fold == n).sum()
+        ]
+    )
     write_table(folder / "importance.csv", rows.groupby("name", as_index=False)[["drop", "low", "high"]].mean())
     y = table.is_lesion.to_numpy()
-    out = {"threshold": cut.threshold, "recall": cut.recall, "recall_low": cut.recall_low, "recall_high": cut.recall_high}
+    out = {
+        "threshold": cut.threshold,
+        "recall": cut.recall,
+        "recall_low": cut.recall_low,
+        "recall_high": cut.recall_high,
+    }
     for split, on in (("train", train), ("test", ~train)):
         out |= {
             f"{split}_false": int((~y & on).sum()),
@@ -481,12 +488,13 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
     return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}
 
 
-def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], None] | None) -> dict:
+def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], object] | None) -> dict:
     models = Models.load(experiment.folder, experiment.device)
     chosen = [c for c in cohort.read_manifest(experiment.manifest) if c.split == "test"]
     if not chosen:
         raise Refused(experiment.manifest, "no held-out case", "at least one with split test")
-    rows, reports = [], {stage: [] for stage in ABLATION}
+    rows: list[dict] = []
+    reports: dict[str, list[dict]] = {stage: [] for stage in ABLATION}
     for i, case in enumerate(chosen):
         ct, truth = case.read()
         result = segment(replace(ct, name=case.case), models)
@@ -528,7 +536,7 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
     return {f"{row['stage']}_{row['metric']}": row["mean"] for row in summary}
 
 
-RUN = {
+RUN: dict[str, Callable[..., dict]] = {
     "cohort": _run_cohort,
     "liver": _run_liver,
     "tumor": _run_tumor,
@@ -634,7 +642,8 @@ def _agree(level: Tensor, mask: Tensor) -> Tensor:
 
 def segment(volume: Volume, models: Models, progress: Progress | None = None) -> Result:
     """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own."""
-    s, timings, show = models.settings, {}, progress or (lambda *_: None)
+    s, show = models.settings, progress or (lambda *_: None)
+    timings: dict[str, float] = {}
     if volume.shape[0] < s.tumor.cascade.network.slices:
         raise Refused(
             volume.name,
@@ -650,8 +659,7 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
         timings[stage] = round(time.monotonic() - began, 3)
 
     with timed("grid"):
-        shape = s.work_shape(volume.shape, volume.spacing_mm)
-        spacing = tuple(n * mm / m for n, mm, m in zip(volume.shape, volume.spacing_mm, shape))
+        shape, spacing = s.work_grid(volume.shape, volume.spacing_mm)
         hu = resample(volume.array, shape).clamp(-1024, 3071).round()
     with timed("liver"):
         p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
@@ -718,8 +726,7 @@ def _judge(pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Sp
     threshold = models.forest.threshold.threshold
     kept = score >= threshold
     reason = [
-        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}"
-        for a, k in zip(score, kept)
+        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}" for a, k in zip(score, kept)
     ]
     table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
     return pd.concat([table, described[list(models.forest.names)].reset_index(drop=True)], axis=1)[columns]

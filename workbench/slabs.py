@@ -169,7 +169,6 @@ def predict(
     window_hu: tuple[float, float],
     device: torch.device | str,
     batch: int = 32,
-    progress=None,
 ) -> Tensor:
     """Mean foreground probability of the fold models, [z y x] float32 on the CPU.
 
@@ -184,9 +183,10 @@ def predict(
     while low < z:
         centre = torch.arange(low, min(z, low + batch))
         x = normalise(hu[(centre[:, None] + offset).clamp(0, z - 1)].to(device), window_hu)
+        x = F.pad(x, (0, pad_w, 0, pad_h), value=-1)
         if prior is not None:
-            x = torch.cat([x, prior[centre][:, None].to(device).float()], 1)
-        x = F.pad(x, (0, pad_w, 0, pad_h), value=-1).contiguous(memory_format=torch.channels_last)
+            x = torch.cat([x, F.pad(prior[centre][:, None].to(device).float(), (0, pad_w, 0, pad_h))], 1)
+        x = x.contiguous(memory_format=torch.channels_last)
         try:
             with torch.inference_mode(), autocast(device):
                 p = torch.stack([torch.sigmoid(net(x).float()) for net in nets]).mean(0)
@@ -198,13 +198,11 @@ def predict(
             continue
         out[centre] = p[:, 0, :h, :w].cpu()
         low += len(centre)
-        if progress is not None:
-            progress(len(centre))
     return out
 
 
-def autocast(device: torch.device | str, enabled: bool = True):
+def autocast(device: torch.device | str) -> torch.autocast:
     """bfloat16 autocast where the device computes in it natively, float32 elsewhere."""
     kind = torch.device(device).type
     native = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=bool(enabled and native))
+    return torch.autocast(kind, torch.bfloat16, enabled=bool(native))

@@ -47,13 +47,11 @@ def probability(
     liver_probability: Tensor,
     at: Box | None,
     settings: TumorSettings,
-    device="cpu",
-    progress=None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Tumor probability [z y x] on the grid of `hu`; zero outside the liver's box."""
     out = torch.zeros(hu.shape)
     if at is not None:
-        out[at] = slabs.predict(
-            nets, hu[at].float(), liver_probability[at], settings.cascade.slabs.window_hu, device, progress=progress
-        )
+        window = settings.cascade.slabs.window_hu
+        out[at] = slabs.predict(nets, hu[at].float(), liver_probability[at], window, device)
     return out
