@@ -49,6 +49,17 @@ def test_source_order_round_trip():
     assert np.array_equal(source.to_canonical(stored), array)
 
 
+def test_file_order_is_simpleitk_s():
+    array = torch.arange(24).reshape(2, 3, 4)
+    source = Source("f", (4, 3, 2), np.eye(4), (2, 1, 0), (0, 1))
+    seen, spacing = Volume(array, (5.0, 2.0, 1.0), np.eye(4), "v", source).in_file_order()
+    assert spacing == (5.0, 2.0, 1.0) and torch.equal(seen, array.flip(1, 2))
+    turned = Source("f", (2, 3, 4), np.eye(4), (0, 1, 2), ())  # a file whose first axis is the body's
+    seen, spacing = Volume(array, (5.0, 2.0, 1.0), np.eye(4), "v", turned).in_file_order()
+    assert seen.shape == (4, 3, 2) and spacing == (1.0, 2.0, 5.0)
+    assert volume().in_file_order()[1] == (5.0, 2.0, 1.0)
+
+
 def test_same_grid_names_the_numbers():
     with pytest.raises(Refused, match=r"\(2, 3, 5\)"):
         same_grid(volume(), volume((2, 3, 5), name="b"))

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -187,19 +186,14 @@ def radiomics(
     on = folder.pick_device(device)
     volume = readers.read(image)
     regions = readers.read_labels(mask, like=volume, allowed=None)
-    labels = regions.array.long()
-    if len(labels.unique()) == 1:
-        raise Refused(
-            mask,
-            f"a mask of {int(labels.flatten()[0])} everywhere",
-            "at least one region on background 0",
-            "Draw a region first.",
-        )
-    if len(labels.unique()) == 2:
-        import torch
-
-        labels = torch.from_numpy(candidates.components(labels > 0)[0]).long()
-    table = r.describe(volume.array.to(on), labels.to(on), volume.spacing_mm, engine=engine, progress=partial(_count, "regions"))
+    hu, spacing_mm = volume.in_file_order()  # as PyRadiomics sees it: wavelets depend on the axes' direction
+    labels = regions.in_file_order()[0].long()
+    values = labels[labels > 0].unique()
+    if len(values) == 0:
+        raise Refused(mask, "an empty mask", "at least one region on background 0", "Draw a region first.")
+    if len(values) == 1:
+        labels = candidates.numbered(labels > 0).long()
+    table = r.describe(hu.to(on), labels.to(on), spacing_mm, engine=engine, progress=_count)
     folder.write_table(out, table)
     print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}")
 

@@ -47,7 +47,13 @@ def near(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
 
 
 def components(mask: Tensor) -> tuple[np.ndarray, int]:
+    """Numbers of the 26-connected pieces [z y x], and how many there are."""
     return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
+
+
+def numbered(mask: Tensor) -> Tensor:
+    """The 26-connected pieces of a mask as numbers 1.. on background 0, [z y x]."""
+    return torch.from_numpy(components(mask)[0])
 
 
 def find(

@@ -76,6 +76,17 @@ class Volume:
             raise Refused(name or self.name, f"array {tuple(array.shape)}", f"the volume's grid {self.shape}")
         return replace(self, array=array, name=name or self.name)
 
+    def in_file_order(self) -> tuple[Tensor, Spacing]:
+        """Voxels [k j i] and spacing in mm as the file holds them, which is how SimpleITK and PyRadiomics see them.
+
+        For what depends on the direction of an axis: even-length wavelets do. The volume's own when it comes from no file.
+        """
+        if self.source is None:
+            return self.array, self.spacing_mm
+        array = np.ascontiguousarray(self.source.to_file_order(self.array.cpu().numpy()).transpose(2, 1, 0))
+        k, j, i = (self.spacing_mm[axis] for axis in reversed(self.source.axes))
+        return torch.from_numpy(array), (k, j, i)
+
     def to(self, device: torch.device | str) -> Volume:
         return replace(self, array=self.array.to(device))
 

@@ -1,0 +1,160 @@
+"""The command line as a contract: what it writes, what it refuses, with which exit status."""
+
+import json
+import sys
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from workbench import __version__, radiomics
+from workbench.__main__ import main
+from workbench.readers import nifti
+
+AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the program; gives (exit status, standard output, standard error)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["workbench", *map(str, words)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A toy CT, its labels, and what can be wrong with them."""
+    ct, labels = tiny.patient(77)
+    nifti.write(ct, tmp_path / "toy.nii.gz")
+    nifti.write(labels, tmp_path / "labels.nii.gz")
+    whole = (tmp_path / "toy.nii.gz").read_bytes()
+    (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.nii.gz").write_text("not an image")
+    stored = nibabel.load(tmp_path / "labels.nii.gz")
+    mask = np.asarray(stored.dataobj)
+    nibabel.save(nibabel.Nifti1Image(mask[:-1], stored.affine), tmp_path / "other_grid.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros_like(mask), stored.affine), tmp_path / "empty.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.where(mask == 2, 7, mask).astype(np.uint8), stored.affine), tmp_path / "seven.nii.gz")
+    nibabel.save(nibabel.Nifti1Image((mask == 2).astype(np.uint8), stored.affine), tmp_path / "tumor.nii.gz")
+    return tmp_path
+
+
+def refused(result, *words):
+    status, out, err = result
+    lines = [line for line in err.strip().splitlines() if not line.startswith("warning")]
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), (status, err)
+    assert all(w in lines[0] for w in words), lines[0]
+
+
+def test_version(call):
+    assert call("--version")[:2] == (0, f"workbench {__version__}\n")
+
+
+def test_doctor_tells_the_device(call):
+    status, out, _ = call("doctor", "--json")
+    assert status == 0 and json.loads(out)["device"] in ("cpu", "cuda")
+    assert "research" not in call("doctor")[1].lower()
+
+
+def test_segment_writes_on_the_input_s_own_grid(call, files, trained):
+    status, out, err = call("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--device", "cpu")
+    assert status == 0, err
+    before, after = nibabel.load(files / "toy.nii.gz"), nibabel.load(files / "out" / "toy" / "labels.nii.gz")
+    assert before.shape == after.shape and np.array_equal(before.affine, after.affine)
+    about = json.loads((files / "out" / "toy" / "result.json").read_text())
+    assert about["case"] == "toy" and about["status"] == "ok" and set(about["timings"]) >= {"liver", "tumor", "forest", "boundary"}
+
+
+@pytest.mark.parametrize("name", ["missing.nii.gz", "truncated.nii.gz", "text.nii.gz"])
+def test_segment_refuses_and_leaves_nothing(call, files, trained, name):
+    refused(call("segment", files / name, "--models", trained.folder, "-o", files / "out"), name)
+    assert not (files / "out").exists()
+
+
+def test_segment_needs_models(call, files):
+    refused(call("segment", files / "toy.nii.gz", "--models", files / "none", "-o", files / "out"), "no experiment.json")
+    assert not (files / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said_at_the_start(call, files, trained):
+    (files / "file").touch()
+    refused(call("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "file"), "is a file")
+
+
+def test_radiomics_splits_a_mask_of_one_value(call, files):
+    status, _, err = call("radiomics", files / "toy.nii.gz", files / "tumor.nii.gz", "-o", files / "x.csv", "--device", "cpu")
+    assert status == 0, err
+    table = pd.read_csv(files / "x.csv")
+    assert table.label.tolist() == list(range(1, len(table) + 1)) and 1 < len(table) <= 5
+    assert set(radiomics.NAMES) <= set(table.columns)
+
+
+def test_radiomics_takes_label_values_as_they_are(call, files):
+    assert call("radiomics", files / "toy.nii.gz", files / "seven.nii.gz", "-o", files / "x.csv", "--device", "cpu")[0] == 0
+    assert pd.read_csv(files / "x.csv").label.tolist() == [1, 7]
+
+
+@pytest.mark.parametrize("name", ["other_grid.nii.gz", "empty.nii.gz", "missing.nii.gz"])
+def test_radiomics_refuses_and_leaves_nothing(call, files, name):
+    refused(call("radiomics", files / "toy.nii.gz", files / name, "-o", files / "x.csv"))
+    assert not (files / "x.csv").exists()
+
+
+def test_the_catalogue_has_728_rows(call, tmp_path):
+    assert call("radiomics", "--catalogue", "-o", tmp_path / "c.csv")[0] == 0
+    assert len(pd.read_csv(tmp_path / "c.csv")) == 728
+
+
+def test_evaluate_knows_a_perfect_prediction(call, files):
+    assert call("evaluate", files / "labels.nii.gz", files / "labels.nii.gz", "-o", files / "e.json")[0] == 0
+    found = json.loads((files / "e.json").read_text())
+    assert found["tumor"]["dice_per_case"] == found["tumor"]["recall_iou50"] == found["liver"]["dice_per_case"] == 1
+    assert found["tumor_burden"]["max_error"] == 0 and len(found["cases"]) == 1
+
+
+@pytest.mark.parametrize("name", ["other_grid.nii.gz", "seven.nii.gz"])
+def test_evaluate_refuses_and_leaves_nothing(call, files, name):
+    refused(call("evaluate", files / "labels.nii.gz", files / name, "-o", files / "e.json"))
+    assert not (files / "e.json").exists()
+
+
+def test_check_exits_1_when_one_is_refused(call, files):
+    assert call("check", files / "toy.nii.gz")[0] == 0
+    status, out, _ = call("check", files / "toy.nii.gz", files / "truncated.nii.gz")
+    assert status == 1 and out.count("REFUSED") == 1
+
+
+@pytest.mark.parametrize("words", [("-p", "no_such", "1"), ("-p", "lonely"), ("--strange",)])
+def test_run_refuses_parameters_that_it_does_not_know(call, tmp_path, words):
+    refused(call("run", "00", *words, "-o", tmp_path / "e"))
+    assert not (tmp_path / "e").exists()
+
+
+def test_train_refuses_what_is_not_there(call, tmp_path, toy_cohort):
+    refused(call("train", "all", "--cohort", tmp_path / "none.csv", "-o", tmp_path / "e"), "no such file")
+    refused(call("train", "livver", "--cohort", toy_cohort, "-o", tmp_path / "e"), "livver")
+    refused(call("train", "all", "--cohort", toy_cohort, "-o", tmp_path / "e", "--resume"), "--resume")
+    refused(call("train", "all", "--cohort", toy_cohort, "-o", tmp_path / "e", "--preset", "huge"), "demo or paper")
+    assert not (tmp_path / "e").exists()
+
+
+def test_phantom_refuses_an_unknown_preset(call, tmp_path):
+    refused(call("phantom", tmp_path / "p", "--cases", "1", "--preset", "huge"), "demo or full")
+    refused(call("phantom", tmp_path / "p", "--cases", "0"), "1 or more")
+
+
+def test_view_without_a_result_is_refused(call, tmp_path):
+    refused(call("view", tmp_path), "result.json")
+    refused(call("report", tmp_path, "-o", tmp_path / "r.html"))
