@@ -277,6 +277,7 @@ def run(
             kernel_name="python3",
             language="python",
             progress_bar=False,
+            start_timeout=300,  # a busy machine: importing the kernel alone may take a minute
             cwd=str(source.resolve().parent),
             execution_timeout=timeout,
             kernel_manager_class=_kernel_manager(),

@@ -1,0 +1,264 @@
+"""What the notebooks ask of an experiment: tables and words measured from what the stages left.
+
+Chooses: every number is said with its 95 % interval and its n; a share has Wilson's interval, a mean one from patients drawn
+again, a change one over pairs. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workbench import boundary, candidates, cascade, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench.cohort import read_manifest
+from workbench.experiment import Experiment
+from workbench.volume import Refused, Volume
+
+AS_TEXT = {"case": str, "patient": str}
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def mean(values: Sequence[float], patients: Sequence, form: str = ".3f") -> str:
+    """A mean with its interval over patients: `0.953 [0.940, 0.966]`; says so when nothing is defined."""
+    middle, low, high = metrics.bootstrap(values, groups=patients)
+    return "undefined" if math.isnan(middle) else f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def share(hits: int, n: int) -> str:
+    """A share with Wilson's interval: `12 of 14 (86% [60%, 96%])`."""
+    if n == 0:
+        return "none of 0"
+    low, high = forest.wilson(int(hits), int(n))
+    return f"{int(hits)} of {int(n)} ({hits / n:.0%} [{low:.0%}, {high:.0%}])"
+
+
+def change(before: Sequence[float], after: Sequence[float], patients: Sequence, form: str = "+.3f") -> str:
+    """A paired change with its interval, p and n: `+0.010 [-0.002, +0.021], p = 0.2, n = 12`."""
+    found = metrics.paired(before, after, groups=patients)
+    if found["n"] == 0:
+        return "undefined (n = 0)"
+    interval = f"[{found['low']:{form}}, {found['high']:{form}}]"
+    return f"{found['difference']:{form}} {interval}, p = {found['p']:.2g}, n = {found['n']}"
+
+
+# --- cases -------------------------------------------------------------------------------------------------------
+
+
+def shown(made: Experiment, case: str = "", split: str | None = None) -> str:
+    """The case that a notebook shows: the one asked for (of a split), else the held-out one with most tumors."""
+    table = made.cases(split)
+    if case and case not in set(table.case):
+        raise Refused("case", case, "one of " + ", ".join(table.case))
+    return case or table.sort_values(["split", "tumors"], ascending=[True, False], kind="stable").case.iloc[0]
+
+
+def original(made: Experiment, case: str) -> tuple[Volume, Volume]:
+    """CT and reference of a case on the scan's own grid."""
+    ct, truth = next(one for one in read_manifest(made.manifest) if one.case == case).read()
+    return ct, truth
+
+
+def lesions(made: Experiment) -> pd.DataFrame:
+    """Every reference lesion on the work grid: case, patient, split, fold, lesion (its number), volume_ml."""
+    rows = []
+    for row in made.cases().itertuples():
+        _, labels, spacing = made.work(row.case)
+        sizes = np.bincount(candidates.components(labels == 2)[0].ravel())[1:] * math.prod(spacing) / 1000
+        about = {"case": row.case, "patient": row.patient, "split": row.split, "fold": row.fold}
+        rows += [{**about, "lesion": number, "volume_ml": ml} for number, ml in enumerate(sizes, 1)]
+    return pd.DataFrame(rows, columns=["case", "patient", "split", "fold", "lesion", "volume_ml"])
+
+
+def attenuation(made: Experiment) -> pd.DataFrame:
+    """HU of liver and tumor in each case: mean and standard deviation."""
+    rows = {}
+    for case in made.cases().case:
+        hu, labels, _ = made.work(case)
+        parts = {part: hu[labels == n].double() for part, n in (("liver", 1), ("tumor", 2))}
+        rows[case] = {f"{part}_{what}": float(getattr(v, what)()) if len(v) > 1 else math.nan
+                      for part, v in parts.items() for what in ("mean", "std")}  # fmt: skip
+    return pd.DataFrame(rows).T
+
+
+# --- the cascade -------------------------------------------------------------------------------------------------
+
+
+def attention(made: Experiment, case: str, at: int, fold: int = 0) -> tuple[Tensor, list[Tensor]]:
+    """One slice HU `[y x]` as the liver's net sees it, and what its gates let through, `[h w]` each, finest first."""
+    hu, _, spacing = made.work(case)
+    settings, small = made.settings.liver, liver.to_grid(hu, spacing, made.settings.liver)
+    net = cascade.load(made.path("liver"), settings.cascade, "cpu", [fold])[0]
+    half, multiple = net.settings.slices // 2, net.settings.multiple
+    stack = small[torch.arange(at - half, at + half + 1).clamp(0, len(small) - 1)]
+    h, w = stack.shape[1:]
+    x = slabs.normalise(stack, settings.cascade.slabs.window_hu)
+    x = functional.pad(x, (0, -w % multiple, 0, -h % multiple), value=-1.0)
+    with torch.inference_mode():
+        gates = net(x[None], attention=True)[1]
+    scale = [gate.shape[-2] / x.shape[-2] for gate in gates]
+    return small[at], [g[0].mean(0)[: math.ceil(h * s), : math.ceil(w * s)] for g, s in zip(gates, scale)]
+
+
+def cascade_reports(made: Experiment) -> list[dict]:
+    """`metrics.evaluate_case` of every held-out case, for the cascade's tumor mask on the work grid."""
+    reports = []
+    for case in made.cases("test").case:
+        _, labels, spacing = made.work(case)
+        found = made.array("tumor", "maps", case).float() >= made.settings.consistency.threshold
+        reports.append(metrics.evaluate_case(labels, torch.where(found, 2, labels.clamp(max=1)), spacing, case))
+    return reports
+
+
+def consistency(table: pd.DataFrame) -> pd.DataFrame:
+    """Voxels restored and suppressed, right and wrong, out of fold and held out, from the stage's cases.csv."""
+    rows = {}
+    for what in ("restored", "suppressed"):
+        for split, name in (("train", "out of fold"), ("test", "held out")):
+            part = table[table.split == split]
+            right, done = part[f"{what}_right"].sum(), part[what].sum()
+            rows[f"{what}, {name}"] = {"right": right, "wrong": done - right}
+    return pd.DataFrame(rows).T
+
+
+# --- candidates --------------------------------------------------------------------------------------------------
+
+
+def homes(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates with the reference `lesion` each shares most voxels with, and the lesions, `touched` or not."""
+    table, all_lesions = made.table("candidates", "candidates.csv", dtype=AS_TEXT), lesions(made)
+    shared = [_shared(made, case) for case in made.cases().case]
+    shared = pd.concat([one for one in shared if len(one)] or shared[:1])
+    home = shared.drop_duplicates(["case", "candidate"])
+    touched = shared.drop_duplicates(["case", "lesion"])[["case", "lesion"]].assign(touched=True)
+    all_lesions = all_lesions.merge(touched, how="left").fillna({"touched": False}).astype({"touched": bool})
+    return table.merge(home.drop(columns="voxels"), how="left", on=["case", "candidate"]), all_lesions
+
+
+def _shared(made: Experiment, case: str) -> pd.DataFrame:
+    """Voxels that each candidate shares with each reference lesion, most first."""
+    reference = candidates.components(made.work(case)[1] == 2)[0]
+    pieces = made.array("candidates", "labels", case).numpy()
+    on = (reference > 0) & (pieces > 0)
+    pairs = pd.DataFrame({"case": case, "candidate": pieces[on].astype(int), "lesion": reference[on].astype(int)})
+    return pairs.value_counts().rename("voxels").reset_index()
+
+
+def froc_table(table: pd.DataFrame, split: str, score: str) -> pd.DataFrame:
+    """The candidates of a split for `figures.froc`: true ones by the lesion they lie in, the others false."""
+    part = table[(table.split == split) & (table.lesion.notna() | ~table.is_lesion)]
+    return part.assign(score=part[score])
+
+
+# --- radiomics ---------------------------------------------------------------------------------------------------
+
+
+def perturbation_spread(made: Experiment) -> pd.DataFrame:
+    """How far each perturbation moves the descriptors of a group: median change in sd between candidates."""
+    repeats = np.load(made.path("radiomics") / "repeats.npy", allow_pickle=False)  # [perturbation lesion 728]
+    names = [p["name"] for p in json.loads((made.path("radiomics") / "perturbations.json").read_text())]
+    features = made.table("radiomics", "features.csv", dtype=AS_TEXT)
+    base = made.table("radiomics", "repeats.csv", dtype=AS_TEXT).merge(features, how="left")
+    values = base[list(radiomics.NAMES)]
+    sd = values.std().where(lambda s: s > 0).to_numpy()
+    moved = [(pd.DataFrame(one) - values.to_numpy()).abs().median().to_numpy() / sd for one in repeats]
+    moved = pd.DataFrame(moved, index=names, columns=radiomics.NAMES)
+    group = radiomics.CATALOGUE.set_index("name").group
+    return moved.T.groupby(group).median().T[list(radiomics.GROUPS)]
+
+
+# --- the forest --------------------------------------------------------------------------------------------------
+
+
+def nearest(scores: pd.DataFrame, is_lesion: bool, threshold: float) -> pd.Series:
+    """The rejected candidate of a kind that came nearest to the threshold; the nearest kept one where none was rejected."""
+    of = scores[scores.is_lesion == is_lesion]
+    if not len(of):
+        raise Refused("scores", f"no candidate with is_lesion {is_lesion}", "at least one", "Show another split.")
+    return of.assign(apart=(of.score - threshold).abs()).sort_values(["kept", "apart"], kind="stable").iloc[0]
+
+
+def verdicts(scores: pd.DataFrame) -> str:
+    """What the forest removed and what it lost, in words."""
+    false, true = scores[~scores.is_lesion], scores[scores.is_lesion]
+    removed, lost = share((~false.kept).sum(), len(false)), share((~true.kept).sum(), len(true))
+    return f"removes {removed} false positives and loses {lost} true candidates"
+
+
+def baselines_held_out(made: Experiment) -> pd.DataFrame:
+    """The forest on size, shape, the selected and all descriptors: fitted on all training candidates, each at its own
+    out-of-fold threshold, counted on the held-out patients."""
+    scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
+    features = made.table("radiomics", "features.csv", dtype=AS_TEXT)
+    x = scores[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
+    groups = radiomics.CATALOGUE.set_index("name").group
+    chosen = json.loads((made.path("selection") / "selected.json").read_text())["all"]
+    sets = {"size": list(pipeline.SIZE), "shape": list(groups.index[groups == "shape"]), "selected": chosen,
+            "all": list(radiomics.NAMES)}  # fmt: skip
+    train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
+    for row in made.table("forest", "baselines.csv").itertuples():
+        model = forest.fit(x[train][sets[row.features]], y[train], made.settings.forest)
+        kept, truth = model.score(x[~train]) >= row.threshold, y[~train]
+        counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": truth.sum(),
+                  "lost": (~kept & truth).sum(), "auc": forest.auc(model.score(x[~train]), truth)}  # fmt: skip
+        rows.append({"features": row.features, "columns": len(sets[row.features]), **counts})
+    return pd.DataFrame(rows).set_index("features")
+
+
+# --- the boundary ------------------------------------------------------------------------------------------------
+
+
+class Redrawn(NamedTuple):
+    """A held-out case's kept candidates (bool `[z y x]`), and what the boundary stage made of them."""
+
+    before: Tensor
+    edge: boundary.Relabelled
+
+
+def redrawn(made: Experiment) -> dict[str, Redrawn]:
+    """The boundary stage on every held-out case, on the work grid."""
+    model = boundary.load(made.path("boundary"), made.settings.boundary, made.device)
+    scores, out = made.table("forest", "scores.csv", dtype=AS_TEXT), {}
+    for case in made.cases("test").case:
+        hu, _, spacing = made.work(case)
+        numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
+        pieces = made.array("candidates", "labels", case).long()
+        before = torch.isin(pieces, torch.as_tensor(numbers, dtype=torch.long))
+        inside = liver.mask(made.array("liver", "maps", case).float(), spacing, made.settings.liver)
+        p = made.array("tumor", "maps", case).float()
+        out[case] = Redrawn(before, boundary.relabel(model, hu.float(), p, before, inside, spacing))
+    return out
+
+
+def contours(made: Experiment, cases: dict[str, Redrawn]) -> pd.DataFrame:
+    """Whole-mask measures of each held-out case before (stage forest) and after (stage boundary)."""
+    rows, of = [], made.cases().set_index("case").patient
+    for case, (before, edge) in cases.items():
+        _, labels, spacing = made.work(case)
+        for stage, mask in (("forest", before), ("boundary", edge.mask.cpu())):
+            found = metrics.compare((labels == 2).numpy(), mask.numpy(), spacing)
+            rows.append({"stage": stage, "case": case, "patient": of[case], **found})
+    return pd.DataFrame(rows)
+
+
+# --- the end -----------------------------------------------------------------------------------------------------
+
+
+def by_size(made: Experiment, stages: Sequence[str] = ("cascade", "boundary")) -> pd.DataFrame:
+    """Held-out lesions found (IoU above 0, above 0.5) by diameter class, after some stages."""
+    rows = []
+    for stage in stages:
+        reports = json.loads((made.path("metrics") / f"{stage}.json").read_text())["cases"]
+        rows += [{"stage": stage, **lesion} for report in reports for lesion in report["lesions"]]
+    table = pd.DataFrame(rows).groupby(["stage", "size"])
+    counts = table.agg(lesions=("iou", "size"), found=("detected_iou0", "sum"), found_well=("detected_iou50", "sum"))
+    return counts.reindex(pd.MultiIndex.from_product([stages, metrics.SIZES])).fillna(0).astype(int)
