@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from workbench import radiomics
 from workbench.radiomics import CATALOGUE, GROUPS, NAMES, boundary, glcm, gldm, glrlm, glszm, ngtdm, ragged, shape
-from workbench.volume import Refused, Source, Volume
+from workbench.volume import Refused
 
 STANDARD = list(CATALOGUE.dropna(subset=["pyradiomics"])["name"])
 
@@ -170,15 +170,6 @@ def test_no_regions_and_wrong_grids():
         radiomics.describe(torch.zeros((4, 5, 6)), torch.zeros((4, 5, 7), dtype=torch.int64), (1.0, 1.0, 1.0))
     with pytest.raises(Refused, match="integers"):
         radiomics.describe(torch.zeros((4, 5, 6)), torch.zeros((4, 5, 6)), (1.0, 1.0, 1.0))
-
-
-def test_as_stored_undoes_the_canonical_order():
-    stored = torch.arange(24.0).view(2, 3, 4)  # [k j i]
-    source = Source("x", (4, 3, 2), np.eye(4), (2, 1, 0), (0, 1))
-    canonical = torch.from_numpy(source.to_canonical(stored.numpy().transpose(2, 1, 0)).copy())
-    volume = Volume(canonical, (3.0, 2.0, 1.0), np.eye(4), source=source)
-    image, labels, spacing = radiomics.as_stored(volume, canonical)
-    assert torch.equal(image, stored) and torch.equal(labels, stored) and spacing == (3.0, 2.0, 1.0)
 
 
 IBSI = {

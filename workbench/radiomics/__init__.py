@@ -11,15 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from workbench.radiomics import engine as engine_
 from workbench.radiomics import ragged, reference
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
-from workbench.volume import Refused, Spacing, Volume
+from workbench.volume import Refused, Spacing
 
-__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "as_stored", "describe"]
+__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe"]
 
 ENGINES = ("torch", "pyradiomics")
 BATCH_VOXELS = 2_000_000  # rule: box voxels in one batch; about 1 kB of working memory each
@@ -65,23 +64,6 @@ def describe(
         if progress:
             progress("regions", done, len(labels))
     return table(labels, values, reasons)
-
-
-def as_stored(volume: Volume, labels: Tensor) -> tuple[Tensor, Tensor, Spacing]:
-    """Image, labels `[z y x]` and spacing in the order in which the file stores its voxels.
-
-    The coif1 filter is not symmetric: sub-bands of a flipped image are other sub-bands. Programs that read files as
-    they are stored, PyRadiomics among them, agree with `describe` on these arrays, not on the canonical ones.
-    """
-    if volume.source is None:
-        return volume.array, labels, volume.spacing_mm
-    turned = (
-        torch.from_numpy(np.ascontiguousarray(volume.source.to_file_order(a.cpu().numpy()).transpose(2, 1, 0)))
-        for a in (volume.array, labels)
-    )
-    image, labels = (t.to(volume.array.device) for t in turned)
-    k, j, i = (volume.spacing_mm[a] for a in reversed(volume.source.axes))
-    return image, labels, (k, j, i)
 
 
 def table(labels: list[int], values: np.ndarray, reasons: list[str]) -> pd.DataFrame:
