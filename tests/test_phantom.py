@@ -149,7 +149,7 @@ def test_hu_contrast_and_noise_are_those_of_real_scans(cases):
 
 def test_noise_is_correlated_in_the_plane_and_stronger_in_the_middle():
     generator = torch.Generator().manual_seed(3)
-    noise = phantom._noise((6, 96, 80), 0.8, 1.0, 2.0, generator, "cpu")
+    noise = phantom._noise((6, 96, 80), (1.0, 0.8, 0.8), 0.5, 2.0, generator, "cpu")
     assert math.isclose(float(noise.std()), 1, abs_tol=1e-3)
     near = float((noise[:, :, 1:] * noise[:, :, :-1]).mean())
     far = float((noise[:, :, 4:] * noise[:, :, :-4]).mean())

@@ -69,6 +69,7 @@ GROUP_COLOURS = {"intensity": ORANGE, "texture": BLUE, "shape": GREEN, "boundary
 GROUP_MARKERS = {"intensity": "o", "texture": "s", "shape": "^", "boundary": "D", "wavelet": "v"}
 FOLD_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 TRUE_COLOUR, FALSE_COLOUR = BLUE, VERMILLION  # a true lesion, a false positive
+SPLIT_COLOURS = {"train": BLUE, "test": VERMILLION}
 VERDICT_COLOURS = {"true lesion": TRUE_COLOUR, "false positive": FALSE_COLOUR, "missed lesion": GREY}
 WINDOWS = {"liver": (60, 350), "tumor": (90, 180), "soft tissue": (40, 400), "lung": (-600, 1500), "bone": (400, 1800)}
 
@@ -319,8 +320,8 @@ def probability(
     figure.colorbar(image, ax=ax, label=f"{which} probability", shrink=0.7)
     handles = []
     if threshold is not None:
-        view.contour(ax, p >= threshold, TUMOR_COLOUR if which == "tumor" else LIVER_COLOUR)
-        handles = [Line2D([], [], color=TUMOR_COLOUR if which == "tumor" else LIVER_COLOUR, label=f"p ≥ {threshold:g}")]
+        view.contour(ax, p >= threshold, BLACK)  # the map's own colour would not show on the map
+        handles = [Line2D([], [], color=BLACK, label=f"p ≥ {threshold:g}")]
     if truth is not None:
         view.contour(ax, truth == 2 if which == "tumor" else truth >= 1, TRUTH_COLOUR, (0, (3, 2)))
         handles += [Line2D([], [], color=TRUTH_COLOUR, ls="--", label=f"{which}, reference")]
@@ -331,13 +332,27 @@ def probability(
 
 
 def montage(
-    ct, spacing_mm, labels=None, truth=None, slices: int = 12, columns: int = 4, window="liver", title: str = ""
+    ct,
+    spacing_mm,
+    labels=None,
+    truth=None,
+    slices: int = 12,
+    columns: int = 4,
+    window="liver",
+    title: str = "",
+    along: str = "liver",
 ) -> Figure:
-    """Axial slices spread evenly over the liver (or over the volume, without labels) with contours."""
+    """Axial slices spread evenly over the liver (or over the volume, without labels) with contours.
+
+    With `along="tumor"` they are spread over the slices that hold tumor in either label map, where there are such.
+    """
     ct, labels, truth = _array(ct), _array(labels), _array(truth)
     of = labels if labels is not None else truth
     on = np.flatnonzero((of > 0).any(axis=(1, 2))) if of is not None else np.arange(len(ct))
     on = on if len(on) else np.arange(len(ct))
+    tumor = [(a == 2).any(axis=(1, 2)) for a in (labels, truth) if a is not None]
+    if along == "tumor" and np.any(tumor):
+        on = np.flatnonzero(np.any(tumor, axis=0))
     chosen = on[np.unique(np.linspace(0, len(on) - 1, min(slices, len(on))).round().astype(int))]
     columns = min(columns, len(chosen))
     rows = math.ceil(len(chosen) / columns)
@@ -716,7 +731,7 @@ def cohort(cases: pd.DataFrame, title: str = "") -> Figure:
     """Liver and tumor volume, voxel spacing and tumors per case, train against test (columns of cohort/cases.csv)."""
     figure = Picture(11, 7.4)
     volumes, spacing, numbers, names = figure.subplots(2, 2).flat
-    looks = {"train": (BLUE, "o"), "test": (VERMILLION, "s")}
+    looks = {"train": (SPLIT_COLOURS["train"], "o"), "test": (SPLIT_COLOURS["test"], "s")}
     for split, rows in cases.groupby("split"):
         colour, marker = looks.get(split, (GREY, "^"))
         volumes.scatter(
@@ -748,12 +763,14 @@ def cohort(cases: pd.DataFrame, title: str = "") -> Figure:
         if c in cases
     ]
     text = [
-        [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in shown[columns].itertuples(index=False)
+        [(f"{v:.3g}" if abs(v) < 100 else f"{v:.0f}") if isinstance(v, float) else str(v) for v in row]
+        for row in shown[columns].itertuples(index=False)
     ]
     if text:
         table = names.table(text, colLabels=[c.replace("_", "\n", 1) for c in columns], loc="center", cellLoc="center")
         table.auto_set_font_size(False)
         table.set_fontsize(6.5)
+        table.auto_set_column_width(list(range(len(columns))))
         for (row, _), cell in table.get_celld().items():
             cell.set_height(0.11 if row == 0 else 0.058)
             cell.set_linewidth(0.3)
@@ -762,15 +779,17 @@ def cohort(cases: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def lesions(table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", title: str = "") -> Figure:
-    """Number of lesions of each kind, and their sizes on a log scale."""
+def lesions(
+    table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", title: str = "", what: str = "lesions"
+) -> Figure:
+    """Number of lesions (or `what` the rows are) of each kind, and their sizes on a log scale."""
     figure = Picture(10, 4)
     left, right = figure.subplots(1, 2)
     groups = list(table.groupby(table[by].astype(str))) if by in table else [("all", table)]
     colours = [(BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)[n % 8] for n in range(len(groups))]
-    colours = [VERDICT_COLOURS.get(str(kind), colour) for (kind, _), colour in zip(groups, colours)]
+    colours = [(VERDICT_COLOURS | SPLIT_COLOURS).get(str(kind), colour) for (kind, _), colour in zip(groups, colours)]
     left.barh([str(k) for k, _ in groups], [len(rows) for _, rows in groups], color=colours)
-    left.set(xlabel="lesions", ylabel=by if by in table else "")
+    left.set(xlabel=what, ylabel=by if by in table else "")
     values = [rows[size].to_numpy(float) for _, rows in groups]
     every = np.concatenate(values) if values else np.zeros(0)
     if (every > 0).any():
@@ -780,9 +799,9 @@ def lesions(table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", titl
         right.legend(fontsize=7)
     else:
         _say(right, "no lesion has a size")
-    right.set(xlabel=size.replace("_", " (") + ")" if "_" in size else size, ylabel="lesions")
+    right.set(xlabel=size.replace("_", " (") + ")" if "_" in size else size, ylabel=what)
     who = f"{_patients(table)}, " if "patient" in table else ""
-    figure.suptitle(f"{title or 'lesions'} ({who}{len(table)} lesions)", fontsize=11)
+    figure.suptitle(f"{title or what} ({who}{len(table)} {what})", fontsize=11)
     return figure
 
 
@@ -791,7 +810,7 @@ def per_case(table: pd.DataFrame, metric: str, by: str = "split", title: str = "
     figure = Picture(6.4, 4.2)
     ax = figure.subplots()
     groups = list(table.groupby(by))
-    looks = {"train": (BLUE, "o"), "test": (VERMILLION, "s")}
+    looks = {"train": (SPLIT_COLOURS["train"], "o"), "test": (SPLIT_COLOURS["test"], "s")}
     for at, (name, rows) in enumerate(groups):
         values = rows[metric].to_numpy(float)
         colour, marker = looks.get(name, (FOLD_COLOURS[at % len(FOLD_COLOURS)], "o"))
@@ -1151,6 +1170,7 @@ def decision_card(
         ylabel="forest score (1)",
         title=f"{'kept' if kept else 'rejected'}\nthreshold {threshold:.3f}",
     )
+    bar.title.set_fontsize(9)
     if contributions is not None and len(contributions):
         top = contributions[contributions.abs().sort_values(ascending=False).index].head(10)[::-1]
         reasons.barh(range(len(top)), top.to_numpy(), color=[TRUE_COLOUR if v > 0 else FALSE_COLOUR for v in top])

@@ -9,26 +9,32 @@ decides a bin.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from workbench.radiomics.catalogue import BANDS
 from workbench.radiomics.ragged import Boxes
 
-# coif1 (Daubechies 1992), decomposition filters; *fixed*
-LOW = (-0.01565572813546454, -0.0727326195128539, 0.38486484686420286,
-       0.8525720202122554, 0.3378976624578092, -0.0727326195128539)  # fmt: skip
-HIGH = (0.0727326195128539, 0.3378976624578092, -0.8525720202122554,
-        0.38486484686420286, 0.0727326195128539, -0.01565572813546454)  # fmt: skip
+# coif1 (Daubechies 1992), decomposition filters without their factor sqrt(2); *fixed*
+_7 = math.sqrt(7)
+LOW = tuple(c / 32 for c in (_7 - 3, 1 - _7, 14 - 2 * _7, 14 + 2 * _7, 5 + _7, 1 - _7))
+HIGH = tuple(-c if k % 2 == 0 else c for k, c in enumerate(reversed(LOW)))
 BEFORE, AFTER = 2, 3  # voxels that the filter reads on either side
+
+
+def scaled(taps: tuple[float, ...], dtype: torch.dtype) -> list[float]:
+    """The filter in a floating type, rounded as PyWavelets rounds it: factor and tap first, then their product."""
+    return (torch.tensor(taps, dtype=dtype) * torch.tensor(math.sqrt(2), dtype=dtype)).tolist()
 
 
 def filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
     """One pass along an axis, shorter by 5: out[i] = sum_j taps[j] image[i + 5 - j]."""
-    n = image.shape[axis] - BEFORE - AFTER
-    out = image.narrow(axis, 5, n) * taps[0]
+    n, scale = image.shape[axis] - BEFORE - AFTER, scaled(taps, image.dtype)
+    out = image.narrow(axis, 5, n) * scale[0]
     for j in range(1, 6):
-        out = out + image.narrow(axis, 5 - j, n) * taps[j]
+        out = out + image.narrow(axis, 5 - j, n) * scale[j]
     return out
 
 

@@ -1,0 +1,410 @@
+"""The boundary stage: a band solved by hand, dense against patch by patch, what relabelling may not do, and its use."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from workbench import boundary
+from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet
+from workbench.volume import Refused
+
+SPACING = (4.0, 2.5, 2.5)
+SMALL = replace(
+    DEMO, patch=(5, 13, 13), widths=(4, 8, 8, 8, 8), kernels=((3, 5, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    dense_widths=(16, 8), steps=50, batch=4, tile=(6, 16, 16), rate=1e-2, validation_share=0.0,
+)  # fmt: skip
+
+
+def ball(shape, centre, radius_mm, spacing_mm=SPACING):
+    axes = [(torch.arange(n) - c) * s for n, c, s in zip(shape, centre, spacing_mm)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt() <= radius_mm
+
+
+def untrained(settings=SMALL, seed=0):
+    """A net whose every weight, running mean and variance matters."""
+    torch.manual_seed(seed)
+    net = PatchNet(settings)
+    for norm in net.norm:
+        torch.nn.init.normal_(norm.running_mean, std=0.3)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        torch.nn.init.normal_(norm.bias, std=0.3)
+    torch.nn.init.normal_(net.fc8.weight, std=0.5)
+    return net.eval()
+
+
+def says(logit, settings=SMALL):
+    """A model that gives the same answer everywhere."""
+    net = PatchNet(settings).eval()
+    torch.nn.init.zeros_(net.fc8.weight)
+    torch.nn.init.constant_(net.fc8.bias, logit)
+    return BoundaryModel(net, settings)
+
+
+# -- the band ---------------------------------------------------------------------------------------------------------
+
+
+def test_band_of_one_voxel_by_hand():
+    mask = torch.zeros(5, 9, 7, dtype=torch.bool)
+    mask[2, 4, 3] = True
+    near = boundary.band(mask, (4.0, 2.0, 1.0), 2.0)
+    # to the voxel's faces: z neighbours 2 mm, y neighbours 1 mm (the second 3), x neighbours 0.5, 1.5 (2.5)
+    along = [near[:, 4, 3].tolist(), near[2, :, 3].tolist(), near[2, 4, :].tolist()]
+    assert along[0] == [False, True, True, True, False]
+    assert along[1] == [False, False, False, True, True, True, False, False, False]
+    assert along[2] == [False, True, True, True, True, True, False]
+    assert near[2, 5, 5] and not near[1, 3, 3]  # sqrt(1 + 2.25) = 1.8 mm; sqrt(4 + 1) = 2.2 mm
+
+
+def test_signed_distance_is_that_to_the_voxel_faces():
+    """Against a Euclidean distance transform on the lattice of half voxels, on which every nearest face point lies."""
+    rng = np.random.default_rng(0)
+    mask = ndimage.gaussian_filter(rng.standard_normal((9, 14, 11)), 1.5) > 0.05
+    spacing = (3.0, 0.8, 1.1)
+    ours = boundary.signed_distance(torch.as_tensor(mask), spacing, 6.0).numpy()
+    doubled = np.zeros([2 * n + 1 for n in mask.shape], int)  # centres at odd places
+    touched = [np.zeros_like(doubled, dtype=bool) for _ in range(2)]
+    for side, voxels in enumerate((~mask, mask)):
+        for offset in product((-1, 0, 1), repeat=3):
+            at = tuple((2 * axis + 1 + o) for axis, o in zip(np.nonzero(voxels), offset))
+            touched[side][at] = True
+    surface = touched[0] & touched[1]
+    reference = ndimage.distance_transform_edt(~surface, [s / 2 for s in spacing])[1::2, 1::2, 1::2]
+    expected = np.clip(np.where(mask, -reference, reference), -6, 6)
+    assert np.abs(ours - expected).max() < 1e-5
+    near = boundary.band(torch.as_tensor(mask), spacing, 1.7).numpy()
+    assert (near == (reference <= 1.7)).all() and 0 < near.sum() < near.size
+
+
+def test_band_of_nothing_and_of_everything_is_empty():
+    for mask in (torch.zeros(3, 4, 5, dtype=torch.bool), torch.ones(3, 4, 5, dtype=torch.bool)):
+        assert not boundary.band(mask, SPACING, 10.0).any()
+
+
+# -- dense equals patch by patch --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [DEMO, SMALL, replace(PAPER, widths=(8, 16, 16, 16, 16), dense_widths=(16, 16))])
+def test_dense_is_patch_by_patch_also_at_the_volumes_border(settings):
+    torch.manual_seed(1)
+    channels = torch.randn(3, 7, 12, 11)
+    net = untrained(settings)
+    wanted = torch.ones(7, 12, 11, dtype=torch.bool)
+    wanted[1:6, 1:11, 1:10] = torch.rand(5, 10, 9) > 0.8
+    one_by_one = boundary.patch_logits(net, channels, wanted)
+    for largest in ((32, 64, 64), (3, 5, 4)):
+        dense = boundary.dense_logits(net, channels, wanted, largest)
+        assert (dense - one_by_one)[wanted].abs().max() < 1e-4
+    assert one_by_one[wanted].std() > 0.1
+
+
+def test_the_net_that_is_trained_is_the_net_that_is_run():
+    """Training normalises, evaluation folds the norm into the convolution: equal statistics give equal numbers."""
+    net = untrained(replace(SMALL, dropout=0.0))
+    block = torch.randn(4, 3, 8, 20, 20)
+    net.train()
+    for norm in net.norm:
+        norm.momentum = 1.0
+    trained = net.dense(block)
+    net.eval()
+    ratio = [1 - 1 / n for n in _places(net, block)]  # running variance is the unbiased one
+    for norm, r in zip(net.norm, ratio):
+        norm.running_var *= r
+    assert (net.dense(block) - trained).abs().max() < 1e-4
+
+
+def _places(net, block):
+    """How many values each batch norm averages over."""
+    counts = []
+    hooks = [norm.register_forward_hook(lambda m, i, o: counts.append(o[:, 0].numel())) for norm in net.norm]
+    with torch.no_grad():
+        state = {k: v.clone() for k, v in net.state_dict().items()}
+        net.train().dense(block)
+        net.eval().load_state_dict(state)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_patches_repeat_the_border():
+    channels = torch.arange(24.0).view(1, 2, 3, 4)
+    patch = boundary.patches_at(channels, torch.tensor([[0, 0, 3]]), (3, 3, 3))[0, 0]
+    assert patch[0].tolist() == patch[1].tolist() == [[2, 3, 3], [2, 3, 3], [6, 7, 7]]
+    assert patch[2].tolist() == [[14, 15, 15], [14, 15, 15], [18, 19, 19]]
+
+
+def test_grid_in_mm_keeps_places():
+    """A ramp in mm stays that ramp on a finer and a coarser grid, to 0.1 mm; the same grid changes no bit."""
+    spacing, grid = (3.0, 0.7, 1.9), (4.0, 2.5, 1.0)
+    shape = (12, 60, 30)
+    ramp = sum((torch.arange(n) + 0.5).view([-1 if a == i else 1 for a in range(3)]) * s * w
+               for i, (n, s, w) in enumerate(zip(shape, spacing, (1.0, -2.0, 0.5))))  # fmt: skip
+    box = (slice(2, 11), slice(5, 55), slice(3, 28))
+    onto = (slice(3, 7), slice(4, 13), slice(9, 50))
+    carried = boundary._carry(ramp[box], box, spacing, onto, grid)
+    expected = sum((torch.arange(b.start, b.stop) + 0.5).view([-1 if a == i else 1 for a in range(3)]) * g * w
+                   for i, (b, g, w) in enumerate(zip(onto, grid, (1.0, -2.0, 0.5))))  # fmt: skip
+    assert (carried - expected).abs().max() < 0.1
+    assert torch.equal(boundary._carry(ramp[box], box, spacing, box, spacing), ramp[box])
+
+
+# -- relabelling ------------------------------------------------------------------------------------------------------
+
+
+def scene(shape=(16, 40, 36)):
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 15 + 100
+    mask = ball(shape, (7, 15, 14), 16.0)
+    return image, mask.float() * 0.8 + 0.1, mask
+
+
+def test_voxels_outside_the_band_are_never_touched():
+    image, probability, _ = scene()
+    rng = np.random.default_rng(5)
+    for seed in range(6):
+        mask = torch.as_tensor(ndimage.gaussian_filter(rng.standard_normal(image.shape), (0.8, 2, 2)) > 0.17)
+        settings = replace(SMALL, band_mm=float(rng.uniform(1.5, 6)), smooth_mm=float(rng.uniform(0, 3)))
+        liver = mask | (torch.rand(image.shape) > 0.5)
+        out = boundary.relabel(
+            BoundaryModel(untrained(settings, seed), settings), image, probability, mask, liver, SPACING
+        )
+        assert torch.equal(out.band, boundary.band(mask, SPACING, settings.band_mm))
+        assert torch.equal(out.mask[~out.band], mask[~out.band])
+        assert torch.equal(out.probability[~out.band], probability[~out.band])
+        assert torch.equal((mask | out.added) & ~out.removed, out.mask) and (out.added | out.removed).any()
+        assert not (out.added & mask).any() and not (out.removed & ~mask).any()
+        change = float(out.added.sum() - out.removed.sum()) * 0.025
+        assert out.volume_change_ml == pytest.approx(change, abs=1e-4)
+        assert out.lesions.added.sum() == out.added.sum() and out.lesions.removed.sum() == out.removed.sum()
+        assert out.lesions.voxels_after.sum() == out.mask.sum()
+
+
+def test_a_net_that_says_no_leaves_the_core_and_restores_what_would_vanish():
+    image, probability, mask = scene()
+    mask[13, 35, 30:32] = True
+    out = boundary.relabel(says(-9.0), image, probability, mask, None, SPACING)
+    assert out.lesions.restored.tolist() == [False, True] and out.lesions.voxels_after.tolist()[1] == 2
+    core = mask & ~out.band
+    core[13, 35, 30:32] = True
+    assert torch.equal(out.mask, core) and out.volume_change_ml < 0
+
+
+def test_a_net_that_says_yes_fills_the_band_but_joins_nothing_and_stays_at_the_liver():
+    image, probability, _ = scene()
+    left, right = ball(image.shape, (7, 12, 14), 10.0), ball(image.shape, (7, 25, 14), 10.0)
+    mask = left | right
+    plain = replace(SMALL, smooth_mm=0.0)
+    out = boundary.relabel(says(9.0, plain), image, probability, mask, None, SPACING)
+    labels, n = ndimage.label(out.mask.numpy(), np.ones((3, 3, 3)))
+    assert n == 2 and (out.lesions.unmerged > 0).all() and (out.lesions.added > 50).all()
+    assert len(np.unique(labels[left.numpy()])) == len(np.unique(labels[right.numpy()])) == 1
+    liver = torch.zeros_like(mask)
+    liver[:, :, :16] = True
+    out = boundary.relabel(says(9.0, plain), image, probability, left, liver, SPACING)
+    beyond = out.added.any(0).any(0).nonzero().max()
+    assert beyond == 16  # 3 mm beyond the liver: one voxel of 2.5 mm, whose centre is 1.25 mm away
+    assert out.mask[left].all()
+
+
+def test_an_added_piece_that_hangs_on_nothing_is_dropped():
+    old = torch.zeros(5, 9, 9, dtype=torch.bool)
+    old[2, 2:4, 2:4] = True
+    new = old.clone()
+    new[2, 4, 4] = True
+    new[2, 7, 7] = True
+    out, lesions = boundary._one_for_one(old, new, SPACING)
+    assert out[2, 4, 4] and not out[2, 7, 7] and lesions.added.tolist() == [1]
+
+
+def test_smoothing_is_stated_in_volume():
+    """The net says 0.55 all over the band: all of it becomes tumor, and smoothing takes its outer rim away."""
+    image, probability, mask = scene()
+    sharp = boundary.relabel(says(0.2), image, probability, mask, None, SPACING, replace(SMALL, smooth_mm=0.0))
+    smooth = boundary.relabel(says(0.2), image, probability, mask, None, SPACING, replace(SMALL, smooth_mm=4.0))
+    assert sharp.smoothing_change_ml == 0.0 and torch.equal(sharp.mask, mask | sharp.band)
+    difference = float(smooth.mask.sum() - sharp.mask.sum()) * 0.025
+    assert smooth.smoothing_change_ml == pytest.approx(difference, abs=1e-4) and difference < -1
+
+
+def test_smoothing_spreads_in_mm_and_keeps_the_sum():
+    field = torch.zeros(21, 31, 41)
+    field[10, 15, 20] = 1.0
+    out = boundary._gaussian(field, (2.0, 1.0, 0.5), 2.0)
+    axes = [(torch.arange(n) - n // 2) * s for n, s in zip(field.shape, (2.0, 1.0, 0.5))]
+    for axis, along in enumerate(axes):
+        profile = out.sum([a for a in range(3) if a != axis])
+        assert float((profile * along**2).sum().sqrt()) == pytest.approx(2.0, rel=0.03)
+    assert float(out.sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(6, 7, 8, dtype=torch.bool), torch.ones(6, 7, 8, dtype=torch.bool)])
+def test_no_surface_no_change(mask):
+    out = boundary.relabel(says(9.0), torch.zeros(6, 7, 8), torch.rand(6, 7, 8), mask, None, SPACING)
+    assert torch.equal(out.mask, mask) and not out.band.any() and out.volume_change_ml == 0
+    assert len(out.lesions) == int(mask.any())
+
+
+def test_another_spacing_gives_a_result_on_its_own_grid():
+    image, probability, _ = scene((40, 70, 64))
+    spacing = (1.2, 0.9, 0.9)
+    mask = ball(image.shape, (20, 35, 30), 12.0, spacing)
+    out = boundary.relabel(BoundaryModel(untrained(), SMALL), image, probability, mask, mask, spacing)
+    assert out.mask.shape == image.shape and torch.equal(out.band, boundary.band(mask, spacing, SMALL.band_mm))
+    full = boundary.relabel(says(9.0, replace(SMALL, smooth_mm=0.0)), image, probability, mask, None, spacing)
+    assert full.mask[full.band].all()  # every band voxel got the net's answer, also where grids do not meet
+
+
+def test_grids_that_differ_and_a_wider_band_are_refused():
+    image, probability, mask = scene()
+    with pytest.raises(Refused, match="tumor_probability"):
+        boundary.relabel(says(1.0), image, probability[1:], mask, None, SPACING)
+    with pytest.raises(Refused, match="band_mm"):
+        boundary.relabel(says(1.0), image, probability, mask, None, SPACING, replace(SMALL, band_mm=9.0))
+
+
+def test_impossible_settings_are_refused():
+    for wrong in ({"patch": (9, 20, 21)}, {"patch": (9, 21, 5)}, {"band_mm": 0.0}, {"threshold": 1.0},
+                  {"pool2_stride": 3}):  # fmt: skip
+        with pytest.raises(Refused):
+            replace(DEMO, **wrong)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def blurred_case(seed, shape=(16, 44, 44)):
+    """One lobulated lesion with a blurred edge in a noisy liver; the predicted mask is shifted and too smooth."""
+    rng = np.random.default_rng(seed)
+
+    def waves(sigma_mm, size):
+        field = ndimage.gaussian_filter(rng.standard_normal(shape), [sigma_mm / s for s in SPACING])
+        return field / field.std() * size
+
+    centre = np.array(shape) / 2 + rng.uniform(-2, 2, 3)
+    axes = [(np.arange(n) - c) * s for n, c, s in zip(shape, centre, SPACING)]
+    distance = np.sqrt(sum(a**2 for a in np.meshgrid(*axes, indexing="ij"))) - rng.uniform(12, 18) + waves(8, 2.5)
+    hu = 105 - 45 / (1 + np.exp(distance / 1.5)) + waves(2, 8)
+    wrong = ndimage.gaussian_filter(ndimage.shift(distance, rng.normal(0, 0.6, 3), mode="nearest"), (1, 2, 2)) + waves(
+        12, 1.5
+    )
+    probability = 1 / (1 + np.exp(wrong / 2))
+    tensors = [torch.as_tensor(a, dtype=torch.float32) for a in (hu, probability)]
+    return Case(*tensors, torch.as_tensor(probability >= 0.5), torch.as_tensor(distance < 0), SPACING, f"p{seed}")
+
+
+def surface_figures(truth, other):
+    """ASSD in mm and surface Dice at 1 mm, from the centres of the voxel faces, weighted by their areas."""
+    points, areas = [], []
+    for mask in (truth.numpy(), other.numpy()):
+        mask = np.pad(mask, 1)
+        found = [(np.argwhere(np.diff(mask, axis=a)) + 0.5 * np.eye(3)[a]) * SPACING for a in range(3)]
+        points.append(np.concatenate(found))
+        areas.append(np.repeat([np.prod(SPACING) / s for s in SPACING], [len(f) for f in found]))
+    there, back = cKDTree(points[1]).query(points[0])[0], cKDTree(points[0]).query(points[1])[0]
+    distance, area = np.concatenate([there, back]), np.concatenate(areas)
+    return (distance * area).sum() / area.sum(), area[distance <= 1].sum() / area.sum()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return boundary.train([blurred_case(s) for s in range(8)], replace(SMALL, validation_share=0.25), seed=4)
+
+
+def test_training_brings_the_contour_closer_on_unseen_lesions(trained):
+    before, after = [], []
+    for seed in range(100, 108):
+        case = blurred_case(seed)
+        out = boundary.relabel(trained, case.image, case.tumor_probability, case.mask, None, SPACING)
+        before.append(surface_figures(case.truth, case.mask))
+        after.append(surface_figures(case.truth, out.mask))
+    (assd_before, dice_before), (assd_after, dice_after) = np.mean(before, 0), np.mean(after, 0)
+    assert assd_after < 0.9 * assd_before and dice_after > dice_before
+
+
+def test_the_curve_shows_held_out_patients(trained):
+    assert list(trained.curves.columns) == ["step", "loss", "seconds", "mask_error", "net_error"]
+    assert trained.curves.step.iloc[-1] == SMALL.steps
+    assert trained.curves.loss.iloc[-1] < 0.8 * trained.curves.loss.iloc[0]
+    assert trained.curves.net_error.iloc[-1] < trained.curves.mask_error.iloc[-1]
+
+
+def test_the_same_seed_gives_the_same_model():
+    cases, settings = [blurred_case(0)], replace(SMALL, steps=3)
+    first, second, other = (boundary.train(cases, settings, seed).net.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not torch.equal(first["conv.0.weight"], other["conv.0.weight"])
+
+
+def test_a_held_out_patient_is_not_learnt_from():
+    """Two scans of a patient go the same way, and what is held out for the curve changes no weight."""
+    settings = replace(SMALL, steps=2, validation_share=0.5)
+    cases = [blurred_case(0), blurred_case(1), blurred_case(1)._replace(image=blurred_case(2).image)]
+    weights = boundary.train(cases, settings, seed=0).net.state_dict()
+    held = "p0" if np.random.default_rng(0).permutation(2)[0] == 0 else "p1"
+    spoiled = [c._replace(truth=~c.truth) if c.patient == held else c for c in cases]
+    again = boundary.train(spoiled, settings, seed=0).net.state_dict()
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_cases_without_a_band_are_counted_and_none_at_all_is_refused():
+    empty = blurred_case(0)._replace(mask=torch.zeros(16, 44, 44, dtype=torch.bool))
+    model = boundary.train([empty, blurred_case(1)], replace(SMALL, steps=1))
+    assert model.skipped == 1
+    with pytest.raises(Refused, match="without a predicted lesion"):
+        boundary.train([empty], SMALL)
+    with pytest.raises(Refused, match="one grid"):
+        boundary.train([empty._replace(truth=empty.truth[1:])], SMALL)
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_answers_the_same(trained, tmp_path):
+    trained.save(tmp_path / "boundary")
+    again = boundary.load(tmp_path / "boundary", trained.settings)
+    channels, wanted = torch.randn(3, 6, 15, 14), torch.ones(6, 15, 14, dtype=torch.bool)
+    assert torch.equal(*(boundary.dense_logits(m.net, channels, wanted) for m in (trained, again)))
+    assert again.settings == trained.settings and again.curves.step.tolist() == trained.curves.step.tolist()
+    assert sorted(p.name for p in (tmp_path / "boundary").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_damaged_or_different_model_is_refused(tmp_path):
+    with pytest.raises(Refused, match="no such file"):
+        boundary.load(tmp_path)
+    says(1.0).save(tmp_path)
+    with pytest.raises(Refused, match=r"band_mm 6\.0 instead of 4\.0"):
+        boundary.load(tmp_path, replace(SMALL, band_mm=4.0))
+    path = tmp_path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Refused, match="checksum"):
+        boundary.load(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(about | {"format": 0}))
+    with pytest.raises(Refused, match="format 0"):
+        boundary.load(tmp_path)
+
+
+# -- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_measures_equal_work(monkeypatch):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "boundary.py"
+    spec = importlib.util.spec_from_file_location("boundary_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setitem(benchmark.PRESETS, "demo", SMALL)
+    row = benchmark.measure("demo", "cpu", quick=True)
+    assert row["patches"] == row["patches_timed"] > 500 and row["max_abs_difference"] < 1e-4
+    assert row["ratio"] == pytest.approx(row["patch_by_patch_s"] / row["dense_s"])
+
+
+def test_presets_are_sound():
+    assert DEMO == BoundarySettings() and DEMO.fc6_kernel()[1:] == PAPER.fc6_kernel()[1:] == (1, 1)

@@ -1,0 +1,808 @@
+"""Boundary relabelling: a compact 3D patch net decides each voxel of a narrow band around every lesion's surface.
+
+States (the paper): a compact 3D patch-based CNN derived from AlexNet, in a narrow band around the tumor boundary,
+relabels voxels and smooths the contour.
+Chooses: everything below.
+
+Band: voxels whose centre lies within `band_mm` of the mask's surface, which is made of voxel faces. The distance is
+Euclidean, anisotropic and exact: the nearest point of the nearest voxel on the other side, not that voxel's centre.
+
+Net: one logit, tumor or not, for the centre voxel of a patch on a fixed grid in mm. Against AlexNet (Krizhevsky 2012):
+
+| AlexNet                | here (demo / paper, z y x)                    | why                                         |
+|------------------------|-----------------------------------------------|---------------------------------------------|
+| input 3x224x224        | 3x9x21x21 / 3x13x29x29: CT, tumor probability,| what the cascade saw and where it drew; the |
+|                        | signed distance to the mask                   | patch is 36x53x53 / 20x23x23 mm             |
+| conv1 11x11, stride 4  | conv1 3x5x5, stride 1                         | an edge must be placed to the voxel         |
+| response normalisation | batch norm after conv1 to fc7                 | fixed at inference, so dense == patch; fc   |
+|                        |                                               | layers without it died with some seeds      |
+| pool1 3x3, stride 2    | pool1 1x3x3, stride 2 in the plane            | kept, overlapping; slices are thick enough  |
+| conv2 5x5              | conv2 3x3x3                                   | smaller patch                               |
+| pool2 3x3, stride 2    | pool2 1x2x2, stride 1 / 2 in the plane        | the stride that the patch affords           |
+| conv3, 4, 5 3x3        | 3x3x3, 1x3x3 / 3x3x3, 1x1x1 / 3x1x1           | kept: three in a row without a pool         |
+| pool5 3x3, stride 2    | none                                          | one place is left in the plane              |
+| padding                | none                                          | it would mark a patch's edge: dense != patch|
+| fc6, fc7 4096, dropout | fc6 over all that is left, fc7, dropout       | kept, as convolutions, smaller              |
+| fc8 1000, softmax      | fc8 1, sigmoid                                | two classes                                 |
+| ReLU                   | ReLU                                          | kept                                        |
+
+Dense evaluation: a layer of stride s means that the layers after it see every s-th place. Evaluated at every voxel, the
+pools run at stride 1 and every later kernel is dilated by the strides before it (a trous; Giusti 2013, Sermanet 2013).
+Each voxel then gets exactly the sums that its own patch would give, once instead of once a patch. Beyond the
+volume's border a patch sees the border's voxels repeated; dense tiles read the same ones. Tiles of bounded size cover
+the bands of the lesions only, each with the margin its patches need.
+
+Training: on tiles of the same dense net with the loss masked to the band, which is training on patches, cheaper.
+Tiles are centred on band voxels; every lesion is as likely as another, so a large one does not drown the small ones.
+Classes are not reweighted: a threshold of 1/2 then errs least in the band. The target is the share of tumor in the
+grid voxel.
+
+After the net: p in the band (blended with the cascade's probability if `blend` > 0), the mask itself outside; a
+Gaussian of `smooth_mm`; threshold, in the band only. Tumor is added only within `liver_margin_mm` of the liver. No
+lesion vanishes (one that would is left as it was), none is born (an added piece that hangs on no old voxel is dropped)
+and none merge (added voxels that would join two are dropped); what happened to each is a row of `lesions`.
+
+Measured 2026-11-23, on few cases: the signed distance as a channel helps a short training and surface Dice on the
+phantom, and does nothing on simpler lesions; a blend with the cascade's probability and a Gaussian above 1.5 mm
+lose what the net gained; bfloat16 training is slower than float32 on a CPU, for so few channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from scipy import ndimage
+from torch import Tensor, nn
+
+from workbench.volume import Box, Refused, Spacing, bounding_box
+
+FORMAT = 1  # of the saved model
+CHANNELS = 3  # CT, tumor probability, signed distance to the mask
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class BoundarySettings:
+    """The band, the grid of the patches, the net, its training and what follows it. Lengths in mm."""
+
+    band_mm: float = 6.0  # empirical: the log, 2026-11-23
+    grid_mm: Spacing = (4.0, 2.5, 2.5)
+    patch: Size = (9, 21, 21)
+    widths: tuple[int, int, int, int, int] = (8, 16, 24, 24, 24)
+    kernels: tuple[Size, Size, Size, Size, Size] = ((3, 5, 5), (3, 3, 3), (3, 3, 3), (1, 3, 3), (1, 1, 1))
+    pool2_stride: int = 1
+    dense_widths: tuple[int, int] = (32, 32)  # fc6, fc7
+    dropout: float = 0.1
+    window_hu: tuple[float, float] = (-60.0, 220.0)
+    steps: int = 160
+    batch: int = 6
+    tile: Size = (8, 20, 20)  # voxels of a training tile that carry a loss
+    rate: float = 8e-3
+    weight_decay: float = 1e-2
+    noise_hu: float = 8.0
+    shift_hu: float = 15.0
+    validation_share: float = 0.15  # of the patients; for the curve only
+    threshold: float = 0.5
+    blend: float = 0.0  # weight of the cascade's probability beside the net's
+    smooth_mm: float = 1.0
+    liver_margin_mm: float = 3.0
+
+    def __post_init__(self):
+        if self.band_mm <= 0 or min(self.grid_mm) <= 0:
+            raise Refused("boundary settings", f"band {self.band_mm} mm, grid {self.grid_mm} mm", "positive lengths")
+        if not 0 < self.threshold < 1 or not 0 <= self.blend <= 1:
+            raise Refused(
+                "boundary settings", f"threshold {self.threshold}, blend {self.blend}", "both between 0 and 1"
+            )
+        if any(n % 2 == 0 for n in self.patch):
+            raise Refused(
+                "boundary settings", f"patch {self.patch}", "odd numbers of voxels, so that there is a centre"
+            )
+        self.fc6_kernel()
+
+    def pools(self) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
+        """(kernel, stride) of pool1 and pool2."""
+        return ((1, 3, 3), (1, 2, 2)), ((1, 2, 2), (1, self.pool2_stride, self.pool2_stride))
+
+    def fc6_kernel(self) -> Size:
+        """What is left of the patch after conv5."""
+        left = list(self.patch)
+        for i, kernel in enumerate(self.kernels):
+            left = [n - k + 1 for n, k in zip(left, kernel)]
+            if i < 2:
+                size, stride = self.pools()[i]
+                if any((n - k) % s for n, k, s in zip(left, size, stride)):
+                    raise Refused(
+                        "boundary settings",
+                        f"patch {self.patch}",
+                        "one that the pools divide evenly",
+                        "Change the patch by 2 in the plane.",
+                    )
+                left = [(n - k) // s + 1 for n, k, s in zip(left, size, stride)]
+        if min(left) < 1:
+            raise Refused("boundary settings", f"patch {self.patch}", f"one larger than the kernels {self.kernels}")
+        return tuple(left)
+
+
+DEMO = BoundarySettings()
+PAPER = BoundarySettings(
+    band_mm=5.0,
+    grid_mm=(1.5, 0.8, 0.8),
+    patch=(13, 29, 29),
+    widths=(32, 64, 96, 96, 96),
+    kernels=((3, 5, 5), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 1, 1)),
+    pool2_stride=2,
+    dense_widths=(256, 128),
+    dropout=0.5,
+    steps=6000,
+    batch=16,
+    tile=(12, 32, 32),
+    rate=2e-3,
+    smooth_mm=1.0,
+)
+
+
+class Case(NamedTuple):
+    """One patient's scan for training, `[z y x]` on one grid: `mask` predicted (out of fold), `truth` the reference."""
+
+    image: Tensor  # HU
+    tumor_probability: Tensor
+    mask: Tensor
+    truth: Tensor
+    spacing_mm: Spacing
+    patient: str
+
+
+# ------------------------------------------------------------------------------------------------ distance and band
+
+
+def _distance_to(on: Tensor, spacing_mm: Spacing, limit_mm: float) -> Tensor:
+    """mm from each voxel's centre to the nearest point of a voxel that is on; inf beyond `limit_mm`.
+
+    Per axis a voxel k steps away begins (k - 1/2) spacings away, and squares add up: three passes of running minima.
+    """
+    square = torch.where(on, 0.0, torch.inf).float()
+    for axis, s in enumerate(spacing_mm):
+        nearest = square.clone()
+        n = on.shape[axis]
+        for k in range(1, min(n - 1, math.floor(limit_mm / s + 0.5)) + 1):
+            reach = ((k - 0.5) * s) ** 2
+            for there, here in ((slice(k, None), slice(None, n - k)), (slice(None, n - k), slice(k, None))):
+                at = [slice(None)] * 3
+                at[axis] = here
+                source = [slice(None)] * 3
+                source[axis] = there
+                nearest[tuple(at)] = torch.minimum(nearest[tuple(at)], square[tuple(source)] + reach)
+        square = nearest
+    distance = square.sqrt()
+    return torch.where(distance <= limit_mm, distance, torch.inf)
+
+
+def signed_distance(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing, limit_mm: float) -> Float[Tensor, "z y x"]:
+    """mm from each voxel's centre `[z y x]` to the mask's surface of voxel faces, negative inside, cut at ±`limit_mm`.
+
+    The volume's own border is no surface: a lesion that leaves the scan goes on beyond it.
+    """
+    outside = _distance_to(mask, spacing_mm, limit_mm)
+    inside = _distance_to(~mask, spacing_mm, limit_mm)
+    return torch.where(mask, -inside, outside).clamp(-limit_mm, limit_mm)
+
+
+def band(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing, band_mm: float) -> Bool[Tensor, "z y x"]:
+    """Voxels whose centre is at most `band_mm` from the mask's surface, on either side. Empty for an empty mask."""
+    near = torch.zeros_like(mask)
+    box = bounding_box(mask, spacing_mm, band_mm + max(spacing_mm))
+    if box is not None:
+        part = mask[box]
+        near[box] = torch.where(
+            part, _distance_to(~part, spacing_mm, band_mm), _distance_to(part, spacing_mm, band_mm)
+        ).isfinite()
+    return near
+
+
+# ------------------------------------------------------------------------------------------------ the net
+
+
+class PatchNet(nn.Module):
+    """Patches `[n 3 pz py px]` -> logits `[n]`; `dense` gives every voxel of a larger block at once."""
+
+    def __init__(self, settings: BoundarySettings = DEMO):
+        super().__init__()
+        self.settings = settings
+        widths = (CHANNELS, *settings.widths)
+        self.conv = nn.ModuleList(
+            nn.Conv3d(a, b, k, bias=False) for a, b, k in zip(widths, widths[1:], settings.kernels)
+        )
+        self.norm = nn.ModuleList(nn.BatchNorm3d(b) for b in (*settings.widths, *settings.dense_widths))
+        a, b = settings.dense_widths
+        self.fc6 = nn.Conv3d(widths[-1], a, settings.fc6_kernel(), bias=False)
+        self.fc7 = nn.Conv3d(a, b, 1, bias=False)
+        self.fc8 = nn.Conv3d(b, 1, 1)
+        self.drop = nn.Dropout(settings.dropout)
+        for layer in (*self.conv, self.fc6, self.fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(
+            self.fc8.bias
+        )  # its weights start of both signs: from zero, all drift to the prior's sign and stay
+
+    def forward(self, patches: Float[Tensor, "n c pz py px"]) -> Float[Tensor, " n"]:
+        return self._through(patches.contiguous(memory_format=torch.channels_last_3d), dense=False).flatten()
+
+    def dense(self, block: Float[Tensor, "b c zp yp xp"]) -> Float[Tensor, "b z y x"]:
+        """`[b 3 z+pz-1 y+py-1 x+px-1]` -> logits `[b z y x]`: what `forward` gives for the patch around each voxel."""
+        return self._through(block.contiguous(memory_format=torch.channels_last_3d), dense=True)[:, 0]
+
+    def _through(self, x: Tensor, dense: bool) -> Tensor:
+        step = (1, 1, 1)  # voxels between neighbours that a kernel sees
+        for i, (conv, norm) in enumerate(zip(self.conv, self.norm)):
+            x = F.relu(self._normed(x, conv, norm, step), inplace=True)
+            if i < 2:
+                size, stride = self.settings.pools()[i]
+                x = F.max_pool3d(x, size, 1, dilation=step) if dense else F.max_pool3d(x, size, stride)
+                step = tuple(a * b for a, b in zip(step, stride)) if dense else step
+        x = F.relu(self._normed(x, self.fc6, self.norm[5], step), inplace=True)
+        x = F.relu(self._normed(self.drop(x), self.fc7, self.norm[6], step), inplace=True)
+        return self.fc8(self.drop(x))
+
+    def _normed(self, x: Tensor, conv: nn.Conv3d, norm: nn.BatchNorm3d, step: Size) -> Tensor:
+        """Convolution and batch norm; one convolution at inference, where the norm is a fixed scale and shift."""
+        if self.training:
+            return norm(F.conv3d(x, conv.weight, dilation=step))
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return F.conv3d(
+            x, conv.weight * scale[:, None, None, None, None], norm.bias - norm.running_mean * scale, dilation=step
+        )
+
+
+# ------------------------------------------------------------------------------------------------ the grid in mm
+
+
+def _weights(n_in: int, start_in: int, n_out: int, start_out: int, scale: float, device: torch.device) -> Tensor:
+    """Linear interpolation [out in] between two grids with one outer corner; `scale` is out / in spacing.
+
+    A triangle as wide as the new voxel when shrinking. `start_*`: where the part at hand begins on its grid.
+    """
+    centre = (
+        (torch.arange(start_out, start_out + n_out, device=device, dtype=torch.float64) + 0.5) * scale - 0.5 - start_in
+    )
+    centre = centre.clamp(0, n_in - 1)
+    weight = (1 - (torch.arange(n_in, device=device) - centre[:, None]).abs() / max(scale, 1.0)).clamp_min(0)
+    return (weight / weight.sum(1, keepdim=True)).float()
+
+
+def _carry(array: Tensor, box_in: Box, spacing_in: Spacing, box_out: Box, spacing_out: Spacing) -> Tensor:
+    """The part `array` (voxels `box_in` of one grid) at the voxels `box_out` of another grid in mm; float32."""
+    out = array.float()
+    for axis in range(3):
+        a, b = box_in[axis], box_out[axis]
+        scale = spacing_out[axis] / spacing_in[axis]
+        if scale == 1 and (a.start, a.stop) == (b.start, b.stop):
+            continue
+        weight = _weights(a.stop - a.start, a.start, b.stop - b.start, b.start, scale, out.device)
+        out = torch.movedim(torch.tensordot(weight, out, dims=([1], [axis])), 0, axis)
+    return out.contiguous()
+
+
+class _OnGrid(NamedTuple):
+    """A part of a scan on the net's grid: channels `[3 z y x]`, which voxels belong to a band, and where it lies."""
+
+    channels: Tensor
+    band: Tensor
+    drawn: Tensor  # the mask
+    native_box: Box
+    grid_box: Box
+    distance: Tensor  # native, signed, mm
+
+
+def _onto_grid(
+    image: Tensor, tumor_probability: Tensor, mask: Tensor, spacing_mm: Spacing, settings: BoundarySettings, reach: Size
+) -> _OnGrid | None:
+    """Channels around the mask, `reach` grid voxels beyond its band where the volume has them; None without a band."""
+    grid = settings.grid_mm
+    full = tuple(max(1, round(n * s / g)) for n, s, g in zip(mask.shape, spacing_mm, grid))
+    margin = settings.band_mm + max((r + 2) * g for r, g in zip(reach, grid))
+    native = bounding_box(mask, spacing_mm, margin)
+    if native is None:
+        return None
+    distance = signed_distance(mask[native], spacing_mm, 1.01 * settings.band_mm)
+    near = distance.abs() <= settings.band_mm
+    if not bool(near.any()):
+        return None
+    box = tuple(
+        slice(min(max(0, math.floor(b.start * s / g)), n - 1), max(1, min(n, math.ceil(b.stop * s / g))))
+        for b, s, g, n in zip(native, spacing_mm, grid, full)
+    )
+    low, high = settings.window_hu
+    hu = _carry(image[native], native, spacing_mm, box, grid)
+    channels = torch.stack(
+        [
+            (hu.clamp(low, high) - low) / (high - low) * 2 - 1,
+            _carry(tumor_probability[native], native, spacing_mm, box, grid) * 2 - 1,
+            (_carry(distance, native, spacing_mm, box, grid) / settings.band_mm).clamp(-1, 1),
+        ]
+    )
+    drawn = _carry(mask[native], native, spacing_mm, box, grid) >= 0.5
+    return _OnGrid(channels, _carry(near, native, spacing_mm, box, grid) > 0, drawn, native, box, distance)
+
+
+def _block(array: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Voxels `[... size]` from `start` on, the border's repeated beyond it."""
+    for axis, (a, n) in enumerate(zip(start, size)):
+        axis -= 3
+        at = torch.arange(a, a + n, device=array.device).clamp(0, array.shape[axis] - 1)
+        array = array.index_select(axis, at)
+    return array
+
+
+def patches_at(channels: Tensor, at: Tensor, patch: Size) -> Tensor:
+    """The patch around each voxel `at` `[n 3]` of `channels` `[c z y x]`, border voxels repeated: `[n c pz py px]`."""
+    index = []
+    for axis, p in enumerate(patch):
+        offsets = torch.arange(p, device=at.device) - p // 2
+        shape = [len(at), 1, 1, 1]
+        shape[axis + 1] = p
+        index.append((at[:, axis, None] + offsets).clamp(0, channels.shape[axis + 1] - 1).view(shape))
+    return channels[:, index[0], index[1], index[2]].movedim(0, 1)
+
+
+def _tiles(wanted: Tensor, largest: Size) -> Iterator[Box]:
+    """Boxes no larger than `largest` that cover the wanted voxels, one or more for each connected piece."""
+    pieces = ndimage.find_objects(ndimage.label(wanted.cpu().numpy(), np.ones((3, 3, 3)))[0])
+    for piece in pieces:
+        cuts = []
+        for s, most in zip(piece, largest):
+            n = math.ceil((s.stop - s.start) / most)
+            edges = [s.start + round(i * (s.stop - s.start) / n) for i in range(n + 1)]
+            cuts.append([slice(a, b) for a, b in zip(edges, edges[1:])])
+        for z in cuts[0]:
+            for y in cuts[1]:
+                for x in cuts[2]:
+                    if bool(wanted[z, y, x].any()):
+                        yield z, y, x
+
+
+@torch.inference_mode()
+def dense_logits(
+    net: PatchNet, channels: Float[Tensor, "c z y x"], wanted: Bool[Tensor, "z y x"], largest: Size = (32, 64, 64)
+) -> Float[Tensor, "z y x"]:
+    """Logits `[z y x]` at the wanted voxels (and others of their tiles), 0 elsewhere. Memory is that of one tile."""
+    patch = net.settings.patch
+    logits = torch.zeros(wanted.shape, device=channels.device)
+    for tile in _tiles(wanted, largest):
+        start = [s.start - p // 2 for s, p in zip(tile, patch)]
+        size = [s.stop - s.start + p - 1 for s, p in zip(tile, patch)]
+        logits[tile] = net.dense(_block(channels, start, size)[None])[0]
+    return logits
+
+
+@torch.inference_mode()
+def patch_logits(
+    net: PatchNet, channels: Float[Tensor, "c z y x"], wanted: Bool[Tensor, "z y x"], batch: int = 128
+) -> Float[Tensor, "z y x"]:
+    """The same, one patch a wanted voxel: the definition that `dense_logits` is tested against."""
+    logits = torch.zeros(wanted.shape, device=channels.device)
+    for at in wanted.nonzero().split(batch):
+        logits[tuple(at.T)] = net(patches_at(channels, at, net.settings.patch))
+    return logits
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class BoundaryModel:
+    """A trained net with its settings; `curves`: step, loss, seconds, and on held-out patients the share of band voxels
+    that the mask (`mask_error`) and the net (`net_error`) have wrong. `skipped`: cases without a band."""
+
+    net: PatchNet
+    settings: BoundarySettings
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+    skipped: int = 0
+
+    def save(self, folder: Path) -> None:
+        """`folder`/model.safetensors and model.json (settings, format, checksum); the JSON goes last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = save_bytes({k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()})
+        about = {
+            "format": FORMAT,
+            "settings": asdict(self.settings),
+            "skipped": self.skipped,
+            "curves": json.loads(self.curves.to_json(orient="records")),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        _write(folder / "model.safetensors", data)
+        _write(folder / "model.json", json.dumps(about, indent=1).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(folder: Path, settings: BoundarySettings | None = None, device: torch.device | str = "cpu") -> BoundaryModel:
+    """The model in `folder`. Refused when damaged, or when trained with other settings than those given."""
+    folder = Path(folder)
+    about_path, path = folder / "model.json", folder / "model.safetensors"
+    for file in (about_path, path):
+        if not file.is_file():
+            raise Refused(file, "no such file", "a trained boundary model", "Train the boundary stage first.")
+    about = json.loads(about_path.read_text())
+    if about["format"] != FORMAT:
+        raise Refused(about_path, f"format {about['format']}", f"format {FORMAT}", "Train the boundary stage again.")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != about["sha256"]:
+        raise Refused(
+            path,
+            f"checksum {digest[:12]}",
+            about["sha256"][:12],
+            "The file is damaged: restore it or train the boundary stage again.",
+        )
+    held = {key: _tuples(value) for key, value in about["settings"].items()}
+    if settings is not None:
+        asked = asdict(settings)
+        names = sorted(set(held) | set(asked))
+        other = [
+            f"{n} {held.get(n, 'absent')} instead of {asked.get(n, 'absent')}"
+            for n in names
+            if held.get(n) != asked.get(n)
+        ]
+        if other:
+            raise Refused(
+                folder, "; ".join(other), "the settings asked for", "Train again, or use the model's own settings."
+            )
+    unknown = set(held) - {f.name for f in fields(BoundarySettings)}
+    if unknown:
+        raise Refused(
+            about_path, f"settings {sorted(unknown)}", "those of this version", "Train the boundary stage again."
+        )
+    stored = BoundarySettings(**held)
+    net = PatchNet(stored)
+    net.load_state_dict(load_bytes(data))
+    return BoundaryModel(net.to(device).eval(), stored, pd.DataFrame(about["curves"]), about["skipped"])
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+class _Bank(NamedTuple):
+    """Cases on the grid, ready to cut tiles from. `lesions`: (case, band voxels `[n 3]`) a lesion."""
+
+    parts: list[_OnGrid]
+    truths: list[Tensor]
+    lesions: list[tuple[int, Tensor]]
+
+
+def _bank(cases: Sequence[Case], settings: BoundarySettings, device: torch.device | str) -> tuple[_Bank, int]:
+    """The cases that have a band, and how many have none."""
+    bank, skipped = _Bank([], [], []), 0
+    reach = tuple(p // 2 + t // 2 for p, t in zip(settings.patch, settings.tile))
+    for case in cases:
+        shapes = {tuple(torch.as_tensor(a).shape) for a in case[:4]}
+        if len(shapes) != 1:
+            raise Refused(
+                case.patient, f"arrays of shapes {sorted(shapes)}", "one grid for image, probability, mask and truth"
+            )
+        image, probability, mask, truth = (torch.as_tensor(a).to(device) for a in case[:4])
+        part = _onto_grid(image, probability, mask.bool(), case.spacing_mm, settings, reach)
+        if part is None:
+            skipped += 1
+            continue
+        bank.parts.append(part)
+        bank.truths.append(
+            _carry(truth[part.native_box] > 0, part.native_box, case.spacing_mm, part.grid_box, settings.grid_mm)
+        )
+        pieces, n = ndimage.label(part.band.cpu().numpy(), np.ones((3, 3, 3)))
+        for k in range(1, n + 1):
+            bank.lesions.append((len(bank.parts) - 1, torch.as_tensor(np.argwhere(pieces == k))))
+    return bank, skipped
+
+
+def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch of one step, from (seed, step) alone: blocks `[b 3 ...]`, targets and loss weights `[b z y x]`."""
+    rng = np.random.default_rng([seed, step])
+    patch, tile = settings.patch, settings.tile
+    low, high = settings.window_hu
+    blocks, targets, weights = [], [], []
+    for _ in range(settings.batch):
+        index, voxels = bank.lesions[rng.integers(len(bank.lesions))]
+        centre = voxels[rng.integers(len(voxels))]
+        start = [int(c) - t // 2 for c, t in zip(centre, tile)]
+        part, truth = bank.parts[index], bank.truths[index]
+        block = _block(
+            part.channels, [a - p // 2 for a, p in zip(start, patch)], [t + p - 1 for t, p in zip(tile, patch)]
+        )
+        target, weight = _block(truth, start, tile), _block(part.band, start, tile).float()
+        for axis, (a, t, n) in enumerate(zip(start, tile, truth.shape)):  # repeated border voxels carry no loss
+            at = torch.arange(a, a + t, device=weight.device)
+            weight = weight * ((at >= 0) & (at < n)).float().view([-1 if i == axis else 1 for i in range(3)])
+        turned = [axis - 3 for axis in range(3) if rng.random() < 0.5]
+        block, target, weight = (torch.flip(a, turned) if turned else a for a in (block, target, weight))
+        noise = torch.as_tensor(rng.standard_normal(block.shape[1:], np.float32), device=block.device)
+        hu = block[0] + 2 / (high - low) * (
+            rng.uniform(-1, 1) * settings.shift_hu + rng.random() * settings.noise_hu * noise
+        )
+        blocks.append(torch.cat([hu.clamp(-1, 1)[None], block[1:]]))
+        targets.append(target)
+        weights.append(weight)
+    return torch.stack(blocks), torch.stack(targets), torch.stack(weights)
+
+
+def _objective(net: PatchNet, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Cross entropy over the band."""
+    block, target, weight = batch
+    loss = F.binary_cross_entropy_with_logits(net.dense(block).float(), target, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp_min(1)
+
+
+def _errors(net: PatchNet, bank: _Bank) -> dict[str, float]:
+    """Share of the band's voxels that the mask and the net have wrong, averaged over cases."""
+    rows = []
+    for part, truth in zip(bank.parts, bank.truths):
+        on = truth[part.band] >= 0.5
+        drawn = part.drawn[part.band]
+        said = dense_logits(net, part.channels, part.band)[part.band] >= 0
+        rows.append([float((drawn != on).float().mean()), float((said != on).float().mean())])
+    mask_error, net_error = np.mean(rows, axis=0)
+    return {"mask_error": float(mask_error), "net_error": float(net_error)}
+
+
+def train(
+    cases: Sequence[Case],
+    settings: BoundarySettings = DEMO,
+    seed: int = 0,
+    progress: Callable[[str, int, int, dict], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> BoundaryModel:
+    """Train on the bands of predicted lesions. A share of the patients is held out, for the curve only.
+
+    progress(name, step, steps, row) is called at each point of the curve. Refused when no case has a band.
+    """
+    cases = [case if isinstance(case, Case) else Case(**case) for case in cases]
+    patients = sorted({case.patient for case in cases})
+    order = np.random.default_rng(seed).permutation(len(patients))
+    held_out = {patients[i] for i in order[: int(settings.validation_share * len(patients))]}
+    training, skipped = _bank([c for c in cases if c.patient not in held_out], settings, device)
+    checking, none = _bank([c for c in cases if c.patient in held_out], settings, device)
+    if not training.lesions:
+        raise Refused(
+            "boundary training",
+            f"{len(cases)} cases without a predicted lesion",
+            "at least one lesion to learn from",
+            "Train the tumor stage longer, or lower its threshold.",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = PatchNet(settings).to(device, memory_format=torch.channels_last_3d)
+        curves = _fit(
+            net,
+            lambda step: _draw(training, settings, seed, step),
+            settings,
+            (lambda: _errors(net, checking)) if checking.parts else None,
+            progress,
+        )
+    return BoundaryModel(net.eval(), settings, curves, skipped + none)
+
+
+def _fit(
+    net: PatchNet,
+    draw: Callable[[int], tuple],
+    settings: BoundarySettings,
+    validate: Callable[[], dict] | None,
+    progress: Callable[[str, int, int, dict], None] | None,
+) -> pd.DataFrame:
+    """AdamW, a warm-up of a tenth, cosine to zero, in float32 (bfloat16 was slower for so few channels: the log)."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    warm, every = max(1, settings.steps // 10), max(1, settings.steps // 8)
+    rows, running, began = [], [], time.monotonic()
+    net.train()
+    for step in range(settings.steps):
+        done = max(0, step - warm) / max(1, settings.steps - warm)
+        optimiser.param_groups[0]["lr"] = (
+            settings.rate * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * done))
+        )
+        loss = _objective(net, draw(step))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        running.append(loss.detach())
+        if (step + 1) % every and step + 1 < settings.steps:
+            continue
+        row = {"step": step + 1, "loss": float(torch.stack(running).mean()), "seconds": time.monotonic() - began}
+        if not math.isfinite(row["loss"]):
+            raise Refused(
+                f"boundary training, step {step + 1}",
+                f"a loss of {row['loss']}",
+                "a finite one",
+                "Lower the learning rate or check the cohort's voxels.",
+            )
+        if validate is not None:
+            net.eval()
+            row |= validate()
+            net.train()
+        rows.append(row)
+        running = []
+        if progress is not None:
+            progress("boundary", step + 1, settings.steps, row)
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------------ relabelling
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """What the band became, all `[z y x]` on the input's grid. `lesions`: one row a lesion of the mask."""
+
+    mask: Tensor  # bool
+    probability: Tensor  # the net's (and the blend's) in the band, the cascade's elsewhere
+    added: Tensor
+    removed: Tensor
+    band: Tensor
+    volume_change_ml: float  # of the whole stage
+    smoothing_change_ml: float  # of the contour's smoothing alone
+    lesions: pd.DataFrame  # lesion, voxels_before, added, removed, voxels_after, parts, restored, unmerged
+
+
+def _gaussian(field: Tensor, spacing_mm: Spacing, sigma_mm: float) -> Tensor:
+    """Separable Gaussian in mm, the border's voxels repeated."""
+    out = field[None, None]
+    for axis, s in enumerate(spacing_mm):
+        radius = math.ceil(3 * sigma_mm / s)
+        if radius == 0 or sigma_mm == 0:
+            continue
+        at = torch.arange(-radius, radius + 1, device=field.device) * s
+        kernel = torch.exp(-0.5 * (at / sigma_mm) ** 2)
+        shape = [1] * 5
+        shape[axis + 2] = -1
+        pad = [0] * 6
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
+        out = F.conv3d(F.pad(out, pad, mode="replicate"), (kernel / kernel.sum()).view(shape))
+    return out[0, 0]
+
+
+def _one_for_one(old: Tensor, new: Tensor, spacing_mm: Spacing) -> tuple[Tensor, pd.DataFrame]:
+    """`new`, changed so that each lesion of `old` is there, alone, and nothing else is; and a row for each lesion."""
+    everywhere = np.ones((3, 3, 3))
+    before, n = ndimage.label(old.cpu().numpy(), everywhere)
+    after = new.cpu().numpy().copy()
+    was = before > 0
+    restored = np.setdiff1d(np.arange(1, n + 1), before[after])
+    after |= np.isin(before, restored)
+    unmerged = np.zeros(n + 1, int)
+    pieces = ndimage.label(after, everywhere)[0]
+    for k, box in enumerate(ndimage.find_objects(pieces), 1):
+        piece = pieces[box] == k
+        names = np.unique(before[box][piece & was[box]])
+        if len(names) < 2:
+            continue
+        box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
+        piece = pieces[box] == k
+        seeds = np.where(np.isin(before[box], names), before[box], 0)
+        nearest = ndimage.distance_transform_edt(seeds == 0, spacing_mm, return_distances=False, return_indices=True)
+        owner = np.where(piece, seeds[tuple(nearest)], 0)
+        most = ndimage.maximum_filter(owner, 3, mode="constant")
+        least = ndimage.minimum_filter(np.where(piece, owner, n + 1), 3, mode="constant", cval=n + 1)
+        bridge = piece & (most != least) & ~was[box]
+        after[box] &= ~bridge
+        unmerged += np.bincount(owner[bridge], minlength=n + 1)
+    pieces, m = ndimage.label(after, everywhere)
+    rooted = np.zeros(m + 1, bool)
+    rooted[pieces[was & after]] = True
+    after &= rooted[pieces]
+    home = np.zeros(m + 1, int)  # the old lesion of each new piece
+    home[pieces[was & after]] = before[was & after]
+    kept = np.bincount(before[was & after], minlength=n + 1)
+    size = np.bincount(before[was], minlength=n + 1)
+    added = np.bincount(home[pieces[after & ~was]], minlength=n + 1)
+    parts = np.bincount(np.array(home[1:][rooted[1:]], int), minlength=n + 1)
+    index = np.arange(1, n + 1)
+    return torch.as_tensor(after, device=old.device), pd.DataFrame(
+        {
+            "lesion": index,
+            "voxels_before": size[1:],
+            "added": added[1:],
+            "removed": (size - kept)[1:],
+            "voxels_after": (kept + added)[1:],
+            "parts": parts[1:],
+            "restored": np.isin(index, restored),
+            "unmerged": unmerged[1:],
+        }
+    )
+
+
+def relabel(
+    model: BoundaryModel,
+    image: Tensor,
+    tumor_probability: Tensor,
+    mask: Tensor,
+    liver: Tensor | None,
+    spacing_mm: Spacing,
+    settings: BoundarySettings | None = None,
+) -> Relabelled:
+    """Decide the band of `mask` anew; outside the band nothing changes.
+
+    image in HU; liver None sets no limit; all on one grid of `spacing_mm`. `settings` may differ from the model's in
+    threshold, blend, smooth_mm and liver_margin_mm, and in a narrower band_mm.
+    """
+    own = model.settings
+    settings = settings or own
+    device = next(model.net.parameters()).device
+    arrays = {"image": image, "tumor_probability": tumor_probability, "mask": mask} | (
+        {} if liver is None else {"liver": liver}
+    )
+    for name, array in arrays.items():
+        if tuple(array.shape) != tuple(image.shape):
+            raise Refused(
+                name,
+                f"grid {tuple(array.shape)}",
+                f"{tuple(image.shape)}, the image's",
+                "Resample one onto the other first.",
+            )
+    if settings.band_mm > own.band_mm:
+        raise Refused("band_mm", f"{settings.band_mm}", f"at most {own.band_mm}, the band the net was trained on")
+    image, tumor_probability, mask = (torch.as_tensor(a).to(device) for a in (image, tumor_probability, mask))
+    mask = mask.bool()
+    nothing = torch.zeros_like(mask)
+    probability = tumor_probability.float().clone()
+    part = _onto_grid(image, probability, mask, spacing_mm, own, tuple(p // 2 for p in own.patch))
+    if part is None:
+        lesions = _one_for_one(mask, mask, spacing_mm)[1]
+        return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, 0.0, lesions)
+    box = part.native_box
+    near = part.distance.abs() <= settings.band_mm
+    logits = _carry(dense_logits(model.net, part.channels, part.band), part.grid_box, own.grid_mm, box, spacing_mm)
+    drawn = mask[box]
+    p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + probability[box] * settings.blend, drawn.float())
+    allowed = (
+        drawn
+        if liver is None
+        else drawn | _near_liver(torch.as_tensor(liver).to(device)[box], spacing_mm, settings.liver_margin_mm)
+    )
+    sharp = torch.where(near, p >= settings.threshold, drawn)
+    smooth = torch.where(near, _gaussian(p, spacing_mm, settings.smooth_mm) >= settings.threshold, drawn)
+    if liver is not None:
+        sharp, smooth = sharp & allowed, smooth & allowed
+    decided, lesions = _one_for_one(drawn, smooth, spacing_mm)
+    final, whole_band = mask.clone(), nothing.clone()
+    final[box] = decided
+    whole_band[box] = near
+    probability[box] = torch.where(near, p, probability[box])
+    voxel_ml = math.prod(spacing_mm) / 1000
+    return Relabelled(
+        final,
+        probability,
+        final & ~mask,
+        mask & ~final,
+        whole_band,
+        float(final.sum() - mask.sum()) * voxel_ml,
+        float(smooth.sum() - sharp.sum()) * voxel_ml,
+        lesions,
+    )
+
+
+def _near_liver(liver: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
+    return liver.bool() | _distance_to(liver.bool(), spacing_mm, margin_mm).isfinite()
