@@ -65,7 +65,10 @@ def test_match_needs_its_share():
     truth[1, 2, 2] = True  # 1 of 12 voxels
     assert candidates.match(found.labels, truth, CandidateSettings(overlap=0.05)).tolist() == [True, False]
     assert candidates.match(found.labels, truth, CandidateSettings(overlap=0.1)).tolist() == [False, False]
-    assert candidates.match(found.labels, torch.zeros_like(mask), CandidateSettings(overlap=0.0)).tolist() == [False, False]
+    assert candidates.match(found.labels, torch.zeros_like(mask), CandidateSettings(overlap=0.0)).tolist() == [
+        False,
+        False,
+    ]
 
 
 def test_long_axis_lies_in_one_slice():

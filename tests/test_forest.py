@@ -39,10 +39,14 @@ def candidates(seed=0, rows=90, per_patient=6):
     """size and round tell a little, deep tells a lot, noise nothing."""
     rng = np.random.default_rng(seed)
     target = rng.random(rows) < 0.4
-    features = pd.DataFrame({
-        "size": rng.lognormal(size=rows) * (1 + target), "round": rng.normal(size=rows) + 0.7 * target,
-        "deep": rng.normal(size=rows) + 3 * target, "noise": rng.normal(size=rows) * 1e3,
-    })
+    features = pd.DataFrame(
+        {
+            "size": rng.lognormal(size=rows) * (1 + target),
+            "round": rng.normal(size=rows) + 0.7 * target,
+            "deep": rng.normal(size=rows) + 3 * target,
+            "noise": rng.normal(size=rows) * 1e3,
+        }
+    )
     return features, target, np.array([f"p{i // per_patient}" for i in range(rows)])
 
 
@@ -92,8 +96,12 @@ def test_wilson_against_published_values_and_at_the_ends():
 
 
 def test_a_threshold_needs_lesions_scores_and_a_share():
-    for scores, target, recall, word in (([0.1], [0], 0.9, "no true lesion"), ([np.nan], [1], 0.9, "not finite"),
-                                         ([0.1], [1], 0, "recall of 0"), ([0.1, 0.2], [1], 0.5, "one score")):
+    for scores, target, recall, word in (
+        ([0.1], [0], 0.9, "no true lesion"),
+        ([np.nan], [1], 0.9, "not finite"),
+        ([0.1], [1], 0, "recall of 0"),
+        ([0.1, 0.2], [1], 0.5, "one score"),
+    ):
         with pytest.raises(Refused, match=word):
             threshold_for_recall(scores, target, recall)
 
@@ -212,8 +220,9 @@ def test_a_patient_in_two_folds_and_too_few_patients_are_refused():
 # ---------------------------------------------------------------------------------------------- tensors
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
 def test_tensors_give_scikit_learns_probabilities(fitted, device):
     rng = np.random.default_rng(4)
     table = rng.normal(size=(500, 4)) * [3, 2, 3, 1e3]
@@ -290,8 +299,16 @@ def test_auc_is_scikit_learns_with_ties():
 
 def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
     features, target, patients = candidates()
-    table = baselines(features, target, patients, ["size"], ["size", "round"], lambda rows: ["deep"],
-                      ForestSettings(trees=40, folds=3, recall=0.9), draws=50).set_index("features")
+    table = baselines(
+        features,
+        target,
+        patients,
+        ["size"],
+        ["size", "round"],
+        lambda rows: ["deep"],
+        ForestSettings(trees=40, folds=3, recall=0.9),
+        draws=50,
+    ).set_index("features")
     assert table.index.tolist() == ["size", "shape", "selected", "all"]
     assert table["columns"].tolist() == [1, 2, 1, 4]
     assert table.loc["selected", "auc"] > table.loc["size", "auc"]
@@ -345,8 +362,11 @@ class Stranger:
         return {"harm": 1}
 
 
-@pytest.mark.parametrize("what", [Stranger(), np.linalg.norm, LogisticRegression(), {"model": torch.nn.Linear},
-                                  [print, "it ran"]], ids=["class", "function", "estimator", "type", "builtin"])
+@pytest.mark.parametrize(
+    "what",
+    [Stranger(), np.linalg.norm, LogisticRegression(), {"model": torch.nn.Linear}, [print, "it ran"]],
+    ids=["class", "function", "estimator", "type", "builtin"],
+)
 def test_a_file_with_another_type_is_refused_before_anything_is_built(fitted, tmp_path, what):
     save(fitted, tmp_path)
     restate(tmp_path, skops.io.dumps(what))
@@ -364,8 +384,12 @@ def test_a_stranger_hidden_in_a_forest_is_refused(fitted, tmp_path, monkeypatch)
             if name == "schema.json":
                 schema = json.loads(content)
                 schema["content"]["content"]["criterion"] = {
-                    "__class__": "system", "__module__": "os", "__loader__": "FunctionNode", "__id__": 1,
-                    "content": {"module_path": "os", "function": "system"}}
+                    "__class__": "system",
+                    "__module__": "os",
+                    "__loader__": "FunctionNode",
+                    "__id__": 1,
+                    "content": {"module_path": "os", "function": "system"},
+                }
                 content = json.dumps(schema).encode()
             new.writestr(name, content)
     restate(tmp_path, hidden.getvalue())

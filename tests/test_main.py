@@ -46,7 +46,9 @@ def files(tmp_path):
     mask = np.asarray(stored.dataobj)
     nibabel.save(nibabel.Nifti1Image(mask[:-1], stored.affine), tmp_path / "other_grid.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros_like(mask), stored.affine), tmp_path / "empty.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(np.where(mask == 2, 7, mask).astype(np.uint8), stored.affine), tmp_path / "seven.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.where(mask == 2, 7, mask).astype(np.uint8), stored.affine), tmp_path / "seven.nii.gz"
+    )
     nibabel.save(nibabel.Nifti1Image((mask == 2).astype(np.uint8), stored.affine), tmp_path / "tumor.nii.gz")
     return tmp_path
 
@@ -69,12 +71,18 @@ def test_doctor_tells_the_device(call):
 
 
 def test_segment_writes_on_the_input_s_own_grid(call, files, trained):
-    status, out, err = call("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--device", "cpu")
+    status, out, err = call(
+        "segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--device", "cpu"
+    )
     assert status == 0, err
     before, after = nibabel.load(files / "toy.nii.gz"), nibabel.load(files / "out" / "toy" / "labels.nii.gz")
     assert before.shape == after.shape and np.array_equal(before.affine, after.affine)
     about = json.loads((files / "out" / "toy" / "result.json").read_text())
-    assert about["case"] == "toy" and about["status"] == "ok" and set(about["timings"]) >= {"liver", "tumor", "forest", "boundary"}
+    assert (
+        about["case"] == "toy"
+        and about["status"] == "ok"
+        and set(about["timings"]) >= {"liver", "tumor", "forest", "boundary"}
+    )
 
 
 @pytest.mark.parametrize("name", ["missing.nii.gz", "truncated.nii.gz", "text.nii.gz"])
@@ -84,7 +92,9 @@ def test_segment_refuses_and_leaves_nothing(call, files, trained, name):
 
 
 def test_segment_needs_models(call, files):
-    refused(call("segment", files / "toy.nii.gz", "--models", files / "none", "-o", files / "out"), "no experiment.json")
+    refused(
+        call("segment", files / "toy.nii.gz", "--models", files / "none", "-o", files / "out"), "no experiment.json"
+    )
     assert not (files / "out").exists()
 
 
@@ -94,7 +104,9 @@ def test_an_output_that_cannot_be_written_is_said_at_the_start(call, files, trai
 
 
 def test_radiomics_splits_a_mask_of_one_value(call, files):
-    status, _, err = call("radiomics", files / "toy.nii.gz", files / "tumor.nii.gz", "-o", files / "x.csv", "--device", "cpu")
+    status, _, err = call(
+        "radiomics", files / "toy.nii.gz", files / "tumor.nii.gz", "-o", files / "x.csv", "--device", "cpu"
+    )
     assert status == 0, err
     table = pd.read_csv(files / "x.csv")
     assert table.label.tolist() == list(range(1, len(table) + 1)) and 1 < len(table) <= 5
@@ -102,7 +114,10 @@ def test_radiomics_splits_a_mask_of_one_value(call, files):
 
 
 def test_radiomics_takes_label_values_as_they_are(call, files):
-    assert call("radiomics", files / "toy.nii.gz", files / "seven.nii.gz", "-o", files / "x.csv", "--device", "cpu")[0] == 0
+    assert (
+        call("radiomics", files / "toy.nii.gz", files / "seven.nii.gz", "-o", files / "x.csv", "--device", "cpu")[0]
+        == 0
+    )
     assert pd.read_csv(files / "x.csv").label.tolist() == [1, 7]
 
 

@@ -45,7 +45,9 @@ def test_grids_are_those_of_the_preset(cases):
     for seed, case in zip(SEEDS, cases):
         scan = phantom.PRESETS["demo"]
         z, y, x = case.ct.shape
-        assert scan.slices[0] <= z <= scan.slices[1] and y == x == scan.matrix and z != y  # unequal axes: a transposition would show
+        assert (
+            scan.slices[0] <= z <= scan.slices[1] and y == x == scan.matrix and z != y
+        )  # unequal axes: a transposition would show
         dz, dy, dx = case.ct.spacing_mm
         assert scan.slice_mm[0] <= dz <= scan.slice_mm[1]
         assert scan.pixel_mm[0] <= dy == dx <= scan.pixel_mm[1]
@@ -83,8 +85,17 @@ def test_every_organ_is_there_where_it_belongs(cases):
         assert liver[2] < centre("spleen")[2] and liver[2] < centre("stomach")[2]  # x grows to the patient's left
         assert centre("bone")[1] > liver[1] and centre("aorta")[1] > centre("stomach")[1]  # y grows to the back
         assert centre("lung")[0] > liver[0] > centre("bowel")[0]  # z grows to the head
-        mean = {n: float(case.ct.array[case.organs == code[n]].float().mean()) for n in ("fat", "muscle", "bone", "lung", "outside")}
-        assert mean["outside"] < -930 and -950 < mean["lung"] < -600 and -125 < mean["fat"] < -70 and 25 < mean["muscle"] < 80 and mean["bone"] > 180
+        mean = {
+            n: float(case.ct.array[case.organs == code[n]].float().mean())
+            for n in ("fat", "muscle", "bone", "lung", "outside")
+        }
+        assert (
+            mean["outside"] < -930
+            and -950 < mean["lung"] < -600
+            and -125 < mean["fat"] < -70
+            and 25 < mean["muscle"] < 80
+            and mean["bone"] > 180
+        )
 
 
 def test_labels_lie_in_the_liver_of_the_organ_map(cases):
@@ -109,9 +120,13 @@ def test_every_listed_lesion_is_in_the_labels_with_its_volume(cases):
             tolerance = 0.25 * surface * max(case.ct.spacing_mm) / 1000 + case.ct.voxel_ml
             assert abs(voxels * case.ct.voxel_ml - row.volume_ml) < tolerance, (case.name, row)
             at = mask.nonzero().double().mean(0) * torch.tensor(case.ct.spacing_mm, dtype=torch.float64)
-            assert float((at - torch.tensor([row.z_mm, row.y_mm, row.x_mm])).abs().max()) < 0.75 * max(case.ct.spacing_mm)
+            assert float((at - torch.tensor([row.z_mm, row.y_mm, row.x_mm])).abs().max()) < 0.75 * max(
+                case.ct.spacing_mm
+            )
             assert row.kind in phantom.KINDS
-            assert math.isclose(row.diameter_mm, 2 * (3 * 1000 * row.volume_ml / (4 * math.pi)) ** (1 / 3), rel_tol=1e-6)
+            assert math.isclose(
+                row.diameter_mm, 2 * (3 * 1000 * row.volume_ml / (4 * math.pi)) ** (1 / 3), rel_tol=1e-6
+            )
             seen += 1
     assert seen >= 8
 
@@ -124,7 +139,9 @@ def test_lookalikes_never_touch_a_lesions_label(cases):
         for row in case.lookalikes.itertuples():
             mask = case.decoys == row.lookalike
             assert math.isclose(int(mask.sum()) * case.ct.voxel_ml, row.volume_ml, rel_tol=1e-6)
-            if row.kind in ("focal fat", "dark vessel", "gallbladder") and row.volume_ml > 2:  # they really look darker than the liver beside
+            if (
+                row.kind in ("focal fat", "dark vessel", "gallbladder") and row.volume_ml > 2
+            ):  # they really look darker than the liver beside
                 base = case.ct.array[(case.labels.array == 1) & (case.decoys == 0)].float().median()
                 assert float(case.ct.array[mask].float().mean()) < float(base) - 4
         kinds |= set(case.lookalikes.kind)

@@ -124,7 +124,7 @@ def test_a_zone_may_wind():
     labels[1] = 1
     wall = torch.zeros((9, 9), dtype=torch.bool)
     for k in range(1, 9, 2):
-        wall[k, (0 if k % 4 == 1 else 1): (8 if k % 4 == 1 else 9)] = True  # a meander
+        wall[k, (0 if k % 4 == 1 else 1) : (8 if k % 4 == 1 else 9)] = True  # a meander
     image[1][wall] = 100.0
     row = radiomics.describe(image, labels, (1.0, 1.0, 1.0)).iloc[0]
     sizes = [81 - int(wall.sum()), *[8] * 4]
@@ -150,9 +150,9 @@ def box_vertices(z, y, x):
         for axis, size in enumerate((z, y, x)):
             place = [float(i), float(j), float(k)]
             if place[axis] == 0:
-                yield [*place[:axis], -0.5, *place[axis + 1:]]
+                yield [*place[:axis], -0.5, *place[axis + 1 :]]
             if place[axis] == size - 1:
-                yield [*place[:axis], size - 0.5, *place[axis + 1:]]
+                yield [*place[:axis], size - 0.5, *place[axis + 1 :]]
 
 
 def test_sphere_has_the_volume_and_area_of_a_sphere():

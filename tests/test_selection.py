@@ -230,8 +230,10 @@ def test_the_order_of_rows_is_not_asked_for_stability_and_redundancy():
     columns = [*ICC_COLUMNS, "repeated"]
     pd.testing.assert_frame_equal(turned.table[columns], straight.table[columns])
     early = ("undefined", "unstable", "redundant")
-    assert turned.table["step"][turned.table["step"].isin(early)].tolist() == \
-        straight.table["step"][straight.table["step"].isin(early)].tolist()
+    assert (
+        turned.table["step"][turned.table["step"].isin(early)].tolist()
+        == straight.table["step"][straight.table["step"].isin(early)].tolist()
+    )
 
 
 def test_a_fold_is_selected_from_its_own_rows_only():

@@ -44,18 +44,20 @@ MODEL_FILE, INFO_FILE = "forest.skops", "forest.json"
 _Z95 = 1.959963984540054  # fixed: the normal quantile of a 95 % interval
 
 # What a forest consists of, and nothing else: skops' node kind and the type that it makes.
-ALLOWED_TYPES = frozenset({
-    ("ObjectNode", "sklearn.ensemble._forest.RandomForestClassifier"),
-    ("ObjectNode", "sklearn.tree._classes.DecisionTreeClassifier"),
-    ("TreeNode", "sklearn.tree._tree.Tree"),
-    ("TypeNode", "builtins.str"),
-    ("DictNode", "builtins.dict"),
-    ("ListNode", "builtins.list"),
-    ("TupleNode", "builtins.tuple"),
-    ("JsonNode", "builtins.str"),
-    ("NdArrayNode", "numpy.ndarray"),
-    ("NdArrayNode", "numpy.int64"),
-})
+ALLOWED_TYPES = frozenset(
+    {
+        ("ObjectNode", "sklearn.ensemble._forest.RandomForestClassifier"),
+        ("ObjectNode", "sklearn.tree._classes.DecisionTreeClassifier"),
+        ("TreeNode", "sklearn.tree._tree.Tree"),
+        ("TypeNode", "builtins.str"),
+        ("DictNode", "builtins.dict"),
+        ("ListNode", "builtins.list"),
+        ("TupleNode", "builtins.tuple"),
+        ("JsonNode", "builtins.str"),
+        ("NdArrayNode", "numpy.ndarray"),
+        ("NdArrayNode", "numpy.int64"),
+    }
+)
 _BEYOND_SKOPS = ("sklearn.tree._tree.Tree",)  # the only type of them that skops asks about
 
 
@@ -103,8 +105,12 @@ class Forest:
         """The columns that the forest reads, in its order, filled: `[candidate feature]` float32."""
         absent = [name for name in self.names if name not in features.columns]
         if absent:
-            raise Refused("forest", f"no column {', '.join(absent[:5])}" + (" ..." if len(absent) > 5 else ""),
-                          f"its {len(self.names)} features", "Describe the candidates with the same catalogue.")
+            raise Refused(
+                "forest",
+                f"no column {', '.join(absent[:5])}" + (" ..." if len(absent) > 5 else ""),
+                f"its {len(self.names)} features",
+                "Describe the candidates with the same catalogue.",
+            )
         values = _single(features.loc[:, list(self.names)])
         if values.shape[1] != len(self.names):
             raise Refused("forest", "a column twice", "unique names")
@@ -142,8 +148,12 @@ def fit(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | No
     known = [column[np.isfinite(column)] for column in values.T]
     medians = np.array([np.median(column) if len(column) else 0 for column in known], dtype=np.float32)
     model = RandomForestClassifier(
-        settings.trees, min_samples_leaf=settings.min_leaf, max_features=settings.max_features,
-        class_weight="balanced_subsample", random_state=settings.seed, n_jobs=1,
+        settings.trees,
+        min_samples_leaf=settings.min_leaf,
+        max_features=settings.max_features,
+        class_weight="balanced_subsample",
+        random_state=settings.seed,
+        n_jobs=1,
     ).fit(np.where(np.isfinite(values), values, medians), truth.astype(np.int64))
     return Forest(tuple(str(name) for name in features.columns), medians, model, settings)
 
@@ -172,9 +182,14 @@ def grouped_folds(target: ArrayLike, patients: ArrayLike, folds: int, seed: int 
     return fold
 
 
-def out_of_fold(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike,
-                choose: Choose | Sequence[str] | None = None, settings: ForestSettings | None = None,
-                fold: np.ndarray | None = None) -> OutOfFold:
+def out_of_fold(
+    features: pd.DataFrame,
+    target: ArrayLike,
+    patients: ArrayLike,
+    choose: Choose | Sequence[str] | None = None,
+    settings: ForestSettings | None = None,
+    fold: np.ndarray | None = None,
+) -> OutOfFold:
     """Scores of every row by a forest of the other patients.
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
@@ -262,9 +277,10 @@ class TensorForest:
             threshold[row, inner] = _round_down(tree.threshold[inner])
             left[row, inner], right[row, inner] = tree.children_left[inner], tree.children_right[inner]
             counts = tree.value[:, 0]
-            value[row, :tree.node_count] = counts[:, 1] / counts.sum(axis=1)
+            value[row, : tree.node_count] = counts[:, 1] / counts.sum(axis=1)
         medians, feature, threshold, left, right, value = map(
-            torch.from_numpy, (forest.medians, feature, threshold, left, right, value))
+            torch.from_numpy, (forest.medians, feature, threshold, left, right, value)
+        )
         depth = max(tree.max_depth for tree in trees)
         return TensorForest(forest.names, medians, feature, threshold, left, right, value, depth)
 
@@ -320,16 +336,23 @@ def explain(forest: Forest, row: pd.Series | pd.DataFrame) -> pd.DataFrame:
     contribution = torch.zeros(len(forest.names), dtype=torch.float64)
     contribution.index_put_((flat.feature[tree, path[:, :-1]].ravel(),), change.ravel(), accumulate=True)
     raw = _single(row[list(forest.names)])[0]
-    table = pd.DataFrame({"name": forest.names, "value": np.where(np.isfinite(raw), raw, np.nan).astype(np.float64),
-                          "median": forest.medians.astype(np.float64), "contribution": contribution.numpy() / len(path),
-                          "missing": ~np.isfinite(raw)})
+    table = pd.DataFrame(
+        {
+            "name": forest.names,
+            "value": np.where(np.isfinite(raw), raw, np.nan).astype(np.float64),
+            "median": forest.medians.astype(np.float64),
+            "contribution": contribution.numpy() / len(path),
+            "missing": ~np.isfinite(raw),
+        }
+    )
     table = table.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
     table.attrs = {"prior": float(flat.value[:, 0].mean()), "score": float(flat.value[tree[:, 0], path[:, -1]].mean())}
     return table
 
 
-def importance(forest: Forest, features: pd.DataFrame, target: ArrayLike, repeats: int = 20, seed: int = 0
-               ) -> pd.DataFrame:
+def importance(
+    forest: Forest, features: pd.DataFrame, target: ArrayLike, repeats: int = 20, seed: int = 0
+) -> pd.DataFrame:
     """How much the area under the curve falls when a feature is shuffled among the rows: name, drop, low, high.
 
     Give it rows that the forest has not seen, or it tells of memory. `low` and `high` hold 95 % of the shuffles. The
@@ -365,10 +388,17 @@ def auc(scores: np.ndarray, target: np.ndarray) -> float:
     return float((rankdata(scores)[truth].sum() - lesions * (lesions + 1) / 2) / (lesions * alike))
 
 
-def baselines(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, size_columns: Sequence[str],
-              shape_columns: Sequence[str], selected: Choose | Sequence[str] | None = None,
-              settings: ForestSettings | None = None, fold: np.ndarray | None = None, draws: int = 1000
-              ) -> pd.DataFrame:
+def baselines(
+    features: pd.DataFrame,
+    target: ArrayLike,
+    patients: ArrayLike,
+    size_columns: Sequence[str],
+    shape_columns: Sequence[str],
+    selected: Choose | Sequence[str] | None = None,
+    settings: ForestSettings | None = None,
+    fold: np.ndarray | None = None,
+    draws: int = 1000,
+) -> pd.DataFrame:
     """The same forest, folds and recall on size alone, shape alone, the selected features and all of them.
 
     `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
@@ -380,8 +410,12 @@ def baselines(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, si
     truth = _truth(target, len(features), settings)
     fold = grouped_folds(truth, patients, settings.folds, settings.seed) if fold is None else np.asarray(fold)
     groups = _groups(patients)
-    sets = {"size": list(size_columns), "shape": list(shape_columns), "selected": selected,
-            "all": list(features.columns)}
+    sets = {
+        "size": list(size_columns),
+        "shape": list(shape_columns),
+        "selected": selected,
+        "all": list(features.columns),
+    }
     rows = []
     for what, columns in sets.items():
         if columns is None:
@@ -390,20 +424,32 @@ def baselines(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, si
         chosen = threshold_for_recall(found.scores, truth, settings.recall)
         removed = (found.scores < chosen.threshold) & ~truth
         low, high = _by_patient(found.scores, truth, removed, groups, draws, settings.seed)
-        rows.append({
-            "features": what, "columns": float(np.mean([len(f.names) for f in found.forests])),
-            "auc": auc(found.scores, truth), "auc_low": low[0], "auc_high": high[0], "threshold": chosen.threshold,
-            "recall": chosen.recall, "recall_low": chosen.recall_low, "recall_high": chosen.recall_high,
-            "lesions": chosen.lesions, "lost": chosen.lesions - chosen.kept,
-            "false_positives": int((~truth).sum()), "removed": int(removed.sum()),
-            "removed_share": float(removed.sum() / (~truth).sum()),
-            "removed_share_low": low[1], "removed_share_high": high[1],
-        })
+        rows.append(
+            {
+                "features": what,
+                "columns": float(np.mean([len(f.names) for f in found.forests])),
+                "auc": auc(found.scores, truth),
+                "auc_low": low[0],
+                "auc_high": high[0],
+                "threshold": chosen.threshold,
+                "recall": chosen.recall,
+                "recall_low": chosen.recall_low,
+                "recall_high": chosen.recall_high,
+                "lesions": chosen.lesions,
+                "lost": chosen.lesions - chosen.kept,
+                "false_positives": int((~truth).sum()),
+                "removed": int(removed.sum()),
+                "removed_share": float(removed.sum() / (~truth).sum()),
+                "removed_share_low": low[1],
+                "removed_share_high": high[1],
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _by_patient(scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
-                ) -> tuple[np.ndarray, np.ndarray]:
+def _by_patient(
+    scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Low and high 2.5 % of (AUC, share of false positives removed) when patients are drawn with replacement."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
@@ -433,11 +479,17 @@ def save(forest: Forest, folder: str | Path) -> None:
     data = skops.io.dumps(forest.model)
     probe = _probe(forest)
     info = {
-        "names": list(forest.names), "medians": [float(v) for v in forest.medians],
+        "names": list(forest.names),
+        "medians": [float(v) for v in forest.medians],
         "threshold": None if forest.threshold is None else forest.threshold._asdict(),
-        "recall": forest.settings.recall, "settings": asdict(forest.settings),
-        "versions": {"scikit-learn": sklearn.__version__, "skops": skops.__version__, "numpy": np.__version__,
-                     "python": platform.python_version()},
+        "recall": forest.settings.recall,
+        "settings": asdict(forest.settings),
+        "versions": {
+            "scikit-learn": sklearn.__version__,
+            "skops": skops.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
         "sha256": hashlib.sha256(data).hexdigest(),
         "probe": {"rows": probe.tolist(), "scores": forest.model.predict_proba(probe)[:, 1].tolist()},
     }
@@ -463,17 +515,24 @@ def load(folder: str | Path) -> Forest:
     data = (folder / MODEL_FILE).read_bytes()
     checksum = hashlib.sha256(data).hexdigest()
     if checksum != stated:
-        raise Refused(folder / MODEL_FILE, f"checksum {checksum[:12]}", f"{str(stated)[:12]} as {INFO_FILE} states",
-                      "The file is damaged or of another run: restore it or train the forest stage.")
+        raise Refused(
+            folder / MODEL_FILE,
+            f"checksum {checksum[:12]}",
+            f"{str(stated)[:12]} as {INFO_FILE} states",
+            "The file is damaged or of another run: restore it or train the forest stage.",
+        )
     _refuse_unknown_types(folder / MODEL_FILE, data)
     model = skops.io.loads(data, trusted=list(_BEYOND_SKOPS))
     if not isinstance(model, RandomForestClassifier) or not len(names) == len(medians) == model.n_features_in_:
         raise Refused(folder, f"a {type(model).__name__}, {len(names)} names", "a forest and a name for each feature")
     scores = model.predict_proba(np.array(probe["rows"], dtype=np.float32))[:, 1]
     if not np.allclose(scores, probe["scores"], rtol=0, atol=1e-6):
-        raise Refused(folder, f"scores that differ by {np.abs(scores - probe['scores']).max():.2g} from those stored",
-                      f"the scores of scikit-learn {info.get('versions', {}).get('scikit-learn')}",
-                      f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.")
+        raise Refused(
+            folder,
+            f"scores that differ by {np.abs(scores - probe['scores']).max():.2g} from those stored",
+            f"the scores of scikit-learn {info.get('versions', {}).get('scikit-learn')}",
+            f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.",
+        )
     return Forest(names, medians, model, settings, threshold)
 
 
@@ -491,8 +550,12 @@ def _refuse_unknown_types(file: Path, data: bytes) -> None:
             if {"__loader__", "__class__", "__module__"} & node.keys():
                 kind = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
                 if kind not in ALLOWED_TYPES:
-                    raise Refused(file, f"the type {kind[1]} ({kind[0]})", "the types that a forest consists of",
-                                  "It is not loaded: do not trust where it came from.")
+                    raise Refused(
+                        file,
+                        f"the type {kind[1]} ({kind[0]})",
+                        "the types that a forest consists of",
+                        "It is not loaded: do not trust where it came from.",
+                    )
             nodes.extend(node.values())
         elif isinstance(node, list):
             nodes.extend(node)
@@ -543,7 +606,10 @@ def _truth(target: ArrayLike, rows: int, settings: ForestSettings) -> np.ndarray
     truth = given.astype(bool)
     lesions, alike = int(truth.sum()), int((~truth).sum())
     if rows < settings.min_candidates or min(lesions, alike) < settings.min_class:
-        raise Refused("forest", f"{lesions} lesions and {alike} look-alikes",
-                      f"at least {settings.min_candidates} candidates, {settings.min_class} of each class",
-                      "Use a larger cohort.")
+        raise Refused(
+            "forest",
+            f"{lesions} lesions and {alike} look-alikes",
+            f"at least {settings.min_candidates} candidates, {settings.min_class} of each class",
+            "Use a larger cohort.",
+        )
     return truth

@@ -25,8 +25,27 @@ from torch import Tensor
 
 from workbench.volume import Refused, Spacing, Volume, canonical_affine
 
-ORGANS = ("outside", "skin", "fat", "muscle", "bone", "lung", "heart", "liver", "gallbladder", "spleen", "kidney", "stomach",
-          "bowel", "pancreas", "aorta", "vena cava", "portal vein", "cartilage", "table")
+ORGANS = (
+    "outside",
+    "skin",
+    "fat",
+    "muscle",
+    "bone",
+    "lung",
+    "heart",
+    "liver",
+    "gallbladder",
+    "spleen",
+    "kidney",
+    "stomach",
+    "bowel",
+    "pancreas",
+    "aorta",
+    "vena cava",
+    "portal vein",
+    "cartilage",
+    "table",
+)
 _ORGAN = {name: code for code, name in enumerate(ORGANS)}
 
 Point = tuple[float, float, float]  # (z, y, x) in mm
@@ -158,8 +177,10 @@ class _Capsule:
     @property
     def bounds(self) -> tuple[Point, Point]:
         r = max(self.radius, self.radius_end)
-        return (tuple(min(a, b) - r for a, b in zip(self.start, self.end)),
-                tuple(max(a, b) + r for a, b in zip(self.start, self.end)))
+        return (
+            tuple(min(a, b) - r for a, b in zip(self.start, self.end)),
+            tuple(max(a, b) + r for a, b in zip(self.start, self.end)),
+        )
 
     def sdf(self, p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         axis = [b - a for a, b in zip(self.start, self.end)]
@@ -260,18 +281,42 @@ class _Body:
         hu = {"fat": d.normal(-104, 5), "muscle": d.normal(58, 6), "bowel": d.uniform(45, 85)}
         if self.phase == "portal":
             liver = d.normal(112, 11)
-            hu |= dict(aorta=d.uniform(135, 180), cava=d.uniform(115, 160), portal=liver + d.uniform(35, 65), hepatic=liver + d.uniform(25, 55),
-                       spleen=d.uniform(108, 138), cortex=d.uniform(165, 210), medulla=d.uniform(140, 185), pelvis=20.0)
+            hu |= dict(
+                aorta=d.uniform(135, 180),
+                cava=d.uniform(115, 160),
+                portal=liver + d.uniform(35, 65),
+                hepatic=liver + d.uniform(25, 55),
+                spleen=d.uniform(108, 138),
+                cortex=d.uniform(165, 210),
+                medulla=d.uniform(140, 185),
+                pelvis=20.0,
+            )
             if d.chance(0.15):  # early portal: the hepatic veins have not filled yet
                 hu["hepatic"] = liver - d.uniform(8, 25)
         elif self.phase == "arterial":
             liver = d.normal(90, 4)
-            hu |= dict(aorta=d.uniform(240, 350), cava=d.uniform(60, 105), portal=liver + d.uniform(8, 50), hepatic=liver - d.uniform(14, 34),
-                       spleen=d.uniform(110, 145), cortex=d.uniform(170, 230), medulla=d.uniform(70, 110), pelvis=15.0)
+            hu |= dict(
+                aorta=d.uniform(240, 350),
+                cava=d.uniform(60, 105),
+                portal=liver + d.uniform(8, 50),
+                hepatic=liver - d.uniform(14, 34),
+                spleen=d.uniform(110, 145),
+                cortex=d.uniform(170, 230),
+                medulla=d.uniform(70, 110),
+                pelvis=15.0,
+            )
         else:
             liver = d.normal(99, 6)
-            hu |= dict(aorta=d.uniform(105, 130), cava=d.uniform(102, 128), portal=liver + d.uniform(10, 24), hepatic=liver + d.uniform(10, 24),
-                       spleen=d.uniform(92, 112), cortex=d.uniform(140, 170), medulla=d.uniform(140, 175), pelvis=d.uniform(250, 700))
+            hu |= dict(
+                aorta=d.uniform(105, 130),
+                cava=d.uniform(102, 128),
+                portal=liver + d.uniform(10, 24),
+                hepatic=liver + d.uniform(10, 24),
+                spleen=d.uniform(92, 112),
+                cortex=d.uniform(140, 170),
+                medulla=d.uniform(140, 175),
+                pelvis=d.uniform(250, 700),
+            )
         self.fatty = d.chance(0.18)
         if self.fatty:
             drop = d.uniform(12, 26)
@@ -306,14 +351,26 @@ class _Body:
         s = (self.volume_ml / 1500) ** (1 / 3)
         self.scale = 1.0
         long = d.uniform(0.92, 1.14)  # a Riedel-like long lobe, or a short broad one
-        self.right = _Ellipsoid((self.dome_z + 9 - 92 * s * long, -6 + d.normal(0, 4), -0.50 * w), (92 * s * long, 84 * s, 70 * s / math.sqrt(long)),
-                                _turn(d.normal(-10, 6), d.normal(-16, 5), d.normal(0, 6)))
+        self.right = _Ellipsoid(
+            (self.dome_z + 9 - 92 * s * long, -6 + d.normal(0, 4), -0.50 * w),
+            (92 * s * long, 84 * s, 70 * s / math.sqrt(long)),
+            _turn(d.normal(-10, 6), d.normal(-16, 5), d.normal(0, 6)),
+        )
         left = d.uniform(0.75, 1.3)
-        self.left = _Ellipsoid((34 + d.normal(0, 6), -0.50 * self.half_front + d.normal(0, 4), 10 * left), (36 * s, 33 * s, 72 * s * left),
-                               _turn(d.normal(14, 6), d.normal(14, 6), 0))
-        self.tip = _Ellipsoid((-62 * long + d.normal(0, 6), -4 + d.normal(0, 8), -0.70 * w), (52 * s * long, 44 * s, 28 * s), _turn(0, d.normal(-12, 5), 0))
+        self.left = _Ellipsoid(
+            (34 + d.normal(0, 6), -0.50 * self.half_front + d.normal(0, 4), 10 * left),
+            (36 * s, 33 * s, 72 * s * left),
+            _turn(d.normal(14, 6), d.normal(14, 6), 0),
+        )
+        self.tip = _Ellipsoid(
+            (-62 * long + d.normal(0, 6), -4 + d.normal(0, 8), -0.70 * w),
+            (52 * s * long, 44 * s, 28 * s),
+            _turn(0, d.normal(-12, 5), 0),
+        )
         self.caudate = _Ellipsoid((22 + d.normal(0, 4), 14 + d.normal(0, 3), -10), (26, 13, 17 + d.normal(0, 2)))
-        self.cap = _Ellipsoid((self.dome_z - 14, self.dome_y - 2, self.dome_x - 2), (40, 62 * f, 54 * f))  # what fills the dome, whatever the size
+        self.cap = _Ellipsoid(
+            (self.dome_z - 14, self.dome_y - 2, self.dome_x - 2), (40, 62 * f, 54 * f)
+        )  # what fills the dome, whatever the size
         self.join_mm = d.uniform(14, 26)
         self.hilum = (d.normal(-4, 5), d.normal(-2, 4), d.normal(-22, 4))  # porta hepatis
         self.fissure_x = d.normal(-4, 5)
@@ -330,22 +387,48 @@ class _Body:
         w, f = self.half_width, self.frame
         hz, hy, hx = self.hilum
         front = self.spine_y - self.vertebra[0]
-        self.aorta = _path([(220, front - 4, 14), (90, front - 9, 10), (0, front - 12, 4 + d.normal(0, 3)), (-90, front - 13, 2), (-200, front - 10, 0)],
-                           [r * d.uniform(0.85, 1.25) for r in (12.5, 12, 11, 9.5, 8)])
+        self.aorta = _path(
+            [
+                (220, front - 4, 14),
+                (90, front - 9, 10),
+                (0, front - 12, 4 + d.normal(0, 3)),
+                (-90, front - 13, 2),
+                (-200, front - 10, 0),
+            ],
+            [r * d.uniform(0.85, 1.25) for r in (12.5, 12, 11, 9.5, 8)],
+        )
         iv = d.uniform(0.85, 1.25)
-        self.cava = _path([(-200, front - 6, -18), (-70, front - 8, -22), (-10, front - 14, -25), (45, front - 22, -24), (self.dome_z - 12, front - 34, -19),
-                           (self.dome_z + 14, front - 42, -14)], [8.5 * iv, 9.5 * iv, 10 * iv, 11 * iv, 12 * iv, 13.5 * iv])
+        self.cava = _path(
+            [
+                (-200, front - 6, -18),
+                (-70, front - 8, -22),
+                (-10, front - 14, -25),
+                (45, front - 22, -24),
+                (self.dome_z - 12, front - 34, -19),
+                (self.dome_z + 14, front - 42, -14),
+            ],
+            [8.5 * iv, 9.5 * iv, 10 * iv, 11 * iv, 12 * iv, 13.5 * iv],
+        )
         # Gallbladder in its fossa under the right lobe.
         self.has_gallbladder = d.chance(0.88)
         gz, gy, gx = -36 + d.normal(0, 7), -0.40 * self.half_front + d.normal(0, 6), -30 + d.normal(0, 6)
         gr = d.uniform(9, 17)
         fundus = (gz - d.uniform(18, 34), gy - d.uniform(14, 30), gx - d.uniform(4, 18))
-        self.gallbladder = _path([(gz + 16, gy + 14, gx + 6), (gz, gy, gx), fundus], [3.5, gr * 0.8, gr]) if self.has_gallbladder else []
+        self.gallbladder = (
+            _path([(gz + 16, gy + 14, gx + 6), (gz, gy, gx), fundus], [3.5, gr * 0.8, gr])
+            if self.has_gallbladder
+            else []
+        )
         # Spleen.
         sp = d.uniform(0.8, 1.2)
-        self.spleen = _Ellipsoid((22 + d.normal(0, 10), 0.34 * self.half_back + d.normal(0, 5), 0.70 * w), (54 * sp, 54 * sp, 34 * sp),
-                                 _turn(d.normal(-32, 8), d.normal(10, 8), d.normal(0, 8)))
-        self.spleen_hilum = _Ellipsoid((24 + d.normal(0, 8), 0.05 * self.half_back, 0.40 * w), (44, 36, 24), _turn(-30, 0, 0))
+        self.spleen = _Ellipsoid(
+            (22 + d.normal(0, 10), 0.34 * self.half_back + d.normal(0, 5), 0.70 * w),
+            (54 * sp, 54 * sp, 34 * sp),
+            _turn(d.normal(-32, 8), d.normal(10, 8), d.normal(0, 8)),
+        )
+        self.spleen_hilum = _Ellipsoid(
+            (24 + d.normal(0, 8), 0.05 * self.half_back, 0.40 * w), (44, 36, 24), _turn(-30, 0, 0)
+        )
         # Kidneys.
         self.kidneys = []
         for side, z in ((-1, -52), (1, -36)):
@@ -358,9 +441,16 @@ class _Body:
         # Stomach: fundus, body, antrum.
         st = d.uniform(0.78, 1.15)
         left_dome = self.dome_z - self.dome_left
-        self.stomach = _path([(left_dome - 26 + d.normal(0, 4), 10 + d.normal(0, 6), 0.46 * w), (32, -8 + d.normal(0, 6), 0.55 * w), (4 + d.normal(0, 8), -0.38 * self.half_front, 0.45 * w),
-                              (-22 + d.normal(0, 6), -0.46 * self.half_front, 0.2 * w), (-22, -0.36 * self.half_front, -8)],
-                             [30 + 8 * st, 34 * st, 27 * st, 20 * st, 13])
+        self.stomach = _path(
+            [
+                (left_dome - 26 + d.normal(0, 4), 10 + d.normal(0, 6), 0.46 * w),
+                (32, -8 + d.normal(0, 6), 0.55 * w),
+                (4 + d.normal(0, 8), -0.38 * self.half_front, 0.45 * w),
+                (-22 + d.normal(0, 6), -0.46 * self.half_front, 0.2 * w),
+                (-22, -0.36 * self.half_front, -8),
+            ],
+            [30 + 8 * st, 34 * st, 27 * st, 20 * st, 13],
+        )
         self.stomach_level = d.normal(-22, 14)
         self.stomach_hu = d.pick((d.uniform(5, 35), d.uniform(180, 340), d.uniform(40, 70)), (0.66, 0.17, 0.17))
         self.oesophagus = _path([(220, front - 18, 6), (80, front - 22, 10), (60, 10, 24)], [8, 8, 9])
@@ -368,13 +458,32 @@ class _Body:
         cz = d.normal(-92, 10)
         fb = self.half_front
         self.colon = [
-            _path([(-190, 12, -0.76 * w), (cz - 26, 6, -0.74 * w), (cz - 4, -10, -0.62 * w), (cz - 22 + d.normal(0, 10), -0.62 * fb, -0.35 * w),
-                   (cz - 24 + d.normal(0, 12), -0.70 * fb, 0.1 * w), (cz + 18 + d.normal(0, 10), -0.55 * fb, 0.55 * w)], [23, 22, 19, 17, 17, 17]),
-            _path([(cz + 18, -0.55 * fb, 0.55 * w), (26 + d.normal(0, 14), -0.22 * fb, 0.80 * w), (cz + 20, 22, 0.80 * w), (-190, 24, 0.80 * w)], [17, 18, 15, 14]),
+            _path(
+                [
+                    (-190, 12, -0.76 * w),
+                    (cz - 26, 6, -0.74 * w),
+                    (cz - 4, -10, -0.62 * w),
+                    (cz - 22 + d.normal(0, 10), -0.62 * fb, -0.35 * w),
+                    (cz - 24 + d.normal(0, 12), -0.70 * fb, 0.1 * w),
+                    (cz + 18 + d.normal(0, 10), -0.55 * fb, 0.55 * w),
+                ],
+                [23, 22, 19, 17, 17, 17],
+            ),
+            _path(
+                [
+                    (cz + 18, -0.55 * fb, 0.55 * w),
+                    (26 + d.normal(0, 14), -0.22 * fb, 0.80 * w),
+                    (cz + 20, 22, 0.80 * w),
+                    (-190, 24, 0.80 * w),
+                ],
+                [17, 18, 15, 14],
+            ),
         ]
         self.loops = []
         for _ in range(11):
-            p = np.array([d.uniform(-175, -40), d.uniform(-0.62 * fb, 0.1 * self.half_back), d.uniform(-0.25 * w, 0.66 * w)])
+            p = np.array(
+                [d.uniform(-175, -40), d.uniform(-0.62 * fb, 0.1 * self.half_back), d.uniform(-0.25 * w, 0.66 * w)]
+            )
             radius, going = d.uniform(8.5, 14), d.direction()
             points = [tuple(p)]
             for _ in range(d.integer(4, 7)):
@@ -383,15 +492,41 @@ class _Body:
                 going /= np.linalg.norm(going)
                 p = np.clip(p + 22 * going, (-185, -0.72 * fb, -0.4 * w), (-28, 0.2 * self.half_back, 0.74 * w))
                 points.append(tuple(p))
-            self.loops.append((_path(points, [radius * d.uniform(0.8, 1.15) for _ in points]), d.uniform(10, 60) if d.chance(0.8) else d.uniform(150, 320), d.chance(0.4)))
+            self.loops.append(
+                (
+                    _path(points, [radius * d.uniform(0.8, 1.15) for _ in points]),
+                    d.uniform(10, 60) if d.chance(0.8) else d.uniform(150, 320),
+                    d.chance(0.4),
+                )
+            )
         # Pancreas and the portal trunk behind its neck, renal and mesenteric vessels.
-        self.pancreas = _path([(-44, 4, -24), (-22, -10, -14), (-10, -16, 12), (4, -6, 44), (18, 12, 0.56 * w)], [14, 12, 9, 9, 8])
-        self.portal_trunk = _path([(-70, -18, 6), (-34, -12, -4), (hz - 4, hy, hx)], [6, 6.5, 7]) + _path([(-34, -12, -4), (-16, -4, 26), (8, 18, 0.55 * w)], [5.5, 5, 4])
-        self.renal = [c for (body, sinus), ax in zip(self.kidneys, (-20, 6))
-                      for c in _path([(sinus.centre[0] + 4, front - 12, ax), (sinus.centre[0], sinus.centre[1], sinus.centre[2])], [4.2, 3.6])]
-        self.mesenteric = _path([(2, front - 12, 4), (-24, front - 34, 4), (-90, front - 48, 6), (-190, front - 50, 10)], [3.6, 3.4, 3.2, 2.6])
-        self.celiac = _path([(14, front - 10, 5), (18, front - 32, 2)], [3.4, 3.0]) + _path([(18, front - 32, 2), (6, 4, -18)], [2.6, 2.2]) + _path([(18, front - 32, 2), (20, 20, 0.5 * w)], [2.8, 2.2])
-        self.heart = _Ellipsoid((self.dome_z + d.uniform(14, 30), -0.36 * self.half_front, 0.16 * w), (42, 52, 56 * f), _turn(d.normal(25, 6), 16, 0))
+        self.pancreas = _path(
+            [(-44, 4, -24), (-22, -10, -14), (-10, -16, 12), (4, -6, 44), (18, 12, 0.56 * w)], [14, 12, 9, 9, 8]
+        )
+        self.portal_trunk = _path([(-70, -18, 6), (-34, -12, -4), (hz - 4, hy, hx)], [6, 6.5, 7]) + _path(
+            [(-34, -12, -4), (-16, -4, 26), (8, 18, 0.55 * w)], [5.5, 5, 4]
+        )
+        self.renal = [
+            c
+            for (body, sinus), ax in zip(self.kidneys, (-20, 6))
+            for c in _path(
+                [(sinus.centre[0] + 4, front - 12, ax), (sinus.centre[0], sinus.centre[1], sinus.centre[2])], [4.2, 3.6]
+            )
+        ]
+        self.mesenteric = _path(
+            [(2, front - 12, 4), (-24, front - 34, 4), (-90, front - 48, 6), (-190, front - 50, 10)],
+            [3.6, 3.4, 3.2, 2.6],
+        )
+        self.celiac = (
+            _path([(14, front - 10, 5), (18, front - 32, 2)], [3.4, 3.0])
+            + _path([(18, front - 32, 2), (6, 4, -18)], [2.6, 2.2])
+            + _path([(18, front - 32, 2), (20, 20, 0.5 * w)], [2.8, 2.2])
+        )
+        self.heart = _Ellipsoid(
+            (self.dome_z + d.uniform(14, 30), -0.36 * self.half_front, 0.16 * w),
+            (42, 52, 56 * f),
+            _turn(d.normal(25, 6), 16, 0),
+        )
         self.heart_wall = d.uniform(9, 13)
         self.mottle = d.smooth(7, self.scan_low, self.scan_high)
         self.tubules = d.smooth(17, self.scan_low, self.scan_high, 2)
@@ -444,13 +579,20 @@ class _Body:
         z, y, x = p
         # Fissure of the round ligament: a thin fatty cleft from in front and below.
         bend = self.roughness.at(g.z[box[0]], g.y[box[1]] * 0.5, g.x[box[2]])[0]
-        cleft = torch.maximum((x - self.fissure_x - 0.25 * (y + 60) - 3 * bend).abs() - self.fissure_mm * (0.4 - (y + 40) / 50 - z / 60).clamp(0.1, 1.6), torch.maximum(y + self.half_front - self.fissure_depth, z - 26))
+        cleft = torch.maximum(
+            (x - self.fissure_x - 0.25 * (y + 60) - 3 * bend).abs()
+            - self.fissure_mm * (0.4 - (y + 40) / 50 - z / 60).clamp(0.1, 1.6),
+            torch.maximum(y + self.half_front - self.fissure_depth, z - 26),
+        )
         sdf = _cut(sdf, cleft, 5.0)
         sdf = _cut(sdf, _Ellipsoid(self.hilum, (12, 11, 17)).sdf(p), 8.0)
         for body, _ in self.kidneys[:1]:
             sdf = _cut(sdf, _Ellipsoid(body.centre, tuple(r + 7 for r in body.radii), body.turn).sdf(p), 10.0)
         zz, yy, xx = g.plain
-        spine = ((xx[..., box[2]] / (self.vertebra[1] + 12)) ** 2 + ((yy[:, box[1]] - self.spine_y) / (self.vertebra[0] + 14)) ** 2).sqrt()
+        spine = (
+            (xx[..., box[2]] / (self.vertebra[1] + 12)) ** 2
+            + ((yy[:, box[1]] - self.spine_y) / (self.vertebra[0] + 14)) ** 2
+        ).sqrt()
         sdf = _cut(sdf, (spine - 1) * 26, 8.0)
         for tube in self.cava[1:] + self.aorta:
             sdf = _cut(sdf, tube.sdf(p) - 0.6, 3.0)
@@ -462,7 +604,11 @@ class _Body:
     @property
     def liver_bounds(self):
         s = self.scale
-        return (-135 * s, -self.half_front - 6, -self.half_width - 6), (self.dome_z + 18, self.half_back, 0.9 * self.half_width)
+        return (-135 * s, -self.half_front - 6, -self.half_width - 6), (
+            self.dome_z + 18,
+            self.half_back,
+            0.9 * self.half_width,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- inside the liver
@@ -513,7 +659,9 @@ def _fit_volume(body: _Body) -> _Map:
     return _survey(body)
 
 
-def _tree(d: _Draw, survey: _Map, start, direction, radius: float, smallest: float, spread: float, generation: int = 0) -> list[_Capsule]:
+def _tree(
+    d: _Draw, survey: _Map, start, direction, radius: float, smallest: float, spread: float, generation: int = 0
+) -> list[_Capsule]:
     """Recursive tapering branches that stay inside the liver; Murray's law gives the daughters' radii."""
     segments = []
     stack = [(np.asarray(start, float), np.asarray(direction, float) / np.linalg.norm(direction), radius, generation)]
@@ -559,7 +707,11 @@ def _vessels(d: _Draw, body: _Body, survey: _Map) -> tuple[list[_Capsule], list[
     portal += _tree(d, survey, left_tip, (-0.2, -0.5, -0.8), 2.6, 0.9, 0.7, 1)
     mouth = np.array(body.unbend((body.dome_z - 20, body.cava[-2].end[1] - 14, body.cava[-2].end[2] - 12)))
     hepatic = []
-    for goal, r in (((-10, 18, -0.72 * w), 5.2), ((8, -0.50 * body.half_front, -0.34 * w), 4.8), ((30, -0.42 * body.half_front, 0.24 * w), 4.0)):
+    for goal, r in (
+        ((-10, 18, -0.72 * w), 5.2),
+        ((8, -0.50 * body.half_front, -0.34 * w), 4.8),
+        ((30, -0.42 * body.half_front, 0.24 * w), 4.0),
+    ):
         way = np.array(goal) - mouth
         hepatic += _tree(d, survey, mouth, way, r * d.uniform(0.85, 1.15), 0.95, 0.5, 0)
     return portal, hepatic
@@ -586,11 +738,15 @@ class _Lesion:
     buds: tuple[_Ellipsoid, ...] = ()
 
     def bounds(self):
-        return tuple(c - 1.75 * self.reach_mm - 4 for c in self.shape.centre), tuple(c + 1.75 * self.reach_mm + 4 for c in self.shape.centre)
+        return tuple(c - 1.75 * self.reach_mm - 4 for c in self.shape.centre), tuple(
+            c + 1.75 * self.reach_mm + 4 for c in self.shape.centre
+        )
 
     def sdf(self, g: _Grid, box: Box, liver: Tensor) -> Tensor:
-        p = tuple(a.expand(tuple(len(v[s]) for v, s in zip((g.z, g.y, g.x), box))) for a in
-                  (g.z[box[0], None, None], g.y[None, box[1], None], g.x[None, None, box[2]]))
+        p = tuple(
+            a.expand(tuple(len(v[s]) for v, s in zip((g.z, g.y, g.x), box)))
+            for a in (g.z[box[0], None, None], g.y[None, box[1], None], g.x[None, None, box[2]])
+        )
         sdf = self.shape.sdf(p)
         for bud in self.buds:
             sdf = _join(sdf, bud.sdf(p), 0.35 * self.reach_mm)
@@ -648,7 +804,9 @@ def _lesions(d: _Draw, body: _Body, survey: _Map, veins: list[_Capsule]) -> list
                 break
         else:
             continue
-        lesions.append(_lesion(d, body, kind, tuple(float(v) for v in point), r, base, beside or _gap(point, big) < r + 2))
+        lesions.append(
+            _lesion(d, body, kind, tuple(float(v) for v in point), r, base, beside or _gap(point, big) < r + 2)
+        )
     return lesions
 
 
@@ -712,7 +870,11 @@ def _clear(point, reach: float, lesions: list[_Lesion]) -> bool:
 def _decoys(d: _Draw, body: _Body, survey: _Map, lesions: list[_Lesion]) -> list[_Decoy]:
     found = []
     front = -0.40 * body.half_front
-    for anchor, p in (((6.0, front, body.fissure_x - 10), 0.40), ((6.0, front, body.fissure_x + 12), 0.25), ((-16.0, front + 8, -38.0), 0.30)):
+    for anchor, p in (
+        ((6.0, front, body.fissure_x - 10), 0.40),
+        ((6.0, front, body.fissure_x + 12), 0.25),
+        ((-16.0, front + 8, -38.0), 0.30),
+    ):
         if not d.chance(p):
             continue
         r = d.uniform(7, 17)
@@ -721,7 +883,14 @@ def _decoys(d: _Draw, body: _Body, survey: _Map, lesions: list[_Lesion]) -> list
             if -12 < survey(centre) < -1 and _clear(centre, 1.4 * r, lesions):
                 turn = _turn(d.uniform(0, 90), d.uniform(-20, 20), 0)
                 wedge = _Ellipsoid(tuple(centre), (1.1 * r, 0.95 * r, 0.5 * r), turn)
-                found.append(_Decoy("focal fat", -d.uniform(22, 48) * (0.6 if body.fatty else 1), (wedge,), edge_mm=d.uniform(1.5, 4)))
+                found.append(
+                    _Decoy(
+                        "focal fat",
+                        -d.uniform(22, 48) * (0.6 if body.fatty else 1),
+                        (wedge,),
+                        edge_mm=d.uniform(1.5, 4),
+                    )
+                )
                 break
     for _ in range(d.pick((0, 1, 2, 3), (0.35, 0.35, 0.2, 0.1))):
         for _ in range(8):
@@ -731,18 +900,45 @@ def _decoys(d: _Draw, body: _Body, survey: _Map, lesions: list[_Lesion]) -> list
                 break
             axis = surface - inner
             length = float(np.linalg.norm(axis))
-            if 18 < length < 55 and all(_clear(inner + t * axis, 0.55 * t * length, lesions) for t in (0, 0.25, 0.5, 0.75, 1.0)):
-                hu = d.uniform(12, 38) if body.phase == "arterial" else (-d.uniform(9, 24) if d.chance(0.6) else d.uniform(8, 22))
-                found.append(_Decoy("perfusion", hu, (), cone=(inner, axis / length, length, math.radians(d.uniform(14, 30))), edge_mm=d.uniform(1.5, 4)))
+            if 18 < length < 55 and all(
+                _clear(inner + t * axis, 0.55 * t * length, lesions) for t in (0, 0.25, 0.5, 0.75, 1.0)
+            ):
+                hu = (
+                    d.uniform(12, 38)
+                    if body.phase == "arterial"
+                    else (-d.uniform(9, 24) if d.chance(0.6) else d.uniform(8, 22))
+                )
+                found.append(
+                    _Decoy(
+                        "perfusion",
+                        hu,
+                        (),
+                        cone=(inner, axis / length, length, math.radians(d.uniform(14, 30))),
+                        edge_mm=d.uniform(1.5, 4),
+                    )
+                )
                 break
     if d.chance(0.3):
         for _ in range(8):
             centre = survey.point(d, -99, -12)
             if centre is None or not _clear(centre, 12, lesions):
                 continue
-            r, turn, tube = d.uniform(4, 7), _turn(d.uniform(0, 90), d.uniform(-40, 40), d.uniform(0, 90)), d.uniform(1.6, 3.0)
-            ring = [centre + r * (math.cos(a) * turn[1] + math.sin(a) * turn[2]) + 2.4 * a * turn[0] * r / 6 for a in np.linspace(0, 5.4, 8)]
-            found.append(_Decoy("vessel loop", body.hu["portal"] - body.hu["liver"] + d.uniform(0, 20), tuple(_path([tuple(q) for q in ring], [tube] * 8))))
+            r, turn, tube = (
+                d.uniform(4, 7),
+                _turn(d.uniform(0, 90), d.uniform(-40, 40), d.uniform(0, 90)),
+                d.uniform(1.6, 3.0),
+            )
+            ring = [
+                centre + r * (math.cos(a) * turn[1] + math.sin(a) * turn[2]) + 2.4 * a * turn[0] * r / 6
+                for a in np.linspace(0, 5.4, 8)
+            ]
+            found.append(
+                _Decoy(
+                    "vessel loop",
+                    body.hu["portal"] - body.hu["liver"] + d.uniform(0, 20),
+                    tuple(_path([tuple(q) for q in ring], [tube] * 8)),
+                )
+            )
             break
     for _ in range(d.pick((0, 1, 2), (0.4, 0.4, 0.2))):
         angle = d.uniform(180, 255)  # degrees from +x towards +y: from the spine to the right and forwards
@@ -751,7 +947,14 @@ def _decoys(d: _Draw, body: _Body, survey: _Map, lesions: list[_Lesion]) -> list
         else:
             origin = (d.uniform(-0.5, 0.8) * body.half_back, -body.half_width)
             angle = d.uniform(-25, 25)
-        found.append(_Decoy("beam hardening", -d.uniform(14, 30), (), band=(origin, math.radians(angle), d.uniform(4, 8), d.uniform(-40, 60), d.uniform(5, 11))))
+        found.append(
+            _Decoy(
+                "beam hardening",
+                -d.uniform(14, 30),
+                (),
+                band=(origin, math.radians(angle), d.uniform(4, 8), d.uniform(-40, 60), d.uniform(5, 11)),
+            )
+        )
     return found
 
 
@@ -768,7 +971,9 @@ class _Slab:
     width: float  # mm over which a surface is spread
     mottle: Tensor
 
-    def paint(self, box: Box | None, sdf: Tensor, hu, organ: str | None = None, width: float | None = None, share: float = 1.0) -> Tensor | None:
+    def paint(
+        self, box: Box | None, sdf: Tensor, hu, organ: str | None = None, width: float | None = None, share: float = 1.0
+    ) -> Tensor | None:
         if box is None:
             return None
         occupancy = (0.5 - sdf / (width or self.width)).clamp_(0, 1)
@@ -797,7 +1002,9 @@ def _paint_wall(slab: _Slab, body: _Body, wall: Tensor) -> None:
     furrow = 7 * torch.exp(-((x / 9) ** 2)) * (y > 0)
     outer = wall - (muscle + fat - furrow)
     everything = (slice(None),) * 3
-    table = (y - (body.half_back + body.muscle_mm + 22 * body.frame + 1.1 * body.fat_mm + 16) + 0.0011 * x**2).abs() - 1.2
+    table = (
+        y - (body.half_back + body.muscle_mm + 22 * body.frame + 1.1 * body.fat_mm + 16) + 0.0011 * x**2
+    ).abs() - 1.2
     slab.paint(everything, table.expand_as(slab.hu), -110.0, "table")
     slab.paint(everything, outer, 5.0, "skin")
     slab.paint(everything, outer + 2.2, hu["fat"] + 5 * slab.mottle, "fat")
@@ -816,13 +1023,15 @@ def _paint_ribs(slab: _Slab, body: _Body, wall: Tensor) -> None:
     zz = g.z[:, None, None]
     level = (zz + body.rib_drop * g.theta / math.pi - body.rib_base) / body.rib_pitch
     number = level.round()
-    end = ((0.40 + 0.13 * number).clamp(max=0.80) * math.pi)
+    end = (0.40 + 0.13 * number).clamp(max=0.80) * math.pi
     off_z = (level - number) * body.rib_pitch * 0.93
     cross = (((wall - 5.0) / 4.2) ** 2 + (off_z / 6.2) ** 2).sqrt() * 5.2 - 5.2
     start = (0.30 - g.theta) * 90
     rib = torch.maximum(torch.maximum(cross, (g.theta - end) * 90), torch.maximum(start, -number * 20 - 5))
     everything = (slice(None),) * 3
-    cartilage = torch.maximum(torch.maximum(cross, (end - g.theta) * 90), torch.maximum((g.theta - 0.95 * math.pi) * 90, (2.5 - number) * 20))
+    cartilage = torch.maximum(
+        torch.maximum(cross, (end - g.theta) * 90), torch.maximum((g.theta - 0.95 * math.pi) * 90, (2.5 - number) * 20)
+    )
     slab.paint(everything, cartilage, 105.0, "cartilage")
     slab.paint(everything, rib, 520.0, "bone")
     slab.paint(everything, rib + 2.0, 220.0 + 30 * slab.mottle)
@@ -857,7 +1066,13 @@ def _paint_spine(slab: _Slab, body: _Body) -> None:
 def _paint_mesentery(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor, tubes: Tensor) -> None:
     """Small vessels and strands in the fat of the belly."""
     inside = torch.maximum(wall + 9, chest + 9)
-    slab.paint((slice(None),) * 3, torch.maximum(tubes - 0.6, inside), 0.5 * (body.hu["cava"] + body.hu["muscle"]), share=0.75, width=2.4)
+    slab.paint(
+        (slice(None),) * 3,
+        torch.maximum(tubes - 0.6, inside),
+        0.5 * (body.hu["cava"] + body.hu["muscle"]),
+        share=0.75,
+        width=2.4,
+    )
 
 
 def _paint_chest(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor, tubes: Tensor) -> None:
@@ -901,7 +1116,7 @@ def _paint_retroperitoneum(slab: _Slab, body: _Body) -> None:
         z, y, x = g.z[box[0]][:, None, None], g.y[box[1]][None, :, None], g.x[box[2]][None, None, :]
         crus = (((x.abs() - 17) / 4.5) ** 2 + ((y - front + 4) / 14) ** 2).sqrt() * 5.5 - 5.5
         slab.paint(box, torch.maximum(crus, -45 - z), hu["muscle"], "muscle")
-    for (kidney, sinus) in body.kidneys:
+    for kidney, sinus in body.kidneys:
         box = g.box(kidney.bounds, _BEND_PAD_MM)
         if box is None:
             continue
@@ -943,18 +1158,43 @@ def _paint_gut(slab: _Slab, body: _Body, wall: Tensor, chest: Tensor) -> None:
 
     for path, content, gassy in body.loops:
         top = min(min(t.start[1], t.end[1]) for t in path) + (4 if gassy else -40)
-        tubes(path, 2.6, hu["bowel"] + (25 if body.phase == "arterial" else 10), "bowel", lambda box, top=top, content=content: level(box, top, content), 1.5)
+        tubes(
+            path,
+            2.6,
+            hu["bowel"] + (25 if body.phase == "arterial" else 10),
+            "bowel",
+            lambda box, top=top, content=content: level(box, top, content),
+            1.5,
+        )
     for path in body.colon:
+
         def stool(box):
             lumps = slab.mottle[box]
-            return torch.where(lumps > 0.55, -880.0, torch.where(lumps > 0.0, -60 + 60 * lumps, 35.0)) if body.belly < 0.75 else level(box, -20.0, 40.0)
+            return (
+                torch.where(lumps > 0.55, -880.0, torch.where(lumps > 0.0, -60 + 60 * lumps, 35.0))
+                if body.belly < 0.75
+                else level(box, -20.0, 40.0)
+            )
+
         tubes(path, 2.8, hu["bowel"], "bowel", stool, 3.2)
     for tube in body.pancreas:
         box = g.box(tube.bounds, _BEND_PAD_MM + 3)
         if box is not None:
-            slab.paint(box, tube.sdf(g.bent_in(box)) + 2.6 * slab.mottle[box], hu["liver"] * 0.75 + 22 + 4 * slab.mottle[box], "pancreas")
+            slab.paint(
+                box,
+                tube.sdf(g.bent_in(box)) + 2.6 * slab.mottle[box],
+                hu["liver"] * 0.75 + 22 + 4 * slab.mottle[box],
+                "pancreas",
+            )
     tubes(body.oesophagus, 3.5, hu["muscle"], "stomach", lambda box: 30.0, 0.0)
-    tubes(body.stomach, 4.0, hu["bowel"] + 20, "stomach", lambda box: level(box, body.stomach_level, body.stomach_hu, lumps=14.0), 1.2)
+    tubes(
+        body.stomach,
+        4.0,
+        hu["bowel"] + 20,
+        "stomach",
+        lambda box: level(box, body.stomach_level, body.stomach_hu, lumps=14.0),
+        1.2,
+    )
     box = g.box(body.spleen.bounds, _BEND_PAD_MM + 3)
     if box is not None:
         p = g.bent_in(box)
@@ -1027,7 +1267,11 @@ def _paint_liver(slab: _Slab, plan: _Plan, wall: Tensor, chest: Tensor) -> tuple
         slab.shape(tube, body.hu["portal"], "portal vein")
     for index, tube in enumerate(body.cava):
         above = index >= 2
-        slab.shape(tube, body.hu["cava"] if not above else 0.5 * (body.hu["cava"] + max(body.hu["hepatic"], body.hu["cava"])), "vena cava")
+        slab.shape(
+            tube,
+            body.hu["cava"] if not above else 0.5 * (body.hu["cava"] + max(body.hu["hepatic"], body.hu["cava"])),
+            "vena cava",
+        )
     if box is None:
         return result
     bladder = None
@@ -1088,7 +1332,9 @@ def _paint_liver(slab: _Slab, plan: _Plan, wall: Tensor, chest: Tensor) -> tuple
         z, y, x = g.plain
         along = (x - x0) * math.cos(angle) + (y - y0) * math.sin(angle)
         off = -(x - x0) * math.sin(angle) + (y - y0) * math.cos(angle)
-        plane = torch.exp(-((off / width) ** 2)) * (along > 0) - 0.5 * torch.exp(-(((off - 2 * width) / width) ** 2)) * (along > 0)
+        plane = torch.exp(-((off / width) ** 2)) * (along > 0) - 0.5 * torch.exp(
+            -(((off - 2 * width) / width) ** 2)
+        ) * (along > 0)
         delta = decoy.hu * plane * torch.exp(-(((z - z0) / half) ** 2))
         if float(delta.abs().max()) < 1:
             continue
@@ -1144,8 +1390,8 @@ def _noise(shape, spacing: Spacing, kernel_mm: float, overlap_mm: float, generat
     fine, coarse = max(0.58, kernel_mm / spacing[1]), max(1.5, 1.9 / spacing[1])
     dip = min(0.85, max(0.45, 0.85 - 0.25 * (spacing[1] - 0.9)))
     for a in range(0, shape[0], 32):
-        part = white[a:a + 32]
-        white[a:a + 32] = _blur(part, fine) - dip * _blur(part, coarse)
+        part = white[a : a + 32]
+        white[a : a + 32] = _blur(part, fine) - dip * _blur(part, coarse)
     alike = math.exp(-spacing[0] / overlap_mm)
     for k in range(1, shape[0]):
         white[k].mul_(math.sqrt(1 - alike**2)).add_(white[k - 1], alpha=alike)
@@ -1201,9 +1447,12 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
         parts = _paint_slices(plan, fine, y, x, math.hypot(spacing[1], spacing[0] / subs) / math.sqrt(2))
         n = (b - a, subs, *shape[1:])
         hu[a:b], liver[a:b], tumor[a:b] = (parts[k].view(n).mean(1) for k in ("hu", "liver", "tumor"))
-        organs[a:b], instances[a:b], decoys[a:b] = (parts[k].view(n)[:, subs // 2] if k == "organ" else parts[k].view(n).amax(1) for k in ("organ", "instance", "decoy"))
+        organs[a:b], instances[a:b], decoys[a:b] = (
+            parts[k].view(n)[:, subs // 2] if k == "organ" else parts[k].view(n).amax(1)
+            for k in ("organ", "instance", "decoy")
+        )
     for a in range(0, shape[0], 32):
-        hu[a:a + 32] = _blur(hu[a:a + 32], max(0.3, sharpness / spacing[1]))
+        hu[a : a + 32] = _blur(hu[a : a + 32], max(0.3, sharpness / spacing[1]))
 
     labels, lesions = _truth(plan, liver, tumor, instances, hu, (z, y, x), spacing)
     del liver, tumor
@@ -1214,12 +1463,22 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
     lookalikes = _lookalike_table(plan, decoys, (z, y, x), spacing)
 
     noise = _noise(shape, spacing, kernel_mm, overlap_mm, torch.Generator(device).manual_seed(seed + 1_000_003), device)
-    distance = ((x[None, :] / body.half_width) ** 2 + (y[:, None] / body.half_front) ** 2)
+    distance = (x[None, :] / body.half_width) ** 2 + (y[:, None] / body.half_front) ** 2
     noise *= noise_hu * (0.80 + 0.34 * torch.exp(-1.2 * distance)).clamp_min(0.5)
     hu += noise
     ct = hu.round_().clamp_(-1024, 3071).to(torch.int16)
     affine = canonical_affine(spacing)
-    return Phantom(Volume(ct, spacing, affine, name), Volume(labels, spacing, affine, name), lesions, lookalikes, organs, instances, decoys, body.phase, name)
+    return Phantom(
+        Volume(ct, spacing, affine, name),
+        Volume(labels, spacing, affine, name),
+        lesions,
+        lookalikes,
+        organs,
+        instances,
+        decoys,
+        body.phase,
+        name,
+    )
 
 
 def _axes(scan: Preset, body: _Body, survey: _Map, d: _Draw) -> tuple[Tensor, Tensor, Tensor, Spacing]:
@@ -1242,7 +1501,13 @@ def _paint_slices(plan: _Plan, z: Tensor, y: Tensor, x: Tensor, width: float) ->
     body = plan.body
     g = body.grid(z, y, x)
     shape = (len(z), len(y), len(x))
-    slab = _Slab(g, torch.full(shape, -1000.0, device=z.device), torch.zeros(shape, dtype=torch.uint8, device=z.device), width, body.mottle.at(z, y, x)[0])
+    slab = _Slab(
+        g,
+        torch.full(shape, -1000.0, device=z.device),
+        torch.zeros(shape, dtype=torch.uint8, device=z.device),
+        width,
+        body.mottle.at(z, y, x)[0],
+    )
     wall = body.wall_at(g)
     chest = body.diaphragm(g, wall)
     _paint_wall(slab, body, wall)
@@ -1258,7 +1523,9 @@ def _paint_slices(plan: _Plan, z: Tensor, y: Tensor, x: Tensor, width: float) ->
     return {"hu": slab.hu, "organ": slab.organ, "liver": liver, "tumor": tumor, "instance": instance, "decoy": decoy}
 
 
-def _truth(plan: _Plan, liver: Tensor, tumor: Tensor, instances: Tensor, hu: Tensor, axes, spacing) -> tuple[Tensor, pd.DataFrame]:
+def _truth(
+    plan: _Plan, liver: Tensor, tumor: Tensor, instances: Tensor, hu: Tensor, axes, spacing
+) -> tuple[Tensor, pd.DataFrame]:
     """Label map by the half level of the occupancies, and the lesions' true figures. A lesion thinner than that keeps its fullest voxel."""
     labels = (liver >= 0.5).to(torch.uint8)
     rows = []
@@ -1272,11 +1539,36 @@ def _truth(plan: _Plan, liver: Tensor, tumor: Tensor, instances: Tensor, hu: Ten
         chosen = (share >= 0.5) if bool((share >= 0.5).any()) else share == share.max()
         at = tuple(w[chosen] for w in where)
         labels[at] = 2
-        centre = [float((axes[k].to(share.device)[where[k]] * share).sum() / share.sum()) - float(axes[k][0]) for k in range(3)]
-        rows.append({"lesion": number, "kind": lesion.kind, "volume_ml": volume, "diameter_mm": (6000 * volume / math.pi) ** (1 / 3),
-                     "z_mm": centre[0], "y_mm": centre[1], "x_mm": centre[2], "contrast_hu": float(hu[at].mean()) - plan.body.hu["liver"],
-                     "at_capsule": bool(_near_edge(liver, at, spacing)), "at_vessel": lesion.at_vessel})
-    columns = ["lesion", "kind", "volume_ml", "diameter_mm", "z_mm", "y_mm", "x_mm", "contrast_hu", "at_capsule", "at_vessel"]
+        centre = [
+            float((axes[k].to(share.device)[where[k]] * share).sum() / share.sum()) - float(axes[k][0])
+            for k in range(3)
+        ]
+        rows.append(
+            {
+                "lesion": number,
+                "kind": lesion.kind,
+                "volume_ml": volume,
+                "diameter_mm": (6000 * volume / math.pi) ** (1 / 3),
+                "z_mm": centre[0],
+                "y_mm": centre[1],
+                "x_mm": centre[2],
+                "contrast_hu": float(hu[at].mean()) - plan.body.hu["liver"],
+                "at_capsule": bool(_near_edge(liver, at, spacing)),
+                "at_vessel": lesion.at_vessel,
+            }
+        )
+    columns = [
+        "lesion",
+        "kind",
+        "volume_ml",
+        "diameter_mm",
+        "z_mm",
+        "y_mm",
+        "x_mm",
+        "contrast_hu",
+        "at_capsule",
+        "at_vessel",
+    ]
     return labels, pd.DataFrame(rows, columns=columns)
 
 
@@ -1298,6 +1590,15 @@ def _lookalike_table(plan: _Plan, decoys: Tensor, axes, spacing) -> pd.DataFrame
         where = (decoys == number).nonzero()
         if len(where):
             centre = [float(where[:, k].double().mean()) * spacing[k] for k in range(3)]
-            rows.append({"lookalike": number, "kind": decoy.kind, "volume_ml": len(where) * math.prod(spacing) / 1000, "z_mm": centre[0], "y_mm": centre[1], "x_mm": centre[2],
-                         "contrast_hu": decoy.hu})
+            rows.append(
+                {
+                    "lookalike": number,
+                    "kind": decoy.kind,
+                    "volume_ml": len(where) * math.prod(spacing) / 1000,
+                    "z_mm": centre[0],
+                    "y_mm": centre[1],
+                    "x_mm": centre[2],
+                    "contrast_hu": decoy.hu,
+                }
+            )
     return pd.DataFrame(rows, columns=["lookalike", "kind", "volume_ml", "z_mm", "y_mm", "x_mm", "contrast_hu"])

@@ -178,8 +178,9 @@ def icc_table(values: np.ndarray, minimum: int = 3, confidence: float = 0.95) ->
     numbers[~usable] = np.nan
     table = pd.DataFrame(numbers, columns=["icc21", "icc21_low", "icc21_high", "icc11", "icc11_low", "icc11_high"])
     table["lesions"] = count
-    table["reason"] = ["" if c >= minimum else f"{c} lesions have a value in every repeat, {minimum} are needed"
-                       for c in count]
+    table["reason"] = [
+        "" if c >= minimum else f"{c} lesions have a value in every repeat, {minimum} are needed" for c in count
+    ]
     table.loc[constant, "reason"] = "constant over lesions and repeats"
     return table
 
@@ -253,20 +254,31 @@ def rank_l1(values: np.ndarray, target: np.ndarray, patients: np.ndarray, settin
             continue
         first = l1_min_c(x, y, loss="log")
         for weaker in (3, 10):
-            model = LogisticRegression(solver="liblinear", l1_ratio=1.0, C=first * weaker, tol=1e-3,
-                                       class_weight="balanced", random_state=settings.seed)
+            model = LogisticRegression(
+                solver="liblinear",
+                l1_ratio=1.0,
+                C=first * weaker,
+                tol=1e-3,
+                class_weight="balanced",
+                random_state=settings.seed,
+            )
             size = np.abs(model.fit(x, y).coef_[0])
             used += size > 0
             strength += size
         done += 1
     if done == 0:
-        raise Refused("selection", "no half of the patients with two lesions and two look-alikes",
-                      "both classes spread over several patients", "Use more patients.")
+        raise Refused(
+            "selection",
+            "no half of the patients with two lesions and two look-alikes",
+            "both classes spread over several patients",
+            "Use more patients.",
+        )
     return _rank(used, strength)
 
 
-def rank_forest(values: np.ndarray, target: np.ndarray, patients: np.ndarray, settings: SelectionSettings
-                ) -> np.ndarray:
+def rank_forest(
+    values: np.ndarray, target: np.ndarray, patients: np.ndarray, settings: SelectionSettings
+) -> np.ndarray:
     """Permutation importance, on patients held out from the forest, as the growth of the class-balanced Brier score.
 
     The Brier score still moves where the area under the curve is already 1. A tree that does not use a feature does not
@@ -281,8 +293,9 @@ def rank_forest(values: np.ndarray, target: np.ndarray, patients: np.ndarray, se
     for train, held in split:
         if len(held) == 0 or len(np.unique(target[train])) < 2:
             continue
-        forest = RandomForestClassifier(settings.trees, min_samples_leaf=2, class_weight="balanced_subsample",
-                                        random_state=settings.seed, n_jobs=1).fit(values[train], target[train])
+        forest = RandomForestClassifier(
+            settings.trees, min_samples_leaf=2, class_weight="balanced_subsample", random_state=settings.seed, n_jobs=1
+        ).fit(values[train], target[train])
         trees = [estimator.tree_ for estimator in forest.estimators_]
         users = [[] for _ in growth]
         for tree in trees:
@@ -314,8 +327,15 @@ def _rank(*keys: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- selection
 
 
-def select(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, repeats: np.ndarray, kinds: ArrayLike,
-           settings: SelectionSettings | None = None, repeat_rows: ArrayLike | None = None) -> Selection:
+def select(
+    features: pd.DataFrame,
+    target: ArrayLike,
+    patients: ArrayLike,
+    repeats: np.ndarray,
+    kinds: ArrayLike,
+    settings: SelectionSettings | None = None,
+    repeat_rows: ArrayLike | None = None,
+) -> Selection:
     """Choose `settings.keep` columns of `features [lesion feature]` that tell lesions (`target` true) from look-alikes.
 
     `patients [lesion]` groups the inner resampling. `repeats [perturbation lesion feature]` holds the same columns in
@@ -341,8 +361,11 @@ def select(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, repea
     filled = np.where(missing, _medians(table), table)
     spread = filled.std(axis=0)
     constant = ~too_many & (spread <= _SAME * np.abs(filled.mean(axis=0)))
-    leave("undefined", too_many, [f"undefined for {s:.0%} of the lesions, at most {settings.max_missing:.0%} may be"
-                                  for s in share[too_many]])
+    leave(
+        "undefined",
+        too_many,
+        [f"undefined for {s:.0%} of the lesions, at most {settings.max_missing:.0%} may be" for s in share[too_many]],
+    )
     leave("undefined", constant, ["the same for all lesions"] * int(constant.sum()))
 
     systematic = icc_table(np.concatenate([original, changed[kind == SYSTEMATIC]]), settings.min_repeated)
@@ -367,18 +390,31 @@ def select(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, repea
     unstable = defined & ~stable
     leave("unstable", unstable, [_unstable(rows.loc[i], why[i], bound) for i in np.flatnonzero(unstable)])
     if len(chosen) < settings.keep:
-        raise Refused("selection", f"{len(chosen)} uncorrelated features with ICC intervals from {bound:.2f} up",
-                      f"at least {settings.keep}", "Repeat more lesions or keep fewer features.")
+        raise Refused(
+            "selection",
+            f"{len(chosen)} uncorrelated features with ICC intervals from {bound:.2f} up",
+            f"at least {settings.keep}",
+            "Repeat more lesions or keep fewer features.",
+        )
     leader = {cluster[i]: i for i in chosen}
     behind = np.flatnonzero(stable & ~np.isin(np.arange(len(names)), chosen))
     ahead = [leader[cluster[i]] for i in behind]
-    leave("redundant", behind, [f"says what {names[j]} says, which is no less stable (|rho| {r:.2f})"
-                                for j, r in zip(ahead, rho[place[behind], place[ahead]])])
+    leave(
+        "redundant",
+        behind,
+        [
+            f"says what {names[j]} says, which is no less stable (|rho| {r:.2f})"
+            for j, r in zip(ahead, rho[place[behind], place[ahead]])
+        ],
+    )
     rows["cluster"] = pd.Series(cluster).where(cluster > 0).astype("Int64")
 
     values = filled[:, chosen]
-    ranks = {"rank_mutual": rank_mutual(values, truth, settings), "rank_l1": rank_l1(values, truth, groups, settings),
-             "rank_forest": rank_forest(values, truth, groups, settings)}
+    ranks = {
+        "rank_mutual": rank_mutual(values, truth, settings),
+        "rank_l1": rank_l1(values, truth, groups, settings),
+        "rank_forest": rank_forest(values, truth, groups, settings),
+    }
     points = sum(len(chosen) - rank for rank in ranks.values())
     order = np.lexsort([np.arange(len(chosen)), -stability[chosen], -points])
     final = np.empty(len(chosen), dtype=np.int64)
@@ -387,24 +423,46 @@ def select(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, repea
         rows[column] = pd.Series(rank, index=chosen).reindex(rows.index)
     rows["borda"] = pd.Series(points, index=chosen).reindex(rows.index)
     rows["rank"] = pd.Series(final, index=chosen).reindex(rows.index).astype("Int64")
-    votes = ["; ".join(f"{word} {ranks[column][i]:g}" for column, word in STRATEGIES.items())
-             for i in range(len(chosen))]
-    late = [f"; stable only at the lowered bound of {bound:.2f}" if s < settings.icc_bound else ""
-            for s in stability[chosen]]
+    votes = [
+        "; ".join(f"{word} {ranks[column][i]:g}" for column, word in STRATEGIES.items()) for i in range(len(chosen))
+    ]
+    late = [
+        f"; stable only at the lowered bound of {bound:.2f}" if s < settings.icc_bound else ""
+        for s in stability[chosen]
+    ]
     kept = final <= settings.keep
     for step, part, verdict in (("kept", kept, "one of the"), ("less relevant", ~kept, "not among the")):
         verdict += f" {settings.keep} kept"
-        leave(step, chosen[part], [f"rank {final[i]} of {len(chosen)}, {verdict} ({votes[i]}){late[i]}"
-                                   for i in np.flatnonzero(part)])
+        leave(
+            step,
+            chosen[part],
+            [f"rank {final[i]} of {len(chosen)}, {verdict} ({votes[i]}){late[i]}" for i in np.flatnonzero(part)],
+        )
     rows["kept"] = rows["step"] == "kept"
-    columns = ["name", "icc21", "icc21_low", "icc21_high", "icc11", "icc11_low", "icc11_high", "repeated", "cluster",
-               *STRATEGIES, "borda", "rank", "step", "reason", "kept"]
-    winners = tuple(names[chosen[order[:settings.keep]]])
+    columns = [
+        "name",
+        "icc21",
+        "icc21_low",
+        "icc21_high",
+        "icc11",
+        "icc11_low",
+        "icc11_high",
+        "repeated",
+        "cluster",
+        *STRATEGIES,
+        "borda",
+        "rank",
+        "step",
+        "reason",
+        "kept",
+    ]
+    winners = tuple(names[chosen[order[: settings.keep]]])
     return Selection(winners, rows[columns], bound, notes, settings)
 
 
-def _stable_representatives(stability: np.ndarray, rho: np.ndarray, place: np.ndarray, settings: SelectionSettings
-                            ) -> tuple[float, np.ndarray, np.ndarray, tuple[str, ...]]:
+def _stable_representatives(
+    stability: np.ndarray, rho: np.ndarray, place: np.ndarray, settings: SelectionSettings
+) -> tuple[float, np.ndarray, np.ndarray, tuple[str, ...]]:
     """The bound that leaves enough to choose from, the most stable member of each cluster, every feature's cluster."""
     steps = math.ceil((settings.icc_bound - settings.icc_floor) / settings.icc_step - 1e-9)
     bounds = [max(round(settings.icc_bound - i * settings.icc_step, 10), settings.icc_floor) for i in range(steps + 1)]
@@ -420,8 +478,10 @@ def _stable_representatives(stability: np.ndarray, rho: np.ndarray, place: np.nd
         if len(chosen) >= settings.choose_from:
             break
         if bound > bounds[-1]:
-            notes.append(f"ICC bound lowered from {bound:.2f}: it left {len(chosen)} uncorrelated features, "
-                         f"{settings.choose_from} are wanted to choose from")
+            notes.append(
+                f"ICC bound lowered from {bound:.2f}: it left {len(chosen)} uncorrelated features, "
+                f"{settings.choose_from} are wanted to choose from"
+            )
     return bound, chosen, cluster, tuple(notes)
 
 
@@ -437,8 +497,11 @@ def _clusters(rho: np.ndarray, threshold: float) -> np.ndarray:
 def _unstable(row: pd.Series, why: str, bound: float) -> str:
     if why:
         return why
-    parts = [f"{name} {row[column]:.2f}" for name, column in (("ICC(2,1)", "icc21_low"), ("ICC(1,1)", "icc11_low"))
-             if row[column] < bound]
+    parts = [
+        f"{name} {row[column]:.2f}"
+        for name, column in (("ICC(2,1)", "icc21_low"), ("ICC(1,1)", "icc11_low"))
+        if row[column] < bound
+    ]
     return f"lower end of {' and of '.join(parts)} is under {bound:.2f}"
 
 
@@ -453,8 +516,9 @@ def _medians(table: np.ndarray) -> np.ndarray:
     return np.where(count > 0, (np.where(count > 0, low, 0) + np.where(count > 0, high, 0)) / 2, 0.0)
 
 
-def _checked(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, settings: SelectionSettings
-             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(
+    features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, settings: SelectionSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not features.columns.is_unique:
         twice = features.columns[features.columns.duplicated()][0]
         raise Refused("selection", f"the column {twice} twice", "unique names")
@@ -468,32 +532,52 @@ def _checked(features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, set
     lesions, alike, patients_n = int(truth.sum()), int((~truth).sum()), len(np.unique(groups))
     small = len(table) < settings.min_lesions or min(lesions, alike) < settings.min_class
     if small or patients_n < settings.min_patients:
-        raise Refused("selection", f"{lesions} lesions and {alike} look-alikes of {patients_n} patients",
-                      f"at least {settings.min_lesions} candidates of {settings.min_patients} patients, "
-                      f"{settings.min_class} of each class", "Use a larger cohort.")
+        raise Refused(
+            "selection",
+            f"{lesions} lesions and {alike} look-alikes of {patients_n} patients",
+            f"at least {settings.min_lesions} candidates of {settings.min_patients} patients, "
+            f"{settings.min_class} of each class",
+            "Use a larger cohort.",
+        )
     return table, truth, groups
 
 
-def _checked_repeats(features: pd.DataFrame, repeats: np.ndarray, kinds: ArrayLike, repeat_rows: ArrayLike | None,
-                     settings: SelectionSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked_repeats(
+    features: pd.DataFrame,
+    repeats: np.ndarray,
+    kinds: ArrayLike,
+    repeat_rows: ArrayLike | None,
+    settings: SelectionSettings,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the repeated lesions: unperturbed `[1 lesion feature]`, `[perturbation lesion feature]`, and the kinds."""
     changed, kind = np.asarray(repeats, dtype=np.float64), np.asarray(kinds, dtype=str)
     if set(kind.tolist()) != {SYSTEMATIC, RANDOM}:
-        raise Refused("selection", f"perturbations of the kinds {sorted(set(kind.tolist()))}",
-                      f"both {SYSTEMATIC} and {RANDOM} ones and no other")
+        raise Refused(
+            "selection",
+            f"perturbations of the kinds {sorted(set(kind.tolist()))}",
+            f"both {SYSTEMATIC} and {RANDOM} ones and no other",
+        )
     labels = features.index if repeat_rows is None else pd.Index(np.asarray(repeat_rows))
     if not features.index.is_unique:
         raise Refused("selection", "a row label twice", "a unique index")
     strangers = labels.difference(features.index)
     if len(strangers):
-        raise Refused("selection", f"repeats of {len(strangers)} lesions outside the table, such as {strangers[0]}",
-                      "repeats of the given rows only", "Cut them with repeats_within.")
+        raise Refused(
+            "selection",
+            f"repeats of {len(strangers)} lesions outside the table, such as {strangers[0]}",
+            "repeats of the given rows only",
+            "Cut them with repeats_within.",
+        )
     expected = (len(kind), len(labels), features.shape[1])
     if changed.shape != expected:
         raise Refused("selection", f"repeats of shape {changed.shape}", f"{expected} (perturbation, lesion, feature)")
     if len(labels) < settings.min_repeated:
-        raise Refused("selection", f"{len(labels)} lesions with repeats", f"at least {settings.min_repeated}",
-                      "Repeat more lesions.")
+        raise Refused(
+            "selection",
+            f"{len(labels)} lesions with repeats",
+            f"at least {settings.min_repeated}",
+            "Repeat more lesions.",
+        )
     return features.loc[labels].to_numpy(dtype=np.float64)[None], changed, kind
 
 

@@ -100,15 +100,25 @@ def canonical_affine(spacing_mm: Spacing) -> np.ndarray:
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> None:
     """Refuse two volumes whose voxels do not lie in the same places."""
     if a.shape != b.shape:
-        raise Refused(b.name, f"grid {b.shape}", f"{a.shape}, the grid of {a.name}", "Resample one onto the other first.")
-    corners = np.array([[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], float).T
+        raise Refused(
+            b.name, f"grid {b.shape}", f"{a.shape}, the grid of {a.name}", "Resample one onto the other first."
+        )
+    corners = np.array(
+        [[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], float
+    ).T
     apart = float(np.abs(a.affine @ corners - b.affine @ corners).max())
     if apart > tolerance_mm:
-        raise Refused(b.name, f"voxels {apart:.3g} mm away from those of {a.name}", f"at most {tolerance_mm} mm",
-                      "Resample one onto the other first.")
+        raise Refused(
+            b.name,
+            f"voxels {apart:.3g} mm away from those of {a.name}",
+            f"at most {tolerance_mm} mm",
+            "Resample one onto the other first.",
+        )
 
 
-def shape_at(shape: tuple[int, int, int], spacing_mm: Spacing, target_mm: tuple[float | None, ...]) -> tuple[int, int, int]:
+def shape_at(
+    shape: tuple[int, int, int], spacing_mm: Spacing, target_mm: tuple[float | None, ...]
+) -> tuple[int, int, int]:
     """Grid of the same field of view at about `target_mm`; None keeps an axis as it is."""
     return tuple(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm))
 

@@ -26,10 +26,27 @@ from torch import Tensor
 from workbench.radiomics.ragged import DIRECTIONS, REACH_MM, Boxes, blur, linear, mean, nearest, quantiles, total
 
 NAMES = (
-    "contrast_median", "contrast_iqr", "blur_median", "blur_iqr", "fit_r2",
-    "inner_mean", "margin_mean", "outer_mean", "contrast_to_noise", "rim", "margin_sd",
-    "gradient_mean", "gradient_sd", "gradient_entropy", "radial_gradient", "contrast_asymmetry",
-    "radial_spread", "roughness", "hull_fill", "fractal_dimension", "liver_contact",
+    "contrast_median",
+    "contrast_iqr",
+    "blur_median",
+    "blur_iqr",
+    "fit_r2",
+    "inner_mean",
+    "margin_mean",
+    "outer_mean",
+    "contrast_to_noise",
+    "rim",
+    "margin_sd",
+    "gradient_mean",
+    "gradient_sd",
+    "gradient_entropy",
+    "radial_gradient",
+    "contrast_asymmetry",
+    "radial_spread",
+    "roughness",
+    "hull_fill",
+    "fractal_dimension",
+    "liver_contact",
 )
 
 # empirical choices, all in mm or HU
@@ -245,9 +262,12 @@ def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict
     average = contrast.sum(1) / there
     spread = (torch.where(known, contrast - average[:, None], 0.0) ** 2).sum(1) / there
     return dict(
-        inner_mean=inner + centre, margin_mean=rim + centre, outer_mean=outer + centre,
+        inner_mean=inner + centre,
+        margin_mean=rim + centre,
+        outer_mean=outer + centre,
         contrast_to_noise=torch.where(noise > 1e-3, (outer - inner) / noise, torch.nan),
-        rim=rim - (inner + outer) / 2, margin_sd=rim_var.sqrt(),
+        rim=rim - (inner + outer) / 2,
+        margin_sd=rim_var.sqrt(),
         contrast_asymmetry=torch.where(there >= 2, spread.sqrt(), torch.nan),
     )
 
@@ -271,8 +291,12 @@ def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> di
     along = total((gradient * radius).sum(1) * weight, faces.lesion, l)
     whole = total(length * weight, faces.lesion, l)
     steep = whole > 1e-3 * total(weight, faces.lesion, l)
-    return dict(gradient_mean=average, gradient_sd=sd, gradient_entropy=entropy,
-                radial_gradient=torch.where(steep, along / whole, torch.nan))
+    return dict(
+        gradient_mean=average,
+        gradient_sd=sd,
+        gradient_entropy=entropy,
+        radial_gradient=torch.where(steep, along / whole, torch.nan),
+    )
 
 
 def _form(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[str, Tensor]:

@@ -26,9 +26,7 @@ _ORDER = (
 )
 _COLUMN = {name: column for column, name in enumerate(_ORDER)}
 _TO_CATALOGUE = [_COLUMN[name] for name in NAMES]
-_IF_CONSTANT = [
-    name.split("_", 1)[1] in _TEXTURE[name.split("_")[0]].UNDEFINED_IF_CONSTANT for name in _TEXTURE_NAMES
-]
+_IF_CONSTANT = [name.split("_", 1)[1] in _TEXTURE[name.split("_")[0]].UNDEFINED_IF_CONSTANT for name in _TEXTURE_NAMES]
 
 
 def describe(boxes: Boxes) -> tuple[Tensor, list[str]]:

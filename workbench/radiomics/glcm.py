@@ -62,7 +62,7 @@ def features(counts: Tensor, top: Tensor) -> Tensor:
     px = p.sum(3)
     plus, minus = _skewed(p), _skewed(p.flip(3))
     k_plus = torch.arange(2, 2 * width + 1, dtype=p.dtype, device=p.device)
-    minus = minus[..., width - 1:] + torch.nn.functional.pad(minus[..., : width - 1].flip(-1), (1, 0))  # abs(i - j)
+    minus = minus[..., width - 1 :] + torch.nn.functional.pad(minus[..., : width - 1].flip(-1), (1, 0))  # abs(i - j)
     k = torch.arange(width, dtype=p.dtype, device=p.device)
     n = top.to(p.dtype)[:, None, None]
 

@@ -62,10 +62,13 @@ def features(n: Tensor, s: Tensor) -> Tensor:
     def ratio(a: Tensor, b: Tensor, otherwise: float) -> Tensor:
         return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), otherwise)
 
-    return torch.stack([
-        ratio(coarse, busy, 0.0),
-        ratio(torch.ones_like(coarse), coarse, CAP),
-        complexity.sum((1, 2)) / whole,
-        ratio(contrast, present * (present - 1), 0.0),
-        ratio(strength, summed, 0.0),
-    ], 1)
+    return torch.stack(
+        [
+            ratio(coarse, busy, 0.0),
+            ratio(torch.ones_like(coarse), coarse, CAP),
+            complexity.sum((1, 2)) / whole,
+            ratio(contrast, present * (present - 1), 0.0),
+            ratio(strength, summed, 0.0),
+        ],
+        1,
+    )

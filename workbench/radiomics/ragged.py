@@ -19,9 +19,7 @@ from torch import Tensor
 from workbench.volume import Spacing
 
 # The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
-DIRECTIONS = tuple(
-    d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0)
-)
+DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
 
 REACH_MM = 4.0  # empirical choice: how far from the surface the boundary group looks
 _LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surface one more on either side
@@ -99,7 +97,6 @@ class Voxels:
         return cls(
             at, lesion, zyx, torch.bincount(lesion, minlength=l), place[at + steps[:, None]], place[at - steps[:, None]]
         )
-
 
     def within(self, inner: tuple[slice, ...]) -> Tensor:
         """Flat index of the voxels in that part of the boxes."""
