@@ -673,8 +673,8 @@ def preview_of(folder: str | Path) -> Figure:
         raise Refused(folder, "no volume", "labels.nii.gz, tumor_probability.nii.gz or ledger.nii.gz")
     ct, why = case.ct()
     title = f"{case.case}: {case.info.get('status', '')}" + (f" (no CT: {why})" if ct is None else "")
-    arrays = [None if v is None else v[0] for v in found.values()]
-    return preview(ct, *arrays, grid[1], meanings=case.info.get("ledger_codes"), title=title)
+    labels, probability_map, history = (None if v is None else v[0] for v in found.values())
+    return preview(ct, labels, probability_map, history, grid[1], meanings=case.info.get("ledger_codes"), title=title)
 
 
 def _spread(counts: np.ndarray, n: int) -> list[int]:

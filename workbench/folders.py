@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ STAGES = (
 )
 
 
-def canonical(image) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
+def canonical(image: Any) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
     """A nibabel image as `[z y x]` LPS (a view where it can be), its spacing_mm, its affine (x, y, z) -> RAS mm."""
     import nibabel
 
@@ -38,8 +39,8 @@ def canonical(image) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray
     array = np.asanyarray(ras.dataobj)
     array = array.transpose(2, 1, 0)[:, ::-1, ::-1]
     z, y, x = array.shape
-    spacing = tuple(float(s) for s in np.linalg.norm(ras.affine[:3, :3], axis=0)[::-1])
-    return array, spacing, ras.affine @ np.array([[-1, 0, 0, x - 1], [0, -1, 0, y - 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    i, j, k = (float(s) for s in np.linalg.norm(ras.affine[:3, :3], axis=0))
+    return array, (k, j, i), ras.affine @ np.array([[-1, 0, 0, x - 1], [0, -1, 0, y - 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ def write(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
     code_of[0] = 0
     for code, (_, history) in HISTORY.items():
         code_of[sum(bit << n for n, bit in enumerate(history))] = code
-    pattern = sum(m.to(torch.uint8) << n for n, m in enumerate(masks))
-    ledger = code_of[pattern.long()]
+    pattern = torch.stack([m.long() << n for n, m in enumerate(masks)]).sum(0)
+    ledger = code_of[pattern]
     if bool((ledger == 255).any()):
         raise AssertionError("a voxel came back as tumor in a stage that only takes away")
     ledger[(ledger == 0) & liver_mask] = 1

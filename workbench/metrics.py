@@ -28,6 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -334,7 +335,7 @@ def froc(
     return pd.concat([nothing, table], ignore_index=True)
 
 
-def json_safe(value):
+def json_safe(value: Any) -> Any:
     """The same with plain Python numbers, and None for what is not finite."""
     if isinstance(value, dict):
         return {str(k): json_safe(v) for k, v in value.items()}

@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench import figures, folders
 
-Layer = tuple[object, dict, str]
+Layer = tuple[Any, dict, str]
 PHANTOM_PRESET = "demo"  # the full size takes most of a minute
 
 FAINT = "50"  # the liver lies under everything: its colour is there, the CT stays readable
@@ -174,7 +175,7 @@ def add(viewer, folder: str | Path) -> list:
         added.append(getattr(viewer, f"add_{kind}")(data, **keywords))
     labels = next((data for data, keywords, _ in found if keywords["name"] == "labels"), None)
     if labels is not None:
-        at = figures.slice_with_most(labels == 2 if (labels == 2).any() else labels)
+        at = figures.slice_with_most(labels == 2 if np.any(labels == 2) else labels)
         viewer.dims.set_point(0, at * found[0][1]["scale"][0])
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.title = str(Path(folder).resolve().name)
@@ -218,7 +219,7 @@ def _sheet(found: list[Layer], title: str) -> figures.Figure:
     points = by_name.pop("candidates", None)
     labels = by_name.get("labels", next(iter(by_name.values())))[0]
     spacing_mm = next(iter(by_name.values()))[1]["scale"]
-    of = labels == 2 if (labels == 2).any() else labels
+    of = labels == 2 if np.any(labels == 2) else labels
     views = [("axial", figures.slice_with_most(of)), ("coronal", figures.slice_with_most(of, "coronal"))]
     ct = by_name.pop("CT (HU)", (np.full(labels.shape, -1000, np.int16), None))[0]
     figure = figures.Picture(3.6 * (len(by_name) + 1), 7.2)

@@ -80,13 +80,10 @@ def _cell(value: object) -> dict:
     if isinstance(value, (bool, np.bool_)):
         return {"text": "yes" if value else "no"}
     if isinstance(value, (float, np.floating)):
-        return {
-            "text": ""
-            if math.isnan(value)
-            else str(int(value))
-            if float(value).is_integer() and abs(value) < 1e9
-            else f"{value:.4g}"
-        }
+        number = float(value)
+        if math.isnan(number):
+            return {"text": ""}
+        return {"text": str(int(number)) if number.is_integer() and abs(number) < 1e9 else f"{number:.4g}"}
     if isinstance(value, (int, np.integer)):
         return {"text": str(value)}
     return {"text": "" if value is None or value is pd.NaT else str(value), "word": True}

@@ -9,7 +9,7 @@ image and all its sub-bands. Every family of descriptors takes these two and loo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -178,7 +178,7 @@ def linear(boxes: Boxes, values: Tensor, lesion: Tensor, at: Tensor) -> Tensor:
     return a + (plane(y * x) - a) * fz
 
 
-def blur(volume: Tensor, spacing_mm, blur_mm: float) -> Tensor:
+def blur(volume: Tensor, spacing_mm: Sequence[float], blur_mm: float) -> Tensor:
     """Gaussian blur `[l z y x]`, zero outside; a banded matrix an axis, which is faster than shifting."""
     for axis, s in enumerate(spacing_mm, 1):
         n = volume.shape[axis]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ def _quiet():
         logger.setLevel(level)
 
 
-def extractor(**settings):
+def extractor(**settings: Any) -> Any:
     """PyRadiomics's extractor for the original image and the coif1 sub-bands, every feature on."""
     from radiomics import featureextractor
 
@@ -64,7 +66,13 @@ def crop(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return image[np.ix_(*box)], region
 
 
-def describe(image: np.ndarray, lesions: np.ndarray, spacing_mm: Spacing, labels: list[int], progress=None):
+def describe(
+    image: np.ndarray,
+    lesions: np.ndarray,
+    spacing_mm: Spacing,
+    labels: list[int],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[np.ndarray, list[str]]:
     """The 707 standard values of each label, `[lesion, 728]` with NaN in the boundary group, and a reason a lesion."""
     import SimpleITK as sitk
 
