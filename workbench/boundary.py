@@ -479,7 +479,10 @@ def load(folder: Path, settings: BoundarySettings | None = None, device: torch.d
         )
     stored = BoundarySettings(**held)
     net = PatchNet(stored)
-    net.load_state_dict(load_bytes(data))
+    tensors = load_bytes(data)
+    if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in net.state_dict().items()}:
+        raise Refused(path, "weights of another network", "those of this version", "Train the boundary stage again.")
+    net.load_state_dict(tensors)
     return BoundaryModel(net.to(device).eval(), stored, pd.DataFrame(about["curves"]), about["skipped"])
 
 
