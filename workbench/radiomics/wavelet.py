@@ -17,9 +17,10 @@ from torch import Tensor
 from workbench.radiomics.catalogue import BANDS
 from workbench.radiomics.ragged import Boxes
 
-# coif1 (Daubechies 1992), decomposition filters without their factor sqrt(2); *fixed*
-_7 = math.sqrt(7)
-LOW = tuple(c / 32 for c in (_7 - 3, 1 - _7, 14 - 2 * _7, 14 + 2 * _7, 5 + _7, 1 - _7))
+# coif1 (Daubechies 1992), decomposition filter without its factor sqrt(2), (sqrt(7) - 3) / 32 and so on; *fixed*. The
+# digits are those whose product with sqrt(2) is PyWavelets's filter to the last bit: closed forms differ there.
+LOW = (-0.011070271529231544, -0.05142972847076845, 0.2721405430584631,
+       0.6028594569415369, 0.23892972847076846, -0.05142972847076845)  # fmt: skip
 HIGH = tuple(-c if k % 2 == 0 else c for k, c in enumerate(reversed(LOW)))
 BEFORE, AFTER = 2, 3  # voxels that the filter reads on either side
 
