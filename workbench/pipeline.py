@@ -398,7 +398,8 @@ def _run_selection(experiment: Experiment, folder: Path) -> dict:
         )
         names["all" if n is None else str(n)] = list(chosen.names)
         experiment.progress("selection", len(names), experiment.settings.folds + 1, {})
-    write_table(folder / "table.csv", chosen.table)
+    groups = radiomics.CATALOGUE.set_index("name").group
+    write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups)))
     write_json(folder / "selected.json", names)
     index = selection.nogueira([names[str(n)] for n in range(experiment.settings.folds)], len(radiomics.NAMES))
     return {
