@@ -258,6 +258,7 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
     if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
         file = experiment.path / "forest" / "forest.json"
         threshold = json.loads(file.read_text()).get("threshold") if file.exists() else None
+        threshold = threshold["threshold"] if isinstance(threshold, dict) else threshold  # with its recall beside it
         for split, rows in scores.groupby("split") if "split" in scores else [("all", scores)]:
             if rows["is_lesion"].nunique() == 2:
                 add(figures.tradeoff(rows, threshold, f"forest as a filter, {split}"), f"forest, {split} patients")
