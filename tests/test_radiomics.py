@@ -10,7 +10,20 @@ import torch
 from scipy import ndimage
 
 from workbench import radiomics
-from workbench.radiomics import CATALOGUE, GROUPS, NAMES, boundary, glcm, gldm, glrlm, glszm, ngtdm, ragged, shape, wavelet
+from workbench.radiomics import (
+    CATALOGUE,
+    GROUPS,
+    NAMES,
+    boundary,
+    glcm,
+    gldm,
+    glrlm,
+    glszm,
+    ngtdm,
+    ragged,
+    shape,
+    wavelet,
+)
 from workbench.volume import Refused
 
 STANDARD = list(CATALOGUE.dropna(subset=["pyradiomics"])["name"])
