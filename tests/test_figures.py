@@ -278,3 +278,37 @@ def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypat
     with pytest.raises(OSError, match="full"):
         figures.save(figures.timings({"tumor": 2.0}), path)
     assert path.read_bytes() == first
+
+
+def test_montage_along_the_tumor_shows_each_slice_that_holds_some():
+    labels, truth = np.ones((9, 6, 6), np.uint8), np.ones((9, 6, 6), np.uint8)
+    labels[2, 3, 3] = truth[7, 3, 3] = 2
+    shown = [ax.get_title() for ax in figures.montage(np.zeros((9, 6, 6)), (1, 1, 1), labels, truth, along="tumor").axes]
+    assert shown == ["axial slice 2 (2 mm)", "axial slice 7 (7 mm)"]
+
+
+def test_relative_difference():
+    apart = figures.relative_difference([0, 1, -2, np.nan, 3], [0, 2, 2, 1, 3])
+    assert apart[[0, 1, 2, 4]].tolist() == [0, 0.5, 2, 0] and np.isnan(apart[3])
+    figure = figures.parity([1, 2, np.nan], [1, 4, 1], ["shape", "texture", "boundary"])
+    assert "2 descriptors that both define, largest relative difference 5.0e-01" in words(figure)
+
+
+def test_a_dot_for_each_case_and_its_mean():
+    table = pd.DataFrame({"split": ["train", "train", "test"], "patient": list("abc"), "dice": [0.5, 0.7, 0.9]})
+    ax = figures.per_case(table, "dice").axes[0]
+    assert [len(c.get_offsets()) for c in ax.collections[::2]] == [1, 2]
+    assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([0.9, 0.6])
+
+
+def test_right_and_wrong_say_their_share():
+    ax = figures.right_and_wrong(pd.DataFrame({"right": [3, 0], "wrong": [1, 0]}, ["restored", "suppressed"])).axes[0]
+    assert {t.get_text().strip() for t in ax.texts} == {"75% of 4 right", "none"}
+
+
+def test_steps_and_attention_are_drawn_in_mm():
+    maps = (A[name] for name in ("liver_probability", "tumor_probability", "ledger", "labels"))
+    figure = figures.steps(A["ct"], MM, *maps, title="case")
+    assert [ax.get_title() for ax in figure.axes[:5]][3:] == ["ledger", "final contours"]
+    gates = figures.attention(torch.zeros(6, 8), [torch.ones(3, 4), torch.ones(2, 2)], 2.5).axes
+    assert gates[0].images[0].get_extent() == gates[2].images[0].get_extent() == [-1.25, 18.75, 13.75, -1.25]

@@ -1,15 +1,19 @@
 """The notebooks, run: each alone on a finished experiment, with its figure and an answer that has numbers; refused without its stages."""
 
 import json
+import math
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
-from workbench import batch
+from workbench import batch, candidates, review
+from workbench.volume import Refused
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
 
@@ -56,3 +60,56 @@ def test_a_notebook_says_what_is_missing(trained, tmp_path):
     assert outcome.status == "failed"
     assert "Refused: " in outcome.error and "the stage liver has not run" in outcome.error
     assert "Run notebook 02" in outcome.error and "\n" not in outcome.error
+
+
+def test_the_words_of_numbers():
+    assert review.mean([1.0, 1.0], ["a", "b"]) == "1.000 [1.000, 1.000]"
+    assert review.mean([math.nan], ["a"]) == "undefined"
+    assert review.share(0, 4) == "0 of 4 (0% [0%, 49%])" and review.share(0, 0) == "none of 0"
+    assert review.change([0.0, 1.0], [0.5, 1.5], ["a", "b"], "+.1f") == "+0.5 [+0.5, +0.5], p = 0.5, n = 2"
+    assert review.change([math.nan], [1.0], ["a"]) == "undefined (n = 0)"
+
+
+def test_candidates_find_their_lesions(trained):
+    table, lesions = review.homes(trained)
+    assert len(lesions) == trained.cases().tumors.sum()
+    lesion_of = table[table.is_lesion].lesion
+    assert lesion_of.notna().all()
+    found = table.dropna(subset="lesion").groupby("case").lesion.nunique()
+    assert lesions[lesions.touched].groupby("case").size().ge(found).all() and lesions.touched.sum() >= found.sum()
+    row = table[table.is_lesion].iloc[0]
+    reference = candidates.components(trained.work(row.case)[1] == 2)[0]
+    own = trained.array("candidates", "labels", row.case).numpy() == row.candidate
+    assert np.bincount(reference[own & (reference > 0)]).argmax() == row.lesion
+    scored = review.froc_table(table, "test", "mean_probability")
+    assert set(scored.split) == {"test"} and scored.score.equals(scored.mean_probability)
+
+
+def test_nearest_is_rejected_first():
+    rows = [("a", True, True, 0.51), ("b", True, False, 0.3), ("c", True, False, 0.4), ("d", False, True, 0.6)]
+    scores = pd.DataFrame(rows, columns=["case", "is_lesion", "kept", "score"])
+    assert review.nearest(scores, True, 0.5).case == "c"
+    assert review.nearest(scores, False, 0.5).case == "d"
+    assert review.verdicts(scores).startswith("removes 0 of 1 (") and "loses 2 of 3 (" in review.verdicts(scores)
+    with pytest.raises(Refused, match="no candidate"):
+        review.nearest(scores[scores.is_lesion], False, 0.5)
+
+
+def test_the_case_that_is_shown(trained):
+    assert review.shown(trained) in set(trained.cases("test").case)
+    assert review.shown(trained, "toy-00") == "toy-00"
+    with pytest.raises(Refused, match="expected one of toy-08, toy-09"):
+        review.shown(trained, "toy-00", "test")
+
+
+def test_attention_is_a_share_of_the_slice(trained):
+    case = review.shown(trained)
+    seen, gates = review.attention(trained, case, 7)
+    assert seen.ndim == 2 and all(0 <= float(g.min()) <= float(g.max()) <= 1 for g in gates)
+    assert [g.shape[0] for g in gates] == sorted((g.shape[0] for g in gates), reverse=True)
+
+
+def test_what_a_perturbation_moves(trained):
+    spread = review.perturbation_spread(trained)
+    assert spread.shape == (10, 5) and (spread >= 0).all(axis=None)
+    assert spread.loc["noise", "shape"] == 0, "noise moves no contour"

@@ -357,7 +357,7 @@ def montage(
     columns = min(columns, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     box = box_around(of, spacing_mm, 25) if of is not None else None
-    figure = Picture(3 * columns, 2.8 * rows + 0.6)
+    figure = Picture(max(6.4, 3 * columns), 2.8 * rows + 0.6)
     for ax, at in zip(
         figure.subplots(rows, columns, squeeze=False).flat, list(chosen) + [None] * (rows * columns - len(chosen))
     ):
@@ -452,17 +452,19 @@ def steps(
     view = View(ct.shape, spacing_mm, "axial", slice_with_most(of) if at is None else at)
     box = box_around(labels, spacing_mm, 25)
     figure = Picture(17, 4.6)
-    axes = figure.subplots(1, 5)
+    axes, bars = figure.subplots(2, 5, height_ratios=[24, 1])
+    for bar in bars[3:]:
+        bar.set_axis_off()
     for ax, name in zip(axes, ("CT", "liver probability", "tumor probability", "ledger", "final contours")):
         grey = view.ct(ax, ct, "liver")
         view.zoom(ax, box)
         ax.set_title(name, fontsize=10)
-    figure.colorbar(grey, ax=axes[0], label="HU", location="bottom", shrink=0.8)
-    for ax, (which, p) in zip(axes[1:], maps.items()):
+    figure.colorbar(grey, cax=bars[0], label="HU", orientation="horizontal")
+    for ax, bar, (which, p) in zip(axes[1:], bars[1:], maps.items()):
         image = view.show(
             ax, p.astype(np.float32), cmap=PROBABILITY_MAPS[which], vmin=0, vmax=1, interpolation="nearest"
         )
-        figure.colorbar(image, ax=ax, label="probability (1)", location="bottom", shrink=0.8)
+        figure.colorbar(image, cax=bar, label="probability (1)", orientation="horizontal")
     _draw_ledger(view, axes[3], codes)
     view.labels(axes[4], labels, truth)
     figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
