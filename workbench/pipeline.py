@@ -405,7 +405,7 @@ def _run_selection(experiment: Experiment, folder: Path) -> dict:
     return {
         "kept": len(names["all"]),
         **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},
-        "stable": int((chosen.table.step != "stability").sum()),
+        "stable": int((~chosen.table.step.isin(["undefined", "unstable"])).sum()),
     }
 
 
