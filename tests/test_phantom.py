@@ -78,6 +78,11 @@ def test_every_organ_is_there_where_it_belongs(cases):
         assert all(ml[name] > 3 for name in phantom.ORGANS if name != "gallbladder"), ml
         assert 60 < ml["spleen"] < 700 and 150 < ml["kidney"] < 550 and ml["lung"] > 100
 
+        patient = (case.organs != code["outside"]) & (case.organs != code["table"])
+        deep, wide = (float(patient.any(0).any(axis).sum()) * case.ct.spacing_mm[2] for axis in (1, 0))
+        assert 160 < deep < 330 and 240 < wide < 385 and deep < wide  # an oval, lying on its back
+        assert float(patient[:, :, [0, -1]].float().mean()) < 0.05  # air on both sides
+
         def centre(name, case=case, code=code):
             return (case.organs == code[name]).nonzero().double().mean(0)
 

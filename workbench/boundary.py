@@ -42,9 +42,9 @@ Gaussian of `smooth_mm`; threshold, in the band only. Tumor is added only within
 lesion vanishes (one that would is left as it was), none is born (an added piece that hangs on no old voxel is dropped)
 and none merge (added voxels that would join two are dropped); what happened to each is a row of `lesions`.
 
-Measured 2026-11-23, on few cases: the signed distance as a channel helps a short training and surface Dice on the
-phantom, and does nothing on simpler lesions; a blend with the cascade's probability and a Gaussian above 1.5 mm
-lose what the net gained; bfloat16 training is slower than float32 on a CPU, for so few channels.
+Not settled: on held-out phantoms the stage lowers the tumor Dice (docs/log.md, 2026-11-23). First comparisons of the
+distance channel, of blending and of the smoothing, on few cases, did not stand up to a corrected one; the settings below are
+therefore choices, not findings.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ Size = tuple[int, int, int]
 class BoundarySettings:
     """The band, the grid of the patches, the net, its training and what follows it. Lengths in mm."""
 
-    band_mm: float = 6.0  # empirical: the log, 2026-11-23
+    band_mm: float = 6.0  # a choice; not measured yet
     grid_mm: Spacing = (4.0, 2.5, 2.5)
     patch: Size = (9, 21, 21)
     widths: tuple[int, int, int, int, int] = (8, 16, 24, 24, 24)
