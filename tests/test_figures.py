@@ -283,7 +283,9 @@ def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypat
 def test_montage_along_the_tumor_shows_each_slice_that_holds_some():
     labels, truth = np.ones((9, 6, 6), np.uint8), np.ones((9, 6, 6), np.uint8)
     labels[2, 3, 3] = truth[7, 3, 3] = 2
-    shown = [ax.get_title() for ax in figures.montage(np.zeros((9, 6, 6)), (1, 1, 1), labels, truth, along="tumor").axes]
+    shown = [
+        ax.get_title() for ax in figures.montage(np.zeros((9, 6, 6)), (1, 1, 1), labels, truth, along="tumor").axes
+    ]
     assert shown == ["axial slice 2 (2 mm)", "axial slice 7 (7 mm)"]
 
 

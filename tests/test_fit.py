@@ -75,15 +75,6 @@ def test_the_former_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkey
     assert about["n"] == 1 and tensors["w"].tolist() == [1, 1, 1]
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    target = tmp_path / "f.txt"
-    fit.write_atomic(target, b"first")
-    monkeypatch.setattr(fit.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError):
-        fit.write_atomic(target, b"second")
-    assert target.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["f.txt"]
-
-
 def test_a_missing_model_says_what_to_do(tmp_path):
     with pytest.raises(Refused, match="Train this stage first"):
         fit.load_tensors(tmp_path / "none")

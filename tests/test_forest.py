@@ -430,7 +430,7 @@ def test_an_interrupted_save_leaves_the_previous_forest(fitted, tmp_path, monkey
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):
         save(fit(*candidates(seed=2)[:2], QUICK), tmp_path)
     monkeypatch.undo()

@@ -175,6 +175,19 @@ def test_a_result_that_fails_leaves_nothing(segmented, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_former_result_makes_room_and_other_folders_do_not(segmented, tmp_path):
+    result, _ = segmented
+    first = results.keep(result, tmp_path / "case")
+    (first / "stale.txt").touch()
+    results.keep(result, tmp_path / "case")
+    assert not (first / "stale.txt").exists() and [p.name for p in tmp_path.iterdir()] == ["case"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "scan.dcm").write_text("precious")
+    with pytest.raises(Refused, match="no result"):
+        results.keep(result, tmp_path / "mine")
+    assert (tmp_path / "mine" / "scan.dcm").read_text() == "precious"
+
+
 def test_air_is_no_liver(models):
     ct, _ = tiny.patient(50)
     empty = pipeline.segment(ct.with_array(torch.full_like(ct.array, -1000)), models)

@@ -253,7 +253,7 @@ def report(
 ) -> None:
     """One HTML file, images included, of a result or of an experiment."""
     from workbench import report as r
-    from workbench.fit import write_atomic
+    from workbench.files import write_atomic
 
     _writable(out.parent)
     html = r.case_report(result) if (result / "result.json").is_file() else r.experiment_report(result)

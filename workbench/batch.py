@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.files import write_atomic
 from workbench.folders import stage_hashes
 from workbench.volume import Refused
 
@@ -147,12 +148,6 @@ def _version() -> str:
     import workbench
 
     return getattr(workbench, "__version__", "0")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def unchanged(sidecar: Path, key: dict, experiment: Path) -> bool:
@@ -302,7 +297,7 @@ def run(
         "stages_before": before,
         "stages_after": stage_hashes(experiment),
     }
-    _write(sidecar, json.dumps(record, indent=1, sort_keys=True))
+    write_atomic(sidecar, json.dumps(record, indent=1, sort_keys=True).encode())
     if tell:
         tell(error or f"{source.stem}  done in {seconds:.1f} s")
     return Outcome(source.stem, output, status, seconds, error)

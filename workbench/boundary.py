@@ -52,7 +52,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -69,6 +68,7 @@ from safetensors.torch import save as save_bytes
 from scipy import ndimage
 from torch import Tensor, nn
 
+from workbench.files import write_atomic
 from workbench.volume import Box, Refused, Spacing, bounding_box
 
 FORMAT = 1  # of the saved model
@@ -427,17 +427,8 @@ class BoundaryModel:
             "curves": json.loads(self.curves.to_json(orient="records")),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        _write(folder / "model.safetensors", data)
-        _write(folder / "model.json", json.dumps(about, indent=1).encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_atomic(folder / "model.safetensors", data)
+        write_atomic(folder / "model.json", json.dumps(about, indent=1).encode())
 
 
 def load(folder: Path, settings: BoundarySettings | None = None, device: torch.device | str = "cpu") -> BoundaryModel:

@@ -26,7 +26,9 @@ TOUCHING = np.ones((3, 3, 3))  # 26-connected
 class CandidateSettings:
     minimum_ml: float = 0.03
     liver_margin_mm: float = 5.0
-    overlap: float = 0.1  # empirical: share of a candidate inside the reference that makes it a true lesion
+    overlap: float = (
+        0.1  # a choice, not measured: share of a candidate inside the reference that makes it a true lesion
+    )
 
 
 class Candidates(NamedTuple):

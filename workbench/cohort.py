@@ -24,7 +24,7 @@ import torch
 
 import workbench
 from workbench import phantom
-from workbench.fit import write_atomic
+from workbench.files import write_atomic
 from workbench.volume import Refused, Volume
 
 COLUMNS = ("case", "patient", "ct", "labels", "split")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from workbench import batch, cohort, experiment, report, tracking
-from workbench.fit import write_atomic
+from workbench.files import write_atomic
 
 CASES, HELD_OUT, SEED = 120, 14, 1  # patients in all, of them never trained on, first seed
 

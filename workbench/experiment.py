@@ -26,23 +26,13 @@ from torch import Tensor
 
 import workbench
 from workbench import boundary, candidates, cascade, cohort, consistency, forest, liver, selection, tumor
-from workbench.fit import FitSettings, write_atomic
+from workbench.files import write_atomic
+from workbench.fit import FitSettings
+from workbench.folders import STAGES
 from workbench.network import NetworkSettings
 from workbench.slabs import SlabSettings
 from workbench.volume import Refused, Spacing, shape_at
 
-STAGES = (
-    "cohort",
-    "liver",
-    "tumor",
-    "consistency",
-    "candidates",
-    "radiomics",
-    "selection",
-    "forest",
-    "boundary",
-    "metrics",
-)
 NEEDS = {
     "cohort": (),
     "liver": ("cohort",),

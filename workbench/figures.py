@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from workbench import folders, metrics
+from workbench.files import write_atomic
 from workbench.ledger import CODES
 from workbench.volume import Refused
 
@@ -103,10 +103,7 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
 def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Write the figure as PNG, whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(png(figure, dpi))
-    os.replace(temporary, path)
+    write_atomic(path, png(figure, dpi))
     return path
 
 

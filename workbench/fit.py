@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from workbench.files import write_atomic
 from workbench.slabs import autocast
 from workbench.volume import Refused
 
@@ -39,20 +39,6 @@ class FitSettings:
     check_every: int = 50  # steps between validation points
     save_every_s: float = 30.0
     seed: int = 0
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """The whole file or none of it: write beside it, flush to disk, move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:

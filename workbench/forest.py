@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import platform
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
+from workbench.files import write_atomic
 from workbench.volume import Refused
 
 MODEL_FILE, INFO_FILE = "forest.skops", "forest.json"
@@ -493,8 +493,8 @@ def save(forest: Forest, folder: str | Path) -> None:
         "sha256": hashlib.sha256(data).hexdigest(),
         "probe": {"rows": probe.tolist(), "scores": forest.model.predict_proba(probe)[:, 1].tolist()},
     }
-    _write(folder / MODEL_FILE, data)
-    _write(folder / INFO_FILE, (json.dumps(info, indent=1) + "\n").encode())
+    write_atomic(folder / MODEL_FILE, data)
+    write_atomic(folder / INFO_FILE, (json.dumps(info, indent=1) + "\n").encode())
 
 
 def load(folder: str | Path) -> Forest:
@@ -572,15 +572,6 @@ def _probe(forest: Forest) -> np.ndarray:
         if len(cuts):
             rows[:, column] = rng.choice(cuts, len(rows)) + rng.normal(size=len(rows)) * cuts.std()
     return rows
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------- checks

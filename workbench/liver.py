@@ -24,7 +24,7 @@ from workbench.volume import Spacing, resample, shape_at
 class LiverSettings:
     pixel_mm: float = 3.0
     threshold: float = 0.5
-    minimum_ml: float = 100.0  # empirical: less than this is no liver
+    minimum_ml: float = 100.0  # a choice: less than this is no liver
     cascade: CascadeSettings = field(default_factory=CascadeSettings)
 
 

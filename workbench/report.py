@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 from jinja2 import Environment
 
 from workbench import figures, folders
+from workbench.files import write_atomic
 from workbench.volume import Refused
 
 # What the ablation's table and figure show of all that the stage `metrics` measures
@@ -280,7 +280,7 @@ def experiment_report(folder: str | Path) -> str:
     facts = [
         f"preset: {info.get('preset', '?')}",
         f"workbench {info.get('version', '?')}",
-        f"device: {info.get('device', '?')}",
+        "device: " + (", ".join(sorted({str(s.info.get("device", "?")) for s in stages.values()})) or "none yet"),
         f"seed: {info.get('seed', '?')}",
         f"patients: {patients if patients is not None else '?'}",
         f"stages finished: {len(stages)} of {len(folders.STAGES)}",
@@ -375,13 +375,8 @@ def write(folder: str | Path, path: str | Path | None = None) -> Path:
     else:
         raise Refused(folder, "neither result.json nor experiment.json", "a result or experiment folder")
     path = Path(path) if path else folder / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, html.encode())
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         raise Refused(path, error.strerror or str(error), "a file that can be written") from None
     return path

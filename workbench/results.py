@@ -15,20 +15,30 @@ from workbench import figures, ledger, report
 from workbench.experiment import write_json, write_table
 from workbench.pipeline import Result
 from workbench.readers import nifti
+from workbench.volume import Refused
 
 
 def keep(result: Result, folder: str | Path, source: str | Path | None = None) -> Path:
-    """Write a result, whole or not at all: it is made beside its place and moved there when complete."""
+    """Write a result, whole or not at all: it is made beside its place and moved there when complete.
+
+    A former result makes room; a folder that holds anything else is refused and left alone.
+    """
     folder = Path(folder)
+    if folder.exists() and not (folder / "result.json").is_file():
+        raise Refused(
+            folder, "something that is no result", "a free place or a former result", "Choose another folder with -o."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
     try:
         _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
+        former = making.with_suffix(".old")
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, former)
         os.replace(making, folder)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder

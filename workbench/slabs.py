@@ -23,7 +23,7 @@ AIR = -1024
 class SlabSettings:
     """How slabs are cut, normalised and augmented. Lengths in pixels of the stage's grid, intensities in HU."""
 
-    window_hu: tuple[float, float] = (-150.0, 250.0)  # empirical: soft tissue of a portal venous CT
+    window_hu: tuple[float, float] = (-150.0, 250.0)  # a choice: soft tissue of a portal venous CT
     crop: tuple[int, int] = (96, 96)
     foreground: float = 0.5  # share of slabs that show the target
     scale: float = 0.15
