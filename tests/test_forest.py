@@ -14,7 +14,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from workbench import forest as module
 from workbench.forest import (
     Forest,
     ForestSettings,
