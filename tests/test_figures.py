@@ -274,7 +274,7 @@ def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypat
     first = path.read_bytes()
     assert first.startswith(b"\x89PNG") and [p.name for p in path.parent.iterdir()] == ["a.png"]
     assert figure._repr_png_() == figures.png(figure) == figures.png(figures.timings({"liver": 1.0}))
-    monkeypatch.setattr(figures.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         figures.save(figures.timings({"tumor": 2.0}), path)
     assert path.read_bytes() == first
