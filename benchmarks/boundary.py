@@ -30,7 +30,7 @@ LEAST_RATIO = 20.0
 
 
 def lesion_channels(settings: boundary.BoundarySettings, device: str) -> tuple[Tensor, Tensor]:
-    """Channels `[3 z y x]` and band of a sphere of 30 mm in a noisy liver, on the net's grid."""
+    """Channels `[4 z y x]` and band of a sphere of 30 mm in a noisy liver, on the net's grid."""
     reach_mm = 15 + settings.band_mm + 2
     shape = [int(2 * (reach_mm + g * (p // 2)) / g) + 1 for g, p in zip(settings.grid_mm, settings.patch)]
     axes = [(torch.arange(n) - n // 2) * g for n, g in zip(shape, settings.grid_mm)]
@@ -38,7 +38,8 @@ def lesion_channels(settings: boundary.BoundarySettings, device: str) -> tuple[T
     generator = torch.Generator().manual_seed(0)
     ct = torch.sigmoid((radius - 15) / 2) * 0.4 + 0.1 * torch.randn(radius.shape, generator=generator)
     distance = boundary.signed_distance(radius <= 15, settings.grid_mm, settings.band_mm) / settings.band_mm
-    channels = torch.stack([ct, torch.tanh((15 - radius) / 3), distance])
+    contrast = 1 - ct * 5  # 1 inside, -1 outside, noise
+    channels = torch.stack([ct, torch.tanh((15 - radius) / 3), distance, contrast])
     return channels.to(device), boundary.band(radius <= 15, settings.grid_mm, settings.band_mm).to(device)
 
 

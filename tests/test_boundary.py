@@ -45,6 +45,7 @@ def says(logit, settings=SMALL):
     net = PatchNet(settings).eval()
     torch.nn.init.zeros_(net.fc8.weight)
     torch.nn.init.constant_(net.fc8.bias, logit)
+    torch.nn.init.zeros_(net.trust)
     return BoundaryModel(net, settings)
 
 
@@ -88,13 +89,43 @@ def test_band_of_nothing_and_of_everything_is_empty():
         assert not boundary.band(mask, SPACING, 10.0).any()
 
 
+# -- contrast relative to the lesion's own ------------------------------------------------------------------------------
+
+
+def test_relative_contrast_is_one_in_a_lesion_minus_one_in_its_liver_and_zero_half_way():
+    shape = (9, 40, 60)
+    dark, bright, faint = (ball(shape, (4, 20, x), 10.0) for x in (10, 30, 50))
+    hu = torch.full(shape, 100.0)
+    hu[dark], hu[bright], hu[faint] = 40.0, 140.0, 97.0
+    hu[4, 20, 15], hu[4, 20, 35] = 70.0, 120.0  # half way, just outside
+    hu[4, 20, 16], hu[4, 20, 36] = 300.0, 300.0
+    out = boundary.relative_contrast(hu, dark | bright | faint, None, SPACING)
+    assert (out[dark] == 1).all() and (out[bright] == 1).all()
+    assert out[4, 20, 15] == out[4, 20, 35] == 0
+    assert out[4, 20, 16] == -2 and out[4, 20, 36] == 2  # unlike either of both, cut at twice their distance
+    assert out[4, 14, 15] == out[4, 27, 25] == -1
+    assert (out[:, :, 44:] == 0).all()  # a lesion without contrast tells nothing
+
+
+def test_relative_contrast_reads_the_liver_only():
+    shape = (9, 40, 40)
+    lesion = ball(shape, (4, 20, 14), 12.0)
+    hu, liver = torch.full(shape, 100.0), torch.ones(shape, dtype=torch.bool)
+    liver[:, :, :16] = lesion[:, :, :16]  # most of what surrounds it is no liver
+    hu[~liver], hu[lesion] = -100.0, 50.0
+    assert boundary.relative_contrast(hu, lesion, liver, SPACING)[4, 20, 30] == -1
+    assert boundary.relative_contrast(hu, lesion, None, SPACING)[4, 20, 30] != -1
+    liver[:] = False
+    assert not boundary.relative_contrast(hu, lesion, liver, SPACING).any()
+
+
 # -- dense equals patch by patch --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [DEMO, SMALL, replace(PAPER, widths=(8, 16, 16, 16, 16), dense_widths=(16, 16))])
 def test_dense_is_patch_by_patch_also_at_the_volumes_border(settings):
     torch.manual_seed(1)
-    channels = torch.randn(3, 7, 12, 11)
+    channels = torch.randn(boundary.CHANNELS, 7, 12, 11)
     net = untrained(settings)
     wanted = torch.ones(7, 12, 11, dtype=torch.bool)
     wanted[1:6, 1:11, 1:10] = torch.rand(5, 10, 9) > 0.8
@@ -108,7 +139,7 @@ def test_dense_is_patch_by_patch_also_at_the_volumes_border(settings):
 def test_the_net_that_is_trained_is_the_net_that_is_run():
     """Training normalises, evaluation folds the norm into the convolution: equal statistics give equal numbers."""
     net = untrained(replace(SMALL, dropout=0.0))
-    block = torch.randn(4, 3, 8, 20, 20)
+    block = torch.randn(4, boundary.CHANNELS, 8, 20, 20)
     net.train()
     for norm in net.norm:
         norm.momentum = 1.0
@@ -122,15 +153,15 @@ def test_the_net_that_is_trained_is_the_net_that_is_run():
 
 def _places(net, block):
     """How many values each batch norm averages over."""
-    counts = []
-    hooks = [norm.register_forward_hook(lambda m, i, o: counts.append(o[:, 0].numel())) for norm in net.norm]
+    counts = {}
+    hooks = [norm.register_forward_hook(lambda m, i, o: counts.update({m: o[:, 0].numel()})) for norm in net.norm]
     with torch.no_grad():
         state = {k: v.clone() for k, v in net.state_dict().items()}
         net.train().dense(block)
         net.eval().load_state_dict(state)
     for hook in hooks:
         hook.remove()
-    return counts
+    return [counts[norm] for norm in net.norm]
 
 
 def test_patches_repeat_the_border():
@@ -352,6 +383,16 @@ def test_a_held_out_patient_is_not_learnt_from():
     assert all(torch.equal(weights[k], again[k]) for k in weights)
 
 
+def test_a_false_candidate_is_not_learnt_from():
+    settings, case = replace(SMALL, steps=2), blurred_case(0)
+    beside = ball(case.mask.shape, (2, 4, 4), 5.0)
+    assert not (beside & (case.mask | case.truth)).any()
+    weights = boundary.train([case], settings, seed=0).net.state_dict()
+    again = boundary.train([case._replace(mask=case.mask | beside)], settings, seed=0).net.state_dict()
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+    assert boundary.train([case, case._replace(mask=beside, patient="b")], settings).skipped == 1
+
+
 def test_cases_without_a_band_are_counted_and_none_at_all_is_refused():
     empty = blurred_case(0)._replace(mask=torch.zeros(16, 44, 44, dtype=torch.bool))
     model = boundary.train([empty, blurred_case(1)], replace(SMALL, steps=1))
@@ -368,7 +409,7 @@ def test_cases_without_a_band_are_counted_and_none_at_all_is_refused():
 def test_a_saved_model_answers_the_same(trained, tmp_path):
     trained.save(tmp_path / "boundary")
     again = boundary.load(tmp_path / "boundary", trained.settings)
-    channels, wanted = torch.randn(3, 6, 15, 14), torch.ones(6, 15, 14, dtype=torch.bool)
+    channels, wanted = torch.randn(boundary.CHANNELS, 6, 15, 14), torch.ones(6, 15, 14, dtype=torch.bool)
     assert torch.equal(*(boundary.dense_logits(m.net, channels, wanted) for m in (trained, again)))
     assert again.settings == trained.settings and again.curves.step.tolist() == trained.curves.step.tolist()
     assert sorted(p.name for p in (tmp_path / "boundary").iterdir()) == ["model.json", "model.safetensors"]

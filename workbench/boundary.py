@@ -71,8 +71,10 @@ from torch import Tensor, nn
 from workbench.files import write_atomic
 from workbench.volume import Box, Refused, Spacing, bounding_box
 
-FORMAT = 1  # of the saved model
-CHANNELS = 3  # CT, tumor probability, signed distance to the mask
+FORMAT = 2  # of the saved model
+CHANNELS = 4  # CT, tumor probability, signed distance to the mask, contrast relative to the lesion's own
+CORE_MM, AROUND_MM, LEAST_HU = 1.5, (4.0, 12.0), 8.0  # choices: where a lesion and its surroundings are read
+MIDDLE = 8  # features of the unpooled middle of a patch
 
 Size = tuple[int, int, int]
 
@@ -167,6 +169,7 @@ class Case(NamedTuple):
     truth: Tensor
     spacing_mm: Spacing
     patient: str
+    liver: Tensor | None = None
 
 
 # ------------------------------------------------------------------------------------------------ distance and band
@@ -216,6 +219,40 @@ def band(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing, band_mm: float) -> Bo
     return near
 
 
+def relative_contrast(
+    image: Float[Tensor, "z y x"],
+    mask: Bool[Tensor, "z y x"],
+    liver: Bool[Tensor, "z y x"] | None,
+    spacing_mm: Spacing,
+) -> Float[Tensor, "z y x"]:
+    """How like the nearest lesion, 1, or like the tissue around it, -1, each voxel's HU is; cut at twice that.
+
+    Zero is the middle between the medians of the lesion's inside and of the liver around it (Chan & Vese 2001), where a
+    blurred edge runs. Zero everywhere near a lesion that has no contrast, or no liver around it.
+    """
+    hu, inside = image.float().cpu().numpy(), mask.cpu().numpy()
+    lesions, n = ndimage.label(inside, np.ones((3, 3, 3)))
+    out = np.zeros(hu.shape, np.float32)
+    if n:
+        distance = signed_distance(mask, spacing_mm, AROUND_MM[1] + 1).cpu().numpy()
+        nearest = ndimage.distance_transform_edt(~inside, spacing_mm, return_distances=False, return_indices=True)
+        owner = lesions[tuple(nearest)]
+        tissue = (distance > AROUND_MM[0]) & (distance < AROUND_MM[1])
+        if liver is not None:
+            tissue &= liver.cpu().numpy()
+        for k in range(1, n + 1):
+            own = owner == k
+            around, core = hu[own & tissue], hu[own & (distance < -CORE_MM)]
+            if len(core) < 4:
+                core = hu[lesions == k]
+            if len(around) < 10:
+                continue
+            high, low = np.median(core), np.median(around)
+            if abs(high - low) >= LEAST_HU:
+                out[own] = np.clip((hu[own] - low) / (high - low) * 2 - 1, -2, 2)
+    return torch.as_tensor(out, device=image.device)
+
+
 # ------------------------------------------------------------------------------------------------ the net
 
 
@@ -229,17 +266,17 @@ class PatchNet(nn.Module):
         self.conv = nn.ModuleList(
             nn.Conv3d(a, b, k, bias=False) for a, b, k in zip(widths, widths[1:], settings.kernels)
         )
-        self.norm = nn.ModuleList(nn.BatchNorm3d(b) for b in (*settings.widths, *settings.dense_widths))
+        self.norm = nn.ModuleList(nn.BatchNorm3d(b) for b in (*settings.widths, *settings.dense_widths, MIDDLE))
         a, b = settings.dense_widths
         self.fc6 = nn.Conv3d(widths[-1], a, settings.fc6_kernel(), bias=False)
-        self.fc7 = nn.Conv3d(a, b, 1, bias=False)
+        self.middle = nn.Conv3d(CHANNELS, MIDDLE, 3, bias=False)
+        self.fc7 = nn.Conv3d(a + MIDDLE, b, 1, bias=False)
         self.fc8 = nn.Conv3d(b, 1, 1)
         self.drop = nn.Dropout(settings.dropout)
-        for layer in (*self.conv, self.fc6, self.fc7):
+        self.trust = nn.Parameter(torch.ones(()))  # in the cascade's own log odds
+        for layer in (*self.conv, self.fc6, self.fc7, self.middle):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(
-            self.fc8.bias
-        )  # its weights start of both signs: from zero, all drift to the prior's sign and stay
+        nn.init.zeros_(self.fc8.bias)
 
     def forward(self, patches: Float[Tensor, "n c pz py px"]) -> Float[Tensor, " n"]:
         return self._through(patches.contiguous(memory_format=torch.channels_last_3d), dense=False).flatten()
@@ -249,6 +286,8 @@ class PatchNet(nn.Module):
         return self._through(block.contiguous(memory_format=torch.channels_last_3d), dense=True)[:, 0]
 
     def _through(self, x: Tensor, dense: bool) -> Tensor:
+        odds = torch.logit((self._inner(x)[:, 1:2] + 1) / 2, eps=0.05)  # the cascade's, no surer than 20 to 1
+        middle = F.relu(self._normed(self._inner(x, 1), self.middle, self.norm[7], (1, 1, 1)))
         step = (1, 1, 1)  # voxels between neighbours that a kernel sees
         for i, (conv, norm) in enumerate(zip(self.conv, self.norm)):
             x = F.relu(self._normed(x, conv, norm, step), inplace=True)
@@ -256,9 +295,14 @@ class PatchNet(nn.Module):
                 size, stride = self.settings.pools()[i]
                 x = F.max_pool3d(x, size, 1, dilation=step) if dense else F.max_pool3d(x, size, stride)
                 step = tuple(a * b for a, b in zip(step, stride)) if dense else step
-        x = F.relu(self._normed(x, self.fc6, self.norm[5], step), inplace=True)
+        x = torch.cat([F.relu(self._normed(x, self.fc6, self.norm[5], step)), middle], 1)
         x = F.relu(self._normed(self.drop(x), self.fc7, self.norm[6], step), inplace=True)
-        return self.fc8(self.drop(x))
+        return self.fc8(self.drop(x)) + self.trust * odds
+
+    def _inner(self, x: Tensor, beyond: int = 0) -> Tensor:
+        """The voxels that are decided and `beyond` around them: the block without its patches' margins."""
+        cut = [p // 2 - beyond for p in self.settings.patch]
+        return x[:, :, cut[0] : x.shape[2] - cut[0], cut[1] : x.shape[3] - cut[1], cut[2] : x.shape[4] - cut[2]]
 
     def _normed(self, x: Tensor, conv: nn.Conv3d, norm: nn.BatchNorm3d, step: Size) -> Tensor:
         """Convolution and batch norm; one convolution at inference, where the norm is a fixed scale and shift."""
@@ -311,7 +355,13 @@ class _OnGrid(NamedTuple):
 
 
 def _onto_grid(
-    image: Tensor, tumor_probability: Tensor, mask: Tensor, spacing_mm: Spacing, settings: BoundarySettings, reach: Size
+    image: Tensor,
+    tumor_probability: Tensor,
+    mask: Tensor,
+    liver: Tensor | None,
+    spacing_mm: Spacing,
+    settings: BoundarySettings,
+    reach: Size,
 ) -> _OnGrid | None:
     """Channels around the mask, `reach` grid voxels beyond its band where the volume has them; None without a band."""
     grid = settings.grid_mm
@@ -330,11 +380,13 @@ def _onto_grid(
     )
     low, high = settings.window_hu
     hu = _carry(image[native], native, spacing_mm, box, grid)
+    contrast = relative_contrast(image[native], mask[native], None if liver is None else liver[native], spacing_mm)
     channels = torch.stack(
         [
             (hu.clamp(low, high) - low) / (high - low) * 2 - 1,
             _carry(tumor_probability[native], native, spacing_mm, box, grid) * 2 - 1,
             (_carry(distance, native, spacing_mm, box, grid) / settings.band_mm).clamp(-1, 1),
+            _carry(contrast, native, spacing_mm, box, grid),
         ]
     )
     drawn = _carry(mask[native], native, spacing_mm, box, grid) >= 0.5
@@ -500,7 +552,9 @@ def _bank(cases: Sequence[Case], settings: BoundarySettings, device: torch.devic
                 case.patient, f"arrays of shapes {sorted(shapes)}", "one grid for image, probability, mask and truth"
             )
         image, probability, mask, truth = (torch.as_tensor(a).to(device) for a in case[:4])
-        part = _onto_grid(image, probability, mask.bool(), case.spacing_mm, settings, reach)
+        liver = None if case.liver is None else torch.as_tensor(case.liver).to(device).bool()
+        mask = _touching(mask.bool(), truth > 0)
+        part = _onto_grid(image, probability, mask, liver, case.spacing_mm, settings, reach)
         if part is None:
             skipped += 1
             continue
@@ -512,6 +566,13 @@ def _bank(cases: Sequence[Case], settings: BoundarySettings, device: torch.devic
         for k in range(1, n + 1):
             bank.lesions.append((len(bank.parts) - 1, torch.as_tensor(np.argwhere(pieces == k))))
     return bank, skipped
+
+
+def _touching(mask: Tensor, truth: Tensor) -> Tensor:
+    """The pieces of `mask` that overlap the truth: a false candidate has no boundary to learn from."""
+    pieces = ndimage.label(mask.cpu().numpy(), np.ones((3, 3, 3)))[0]
+    hit = np.unique(pieces[(mask & truth).cpu().numpy()])
+    return torch.as_tensor(np.isin(pieces, hit), device=mask.device) & mask
 
 
 def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -545,10 +606,10 @@ def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tupl
 
 
 def _objective(net: PatchNet, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Cross entropy over the band."""
+    """Cross entropy over the band, the mean over tiles: a large lesion's tile holds more of the band than a small one's."""
     block, target, weight = batch
     loss = F.binary_cross_entropy_with_logits(net.dense(block).float(), target, reduction="none")
-    return (loss * weight).sum() / weight.sum().clamp_min(1)
+    return ((loss * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1)).mean()
 
 
 def _errors(net: PatchNet, bank: _Bank) -> dict[str, float]:
@@ -762,7 +823,8 @@ def relabel(
     mask = mask.bool()
     nothing = torch.zeros_like(mask)
     probability = tumor_probability.float().clone()
-    part = _onto_grid(image, probability, mask, spacing_mm, own, tuple(p // 2 for p in own.patch))
+    liver = None if liver is None else torch.as_tensor(liver).to(device).bool()
+    part = _onto_grid(image, probability, mask, liver, spacing_mm, own, tuple(p // 2 for p in own.patch))
     if part is None:
         lesions = _one_for_one(mask, mask, spacing_mm)[1]
         return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, 0.0, lesions)
@@ -774,7 +836,7 @@ def relabel(
     allowed = (
         drawn
         if liver is None
-        else drawn | _near_liver(torch.as_tensor(liver).to(device)[box], spacing_mm, settings.liver_margin_mm)
+        else drawn | _near_liver(liver[box], spacing_mm, settings.liver_margin_mm)
     )
     sharp = torch.where(near, p >= settings.threshold, drawn)
     smooth = torch.where(near, _gaussian(p, spacing_mm, settings.smooth_mm) >= settings.threshold, drawn)
@@ -799,4 +861,4 @@ def relabel(
 
 
 def _near_liver(liver: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
-    return liver.bool() | _distance_to(liver.bool(), spacing_mm, margin_mm).isfinite()
+    return liver | _distance_to(liver, spacing_mm, margin_mm).isfinite()

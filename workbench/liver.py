@@ -1,8 +1,9 @@
 """Stage 1: the liver's probability map.
 
 States: the first network of the cascade gives a liver probability map.
-Chooses: the whole field of view at a reduced in-plane resolution; the liver is the largest 26-connected piece above one half,
-its holes filled slice by slice (tumors and vessels belong to it).
+Chooses: the whole field of view at a reduced in-plane resolution; half of the slabs are drawn for a tumor in them, since the net
+otherwise leaves dark tumors at the capsule out of the liver, and what is left out here no later stage finds; the liver is
+the largest 26-connected piece above one half, its holes filled slice by slice (tumors and vessels belong to it).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from workbench import slabs
+from workbench.candidates import numbered
 from workbench.cascade import CascadeSettings
 from workbench.volume import Spacing, resample, shape_at
 
@@ -34,7 +36,12 @@ def to_grid(array: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tens
 
 
 def bank_case(hu: Tensor, labels: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> slabs.BankCase:
-    return slabs.BankCase(to_grid(hu, spacing_mm, settings).round(), to_grid(labels >= 1, spacing_mm, settings) >= 0.5)
+    tumor = to_grid(labels == 2, spacing_mm, settings) >= 0.5
+    return slabs.BankCase(
+        to_grid(hu, spacing_mm, settings).round(),
+        to_grid(labels >= 1, spacing_mm, settings) >= 0.5,
+        lesions=numbered(tumor),
+    )
 
 
 def probability(

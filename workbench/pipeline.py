@@ -481,6 +481,7 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
                 labels == 2,
                 spacing,
                 row.patient,
+                liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, experiment.settings.liver),
             )
         )
     model = boundary.train(examples, s, experiment.settings.seed, experiment.progress, experiment.device)

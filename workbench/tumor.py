@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from workbench import slabs
+from workbench.candidates import numbered
 from workbench.cascade import CascadeSettings
 from workbench.network import NetworkSettings
 from workbench.volume import Box, Spacing, bounding_box
@@ -37,8 +37,7 @@ def box(liver: Tensor, spacing_mm: Spacing, settings: TumorSettings) -> Box | No
 def bank_case(hu: Tensor, labels: Tensor, liver_probability: Tensor, at: Box) -> slabs.BankCase:
     """One case for training; `liver_probability` is out of fold, `at` the box of the liver found in it."""
     tumor = labels[at] == 2
-    lesions = torch.from_numpy(ndimage.label(tumor.numpy(), structure=torch.ones(3, 3, 3).numpy())[0])
-    return slabs.BankCase(hu[at].round(), tumor, liver_probability[at], lesions)
+    return slabs.BankCase(hu[at].round(), tumor, liver_probability[at], numbered(tumor))
 
 
 def probability(
