@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from workbench import batch, candidates, review
-from workbench.volume import Refused
+from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
 
@@ -78,7 +78,7 @@ def test_candidates_find_their_lesions(trained):
     found = table.dropna(subset="lesion").groupby("case").lesion.nunique()
     assert lesions[lesions.touched].groupby("case").size().ge(found).all() and lesions.touched.sum() >= found.sum()
     row = table[table.is_lesion].iloc[0]
-    reference = candidates.components(trained.work(row.case)[1] == 2)[0]
+    reference = components(trained.work(row.case)[1] == 2)[0]
     own = trained.array("candidates", "labels", row.case).numpy() == row.candidate
     assert np.bincount(reference[own & (reference > 0)]).argmax() == row.lesion
     scored = review.froc_table(table, "test", "mean_probability")

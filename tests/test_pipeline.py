@@ -152,6 +152,19 @@ def test_a_new_patient_is_segmented(segmented, models):
     assert result.lesions.kept.equals(result.lesions.forest_score >= models.forest.threshold.threshold)
 
 
+def test_places_are_those_of_the_volumes_own_grid(segmented, models):
+    """The same patient with every pixel cut in four: a place, told from the first voxel's centre, is a quarter of the old pixel on."""
+    from dataclasses import replace
+
+    (coarse, _), (ct, _) = segmented, tiny.patient(50)
+    fine = ct.array.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    z, y, x = ct.spacing_mm
+    result = pipeline.segment(replace(ct, array=fine, spacing_mm=(z, y / 2, x / 2)), models)
+    moved = result.lesions[["z_mm", "y_mm", "x_mm"]] - coarse.lesions[["z_mm", "y_mm", "x_mm"]]
+    assert len(result.lesions) == len(coarse.lesions) > 0
+    assert np.allclose(moved, [0, y / 4, x / 4], atol=1e-6)
+
+
 def test_a_result_folder_is_whole(segmented, tmp_path):
     import nibabel
 

@@ -170,10 +170,10 @@ def radiomics(
     device: Device = "auto",
 ) -> None:
     """728 descriptors of each region of a mask, a row each."""
-    from workbench import candidates, readers
+    from workbench import readers
     from workbench import experiment as folder
     from workbench import radiomics as r
-    from workbench.volume import Refused
+    from workbench.volume import Refused, numbered
 
     _writable(out.parent)
     if catalogue:
@@ -192,7 +192,7 @@ def radiomics(
     if len(values) == 0:
         raise Refused(mask, "an empty mask", "at least one region on background 0", "Draw a region first.")
     if len(values) == 1:
-        labels = candidates.numbered(labels > 0).long()
+        labels = numbered(labels > 0).long()
     table = r.describe(hu.to(on), labels.to(on), spacing_mm, engine=engine, progress=_count)
     folder.write_table(out, table)
     print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}")

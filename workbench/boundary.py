@@ -11,8 +11,9 @@ Net: one logit, tumor or not, for the centre voxel of a patch on a fixed grid in
 
 | AlexNet                | here (demo / paper, z y x)                    | why                                         |
 |------------------------|-----------------------------------------------|---------------------------------------------|
-| input 3x224x224        | 3x9x21x21 / 3x13x29x29: CT, tumor probability,| what the cascade saw and where it drew; the |
-|                        | signed distance to the mask                   | patch is 36x53x53 / 20x23x23 mm             |
+| input 3x224x224        | 4x9x21x21 / 4x13x29x29: CT, tumor probability,| what the cascade saw and where it drew; the |
+|                        | signed distance to the mask, contrast relative| patch is 36x53x53 / 20x23x23 mm             |
+|                        | to the lesion's own                           |                                             |
 | conv1 11x11, stride 4  | conv1 3x5x5, stride 1                         | an edge must be placed to the voxel         |
 | response normalisation | batch norm after conv1 to fc7                 | fixed at inference, so dense == patch; fc   |
 |                        |                                               | layers without it died with some seeds      |
@@ -23,7 +24,8 @@ Net: one logit, tumor or not, for the centre voxel of a patch on a fixed grid in
 | pool5 3x3, stride 2    | none                                          | one place is left in the plane              |
 | padding                | none                                          | it would mark a patch's edge: dense != patch|
 | fc6, fc7 4096, dropout | fc6 over all that is left, fc7, dropout       | kept, as convolutions, smaller              |
-| fc8 1000, softmax      | fc8 1, sigmoid                                | two classes                                 |
+|                        | fc7 also reads 3x3x3 around the middle        | pools forget to the voxel where an edge is  |
+| fc8 1000, softmax      | fc8 1 added to the cascade's log odds, sigmoid| two classes; it starts from what is known   |
 | ReLU                   | ReLU                                          | kept                                        |
 
 Dense evaluation: a layer of stride s means that the layers after it see every s-th place. Evaluated at every voxel, the
@@ -33,18 +35,14 @@ volume's border a patch sees the border's voxels repeated; dense tiles read the 
 the bands of the lesions only, each with the margin its patches need.
 
 Training: on tiles of the same dense net with the loss masked to the band, which is training on patches, cheaper.
-Tiles are centred on band voxels; every lesion is as likely as another, so a large one does not drown the small ones.
-Classes are not reweighted: a threshold of 1/2 then errs least in the band. The target is the share of tumor in the
-grid voxel.
+Tiles are centred on band voxels; every lesion is as likely as another and every tile weighs the same, so a large one
+does not drown the small ones. Only candidates that overlap the reference are learnt from: bands of false ones taught the
+net to shrink everything (docs/log.md, 2026-11-24). The target is the share of tumor in the grid voxel.
 
 After the net: p in the band (blended with the cascade's probability if `blend` > 0), the mask itself outside; a
 Gaussian of `smooth_mm`; threshold, in the band only. Tumor is added only within `liver_margin_mm` of the liver. No
 lesion vanishes (one that would is left as it was), none is born (an added piece that hangs on no old voxel is dropped)
 and none merge (added voxels that would join two are dropped); what happened to each is a row of `lesions`.
-
-Not settled: on held-out phantoms the stage lowers the tumor Dice (docs/log.md, 2026-11-23). First comparisons of the
-distance channel, of blending and of the smoothing, on few cases, did not stand up to a corrected one; the settings below are
-therefore choices, not findings.
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from workbench.volume import Spacing
-
-TOUCHING = np.ones((3, 3, 3))  # 26-connected
+from workbench.volume import Spacing, components
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ def near(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
         return mask
     away = ndimage.distance_transform_edt(~mask.cpu().numpy(), sampling=spacing_mm)
     return torch.from_numpy(away <= margin_mm).to(mask.device)
-
-
-def components(mask: Tensor) -> tuple[np.ndarray, int]:
-    """Numbers of the 26-connected pieces [z y x], and how many there are."""
-    return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
-
-
-def numbered(mask: Tensor) -> Tensor:
-    """The 26-connected pieces of a mask as numbers 1.. on background 0, [z y x]."""
-    return torch.from_numpy(components(mask)[0])
 
 
 def find(

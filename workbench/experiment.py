@@ -76,8 +76,9 @@ class Settings:
 def demo() -> Settings:
     """Every stage in its true form, small enough for minutes on two cores."""
     return Settings(
-        liver=liver.LiverSettings(cascade=_steps(cascade.CascadeSettings(), 180)),
-        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 420)),
+        folds=2,
+        liver=liver.LiverSettings(cascade=_steps(liver.LiverSettings().cascade, 260)),
+        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 840)),
     )
 
 
@@ -95,7 +96,10 @@ def paper() -> Settings:
         slice_mm=None,
         folds=5,
         liver=liver.LiverSettings(
-            pixel_mm=1.5, cascade=cascade.CascadeSettings(net, SlabSettings(crop=(256, 256)), train)
+            pixel_mm=1.5,
+            cascade=cascade.CascadeSettings(
+                net, SlabSettings(crop=(256, 256), blobs=0.5, blob_pixels=(3.0, 25.0)), train
+            ),
         ),
         tumor=tumor.TumorSettings(
             cascade=cascade.CascadeSettings(

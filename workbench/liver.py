@@ -17,9 +17,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from workbench import slabs
-from workbench.candidates import numbered
 from workbench.cascade import CascadeSettings
-from workbench.volume import Spacing, resample, shape_at
+from workbench.volume import Spacing, numbered, resample, shape_at
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class LiverSettings:
     pixel_mm: float = 3.0
     threshold: float = 0.5
     minimum_ml: float = 100.0  # a choice: less than this is no liver
-    cascade: CascadeSettings = field(default_factory=CascadeSettings)
+    cascade: CascadeSettings = field(
+        default_factory=lambda: CascadeSettings(slabs=slabs.SlabSettings(blobs=0.5))
+    )
 
 
 def to_grid(array: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tensor:

@@ -829,12 +829,12 @@ def _lesion(d: _Draw, body: _Body, kind: str, centre: Point, r: float, base: flo
         core = -d.uniform(0, 14)
     elif kind == "rim-enhancing":
         contrast = -d.uniform(40, 70) * base
-        rim_hu, rim_mm = d.uniform(8, 45) if arterial else d.uniform(2, 24), d.uniform(1.5, 3.5)
+        rim_hu, rim_mm = d.uniform(8, 45) if arterial else d.uniform(2, 24), min(d.uniform(1.0, 2.5), 0.22 * r)
         soft = d.uniform(0.2, 0.8)
         core = -d.uniform(4, 20)
     elif kind == "hypervascular":
-        contrast = d.uniform(24, 65) if arterial else -d.uniform(14, 34) * base
-        rim_hu, rim_mm = (0.0, 0.0) if arterial else (d.uniform(0, 16), d.uniform(1.0, 2.0))
+        contrast = d.uniform(24, 65) if arterial else -d.uniform(20, 40) * base
+        rim_hu, rim_mm = (0.0, 0.0) if arterial else (d.uniform(0, 16), min(d.uniform(1.0, 2.0), 0.22 * r))
         soft = d.uniform(0.2, 0.9)
         core = -d.uniform(0, 25) if r > 12 else 0.0
     elif kind == "cyst":

@@ -50,7 +50,7 @@ from workbench.experiment import (
 )
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
-from workbench.volume import Refused, Spacing, Volume, resample
+from workbench.volume import Refused, Spacing, Volume, components, resample
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
@@ -121,7 +121,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
         )
         write_array(folder / "labels" / f"{case.case}.npy", on_work)
         tumor_ml[case.case] = float((labels.array == 2).sum()) * labels.voxel_ml
-        lesions = candidates.components(labels.array == 2)[1]
+        lesions = components(labels.array == 2)[1]
         rows.append(
             {
                 "case": case.case,
@@ -565,7 +565,6 @@ def _flat(measured: dict) -> dict[str, float]:
         "precision_iou50": half["precision"],
         "recall_over_10mm": float(np.mean(large)) if large else math.nan,
         "false_positives": float(any_overlap["fp"]),
-        "lesions": float(any_overlap["tp"] + any_overlap["fn"]),
     }
 
 
@@ -677,7 +676,7 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
         pieces = candidates.find(refined.mask, p, found, spacing, s.candidates)
         levels.append(level := _agree(level, pieces.labels > 0))
     with timed("forest"):
-        lesions = _judge(pieces, hu, found, spacing, models)
+        lesions = _judge(pieces, hu, found, spacing, volume.spacing_mm, models)
         kept = torch.isin(
             pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_list(), dtype=torch.long)
         )
@@ -717,8 +716,10 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
     )
 
 
-def _judge(pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Spacing, models: Models) -> pd.DataFrame:
-    """The lesion table: each candidate with its verdict, the reason and the features that decided."""
+def _judge(
+    pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Spacing, own_mm: Spacing, models: Models
+) -> pd.DataFrame:
+    """The lesion table: each candidate with its place on a grid of `own_mm`, verdict, reason and deciding features."""
     columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
     if not len(pieces.table):
         return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
@@ -731,4 +732,6 @@ def _judge(pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Sp
         f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}" for a, k in zip(score, kept)
     ]
     table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
+    # places from the volume's first voxel on: the work grid's first voxel has another centre
+    table[["z_mm", "y_mm", "x_mm"]] += (np.array(spacing) - np.array(own_mm)) / 2
     return pd.concat([table, described[list(models.forest.names)].reset_index(drop=True)], axis=1)[columns]

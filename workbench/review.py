@@ -20,7 +20,7 @@ from torch.nn import functional
 from workbench import boundary, candidates, cascade, forest, liver, metrics, pipeline, radiomics, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
-from workbench.volume import Refused, Volume
+from workbench.volume import Refused, Volume, components
 
 AS_TEXT = {"case": str, "patient": str}
 
@@ -73,7 +73,7 @@ def lesions(made: Experiment) -> pd.DataFrame:
     rows = []
     for row in made.cases().itertuples():
         _, labels, spacing = made.work(row.case)
-        sizes = np.bincount(candidates.components(labels == 2)[0].ravel())[1:] * math.prod(spacing) / 1000
+        sizes = np.bincount(components(labels == 2)[0].ravel())[1:] * math.prod(spacing) / 1000
         about = {"case": row.case, "patient": row.patient, "split": row.split, "fold": row.fold}
         rows += [{**about, "lesion": number, "volume_ml": ml} for number, ml in enumerate(sizes, 1)]
     return pd.DataFrame(rows, columns=["case", "patient", "split", "fold", "lesion", "volume_ml"])
@@ -146,7 +146,7 @@ def homes(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _shared(made: Experiment, case: str) -> pd.DataFrame:
     """Voxels that each candidate shares with each reference lesion, most first."""
-    reference = candidates.components(made.work(case)[1] == 2)[0]
+    reference = components(made.work(case)[1] == 2)[0]
     pieces = made.array("candidates", "labels", case).numpy()
     on = (reference > 0) & (pieces > 0)
     pairs = pd.DataFrame({"case": case, "candidate": pieces[on].astype(int), "lesion": reference[on].astype(int)})

@@ -34,6 +34,9 @@ class SlabSettings:
     contrast: float = 0.15
     noise_hu: float = 12.0
     blur: float = 0.3  # share of slabs that are smoothed
+    blobs: float = 0.0  # share of slabs with one made-up lesion in the target, of which it stays a part
+    blob_hu: tuple[float, float] = (-10.0, 170.0)
+    blob_pixels: tuple[float, float] = (2.0, 10.0)  # radii
 
 
 def normalise(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
@@ -108,6 +111,8 @@ class SlabBank:
             inside[:, slices : slices + 1].clamp(0, 1),
             inside[:, slices + 1 :].clamp(0, 1),
         )
+        if settings.blobs:
+            x = self._with_blobs(x, y, settings, generator)
         x = self._intensity(x, random, settings, generator)
         return torch.cat([x, prior], 1).contiguous(memory_format=torch.channels_last), y
 
@@ -138,6 +143,27 @@ class SlabBank:
             1,
         )
         return F.affine_grid(theta, [len(index), 1, ch, cw], align_corners=False)
+
+    @staticmethod
+    def _with_blobs(x: Tensor, y: Tensor, settings: SlabSettings, generator: torch.Generator) -> Tensor:
+        """An ellipse of one HU drawn into the target of some slabs, through all their slices."""
+        b, _, h, w = y.shape
+        random = torch.rand(b, 6, generator=generator)
+        at = torch.multinomial(y.flatten(1).cpu() + 1e-6, 1, generator=generator)[:, 0]
+        low, high = settings.blob_pixels
+        radii = low * (high / low) ** random[:, :2]
+        cos, sin = torch.cos(math.pi * random[:, 2]), torch.sin(math.pi * random[:, 2])
+        dy = (torch.arange(h) - (at // w)[:, None])[:, :, None]
+        dx = (torch.arange(w) - (at % w)[:, None])[:, None, :]
+        along, across = [v.view(b, 1, 1) for v in (cos, sin)], [v.view(b, 1, 1) for v in (-sin, cos)]
+        away = sum(
+            ((u[0] * dx + u[1] * dy) / r.view(b, 1, 1)) ** 2 for u, r in zip((along, across), radii.unbind(1))
+        ).sqrt()
+        edge = ((1 - away) * radii.amin(1).view(b, 1, 1) + 0.5).clamp(0, 1)  # one pixel wide
+        drawn = (random[:, 3] < settings.blobs).view(b, 1, 1) * edge
+        hu = settings.blob_hu[0] + (settings.blob_hu[1] - settings.blob_hu[0]) * random[:, 4]
+        share = drawn[:, None].to(x.device) * y
+        return x + share * (normalise(hu, settings.window_hu).view(b, 1, 1, 1).to(x.device) - x)
 
     @staticmethod
     def _intensity(x: Tensor, random: Tensor, settings: SlabSettings, generator: torch.Generator) -> Tensor:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from workbench import slabs
-from workbench.candidates import numbered
 from workbench.cascade import CascadeSettings
 from workbench.network import NetworkSettings
-from workbench.volume import Box, Spacing, bounding_box
+from workbench.volume import Box, Spacing, bounding_box, numbered
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class TumorSettings:
     margin_mm: float = 15.0
     cascade: CascadeSettings = field(
         default_factory=lambda: CascadeSettings(
-            NetworkSettings(extra=1), slabs.SlabSettings(window_hu=(-60.0, 220.0), flip=True, foreground=0.6)
+            NetworkSettings(extra=1), slabs.SlabSettings(window_hu=(-60.0, 220.0), flip=True, foreground=0.5)
         )
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 Spacing = tuple[float, float, float]
@@ -166,3 +167,16 @@ def bounding_box(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Box | N
         margin = math.ceil(margin_mm / s)
         box.append(slice(max(0, int(on[0]) - margin), min(n, int(on[-1]) + 1 + margin)))
     return tuple(box)
+
+
+TOUCHING = np.ones((3, 3, 3))  # 26-connected
+
+
+def components(mask: Tensor) -> tuple[np.ndarray, int]:
+    """Numbers of the 26-connected pieces [z y x], and how many there are."""
+    return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
+
+
+def numbered(mask: Tensor) -> Tensor:
+    """The 26-connected pieces of a mask as numbers 1.. on background 0, [z y x]."""
+    return torch.from_numpy(components(mask)[0])
