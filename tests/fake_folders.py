@@ -190,6 +190,7 @@ def tables(seed: int = 0) -> dict[str, pd.DataFrame]:
             "case": rng.choice(cohort["case"], 80),
             "candidate": range(80),
             "is_lesion": truth,
+            "lesion": np.where(truth, np.arange(80) // 2 + 1, 0),
             "score": np.clip(np.where(truth, 0.7, 0.3) + rng.normal(0, 0.18, 80), 0, 1),
         }
     )

@@ -55,20 +55,27 @@ def test_nothing_found_is_an_empty_table():
     empty = torch.zeros(3, 4, 5, dtype=torch.bool)
     found = candidates.find(empty, empty.float(), ~empty, SPACING)
     assert len(found.table) == 0 and list(found.table.columns) == candidates.COLUMNS
-    assert candidates.match(found.labels, empty).tolist() == []
+    assert [a.tolist() for a in candidates.match(found.labels, empty)] == [[], []]
 
 
-def test_match_needs_its_share():
+def test_match_needs_its_share_and_names_the_lesion():
     mask, liver = scene()
     found = candidates.find(mask, mask.float(), liver, SPACING, ALL)
-    truth = torch.zeros_like(mask)
-    truth[1, 2, 2] = True  # 1 of 12 voxels
-    assert candidates.match(found.labels, truth, CandidateSettings(overlap=0.05)).tolist() == [True, False]
-    assert candidates.match(found.labels, truth, CandidateSettings(overlap=0.1)).tolist() == [False, False]
-    assert candidates.match(found.labels, torch.zeros_like(mask), CandidateSettings(overlap=0.0)).tolist() == [
-        False,
-        False,
-    ]
+    truth = torch.zeros(mask.shape, dtype=torch.int32)
+    truth[1, 2, 2] = 3  # 1 of 12 voxels
+    for overlap, is_lesion in ((0.05, [True, False]), (0.1, [False, False])):
+        hits, lesion = candidates.match(found.labels, truth, CandidateSettings(overlap=overlap))
+        assert hits.tolist() == is_lesion and lesion.tolist() == [3, 0]
+    hits, lesion = candidates.match(found.labels, torch.zeros_like(truth), CandidateSettings(overlap=0.0))
+    assert hits.tolist() == [False, False] and lesion.tolist() == [0, 0]
+
+
+def test_match_names_the_lesion_that_is_shared_most():
+    labels, truth = torch.zeros(2, 1, 3, 8, dtype=torch.int32)
+    labels[0, 0, :6], labels[0, 2, 5:] = 1, 2
+    truth[0, 0, :2], truth[0, 0, 2:6], truth[0, 2, 7] = 1, 2, 1
+    hits, lesion = candidates.match(labels, truth)
+    assert hits.tolist() == [True, True] and lesion.tolist() == [2, 1]
 
 
 def test_long_axis_lies_in_one_slice():

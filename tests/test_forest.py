@@ -77,6 +77,15 @@ def test_a_recall_that_floating_point_rounds_up_asks_for_no_lesion_more():
     assert threshold_for_recall(np.arange(100) / 100, np.ones(100), 0.07).kept == 7
 
 
+def test_a_lesion_in_pieces_is_kept_by_its_best():
+    scores, target = [0.9, 0.1, 0.6, 0.5, 0.95], [1, 1, 1, 1, 0]
+    found = threshold_for_recall(scores, target, 1.0, ["a", "a", "b", "b", "none"])
+    assert (found.threshold, found.kept, found.lesions) == (0.6, 2, 2)
+    assert (
+        threshold_for_recall(scores, target, 0.5, ["a", "a", "b", "b", "a"]).threshold == 0.9
+    )  # a false one is no piece
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_threshold_is_the_largest_that_keeps_the_recall(seed):
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import batch, candidates, review
+from workbench import batch, review
 from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
@@ -73,9 +73,8 @@ def test_the_words_of_numbers():
 def test_candidates_find_their_lesions(trained):
     table, lesions = review.homes(trained)
     assert len(lesions) == trained.cases().tumors.sum()
-    lesion_of = table[table.is_lesion].lesion
-    assert lesion_of.notna().all()
-    found = table.dropna(subset="lesion").groupby("case").lesion.nunique()
+    assert (table[table.is_lesion].lesion > 0).all()
+    found = table[table.lesion > 0].groupby("case").lesion.nunique()
     assert lesions[lesions.touched].groupby("case").size().ge(found).all() and lesions.touched.sum() >= found.sum()
     row = table[table.is_lesion].iloc[0]
     reference = components(trained.work(row.case)[1] == 2)[0]
@@ -86,8 +85,14 @@ def test_candidates_find_their_lesions(trained):
 
 
 def test_nearest_is_rejected_first():
-    rows = [("a", True, True, 0.51), ("b", True, False, 0.3), ("c", True, False, 0.4), ("d", False, True, 0.6)]
-    scores = pd.DataFrame(rows, columns=["case", "is_lesion", "kept", "score"])
+    rows = [
+        ("a", True, 1, True, 0.51),
+        ("a", True, 1, False, 0.2),
+        ("b", True, 1, False, 0.3),
+        ("c", True, 1, False, 0.4),
+    ]
+    rows.append(("d", False, 0, True, 0.6))
+    scores = pd.DataFrame(rows, columns=["case", "is_lesion", "lesion", "kept", "score"])
     assert review.nearest(scores, True, 0.5).case == "c"
     assert review.nearest(scores, False, 0.5).case == "d"
     assert review.verdicts(scores).startswith("removes 0 of 1 (") and "loses 2 of 3 (" in review.verdicts(scores)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -150,6 +151,60 @@ def test_a_new_patient_is_segmented(segmented, models):
     assert {"candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm"} <= set(result.lesions.columns)
     assert len(result.lesions.columns) == 12 + 20
     assert result.lesions.kept.equals(result.lesions.forest_score >= models.forest.threshold.threshold)
+
+
+CPU = torch.device("cpu")
+
+
+def test_folds_side_by_side_tell_their_progress_in_the_callers_thread():
+    from threading import get_ident
+
+    before, told, threads = torch.get_num_threads(), [], set()
+
+    def work(item, progress):
+        threads.add(get_ident())
+        for step in range(3):
+            progress(f"fold{item}", step + 1, 3, {"threads": torch.get_num_threads()})
+
+    def show(name, done, total, row):
+        told.append((name, done, get_ident()))
+
+    torch.set_num_threads(2)
+    try:
+        pipeline._side_by_side(work, [0, 1, 2], show, CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(t[:2] for t in told) == [(f"fold{n}", step) for n in range(3) for step in (1, 2, 3)]
+    assert {t[2] for t in told} == {get_ident()} and get_ident() not in threads
+
+
+def test_an_error_in_one_fold_stops_the_others():
+    from threading import Event
+
+    failed, stopped = Event(), []
+
+    def work(item, progress):
+        if item == 0:
+            failed.set()
+            raise Refused("fold 0", "an error", "none")
+        failed.wait(10)
+        try:
+            for step in range(10_000):
+                progress("fold1", step, 10_000, {})
+                time.sleep(0.001)
+        except InterruptedError:
+            stopped.append(item)
+            raise
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(Refused, match="fold 0"):
+            pipeline._side_by_side(work, [0, 1], lambda *_: None, CPU)
+    finally:
+        torch.set_num_threads(before)
+    assert stopped == [1]
 
 
 def test_places_are_those_of_the_volumes_own_grid(segmented, models):

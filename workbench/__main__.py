@@ -170,9 +170,9 @@ def radiomics(
     device: Device = "auto",
 ) -> None:
     """728 descriptors of each region of a mask, a row each."""
-    from workbench import readers
     from workbench import experiment as folder
     from workbench import radiomics as r
+    from workbench import readers
     from workbench.volume import Refused, numbered
 
     _writable(out.parent)

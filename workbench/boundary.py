@@ -831,11 +831,7 @@ def relabel(
     logits = _carry(dense_logits(model.net, part.channels, part.band), part.grid_box, own.grid_mm, box, spacing_mm)
     drawn = mask[box]
     p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + probability[box] * settings.blend, drawn.float())
-    allowed = (
-        drawn
-        if liver is None
-        else drawn | _near_liver(liver[box], spacing_mm, settings.liver_margin_mm)
-    )
+    allowed = drawn if liver is None else drawn | _near_liver(liver[box], spacing_mm, settings.liver_margin_mm)
     sharp = torch.where(near, p >= settings.threshold, drawn)
     smooth = torch.where(near, _gaussian(p, spacing_mm, settings.smooth_mm) >= settings.threshold, drawn)
     if liver is not None:

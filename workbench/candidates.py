@@ -123,10 +123,16 @@ def long_axis_mm(voxels: np.ndarray, spacing_mm: Spacing) -> float:
     return longest + float(np.mean(spacing_mm[1:]))
 
 
-def match(labels: Tensor, reference: Tensor, settings: CandidateSettings = CandidateSettings()) -> np.ndarray:
-    """For each candidate 1..n: does it hit a reference lesion? bool [n]."""
-    count = int(labels.max()) if labels.numel() else 0
-    flat = labels.long().flatten()
-    size = torch.bincount(flat, minlength=count + 1)[1:]
-    hit = torch.bincount(flat, weights=(reference.flatten() > 0).double(), minlength=count + 1)[1:]
-    return (hit >= settings.overlap * size.double()).cpu().numpy() & (hit > 0).cpu().numpy()
+def match(
+    labels: Tensor, reference: Tensor, settings: CandidateSettings = CandidateSettings()
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each candidate 1..n: is it a true one, bool [n], and which reference lesion it shares most voxels with, int [n], 0 for none.
+
+    labels: candidates, reference: lesions numbered 1.., both [z y x] on background 0.
+    """
+    count, lesions = (int(a.max()) if a.numel() else 0 for a in (labels, reference))
+    pairs = labels.long().flatten() * (lesions + 1) + reference.long().flatten()
+    shared = torch.bincount(pairs, minlength=(count + 1) * (lesions + 1)).view(count + 1, lesions + 1)[1:].cpu().numpy()
+    inside = shared[:, 1:].sum(1)
+    most = shared[:, 1:].argmax(1) + 1 if lesions else inside
+    return (inside >= settings.overlap * shared.sum(1)) & (inside > 0), np.where(inside > 0, most, 0)

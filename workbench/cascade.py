@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 import pandas as pd
 import torch
@@ -18,6 +19,8 @@ from workbench import fit, slabs
 from workbench.losses import deep_supervision
 from workbench.network import NetworkSettings, SlabNet
 from workbench.volume import Refused
+
+_DRAWING = Lock()  # first weights come from torch's one generator, and folds may train in threads
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,20 @@ def train_fold(
 ) -> pd.DataFrame:
     """Train one fold's net on `training`; its curve shows the Dice on slabs of `held_out`. Saves `folder/fold<n>`."""
     seed = settings.fit.seed + 101 * fold
-    torch.manual_seed(seed)
-    net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
+    with _DRAWING:
+        torch.manual_seed(seed)
+        net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
     bank = slabs.SlabBank(training, device)
     still = replace(
-        settings.slabs, scale=0.0, rotate_degrees=0.0, flip=False, shift_hu=0.0, contrast=0.0, noise_hu=0.0, blur=0.0
+        settings.slabs,
+        scale=0.0,
+        rotate_degrees=0.0,
+        flip=False,
+        shift_hu=0.0,
+        contrast=0.0,
+        noise_hu=0.0,
+        blur=0.0,
+        blobs=0.0,
     )
     check = slabs.SlabBank(held_out, device).draw(still, settings.network.slices, 64, seed, 0) if held_out else None
 

@@ -104,7 +104,7 @@ def paper() -> Settings:
         tumor=tumor.TumorSettings(
             cascade=cascade.CascadeSettings(
                 replace(net, extra=1),
-                SlabSettings(window_hu=(-60.0, 220.0), crop=(320, 320), flip=True, foreground=0.6),
+                replace(tumor.TumorSettings().cascade.slabs, crop=(320, 320)),
                 train,
             )
         ),

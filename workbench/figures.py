@@ -1047,6 +1047,15 @@ def _at_thresholds(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndar
     return levels, len(true) - np.searchsorted(true, levels), len(false) - np.searchsorted(false, levels)
 
 
+def _once(table: pd.DataFrame) -> pd.DataFrame:
+    """Each lesion by its best candidate, where `lesion` names it, beside all false ones."""
+    if "lesion" not in table:
+        return table
+    true = table["is_lesion"].astype(bool)
+    best = table[true].sort_values("score", ascending=False, kind="stable").drop_duplicates(["case", "lesion"])
+    return pd.concat([best, table[~true]])
+
+
 def _draw_scores(ax, table, threshold):
     bins = np.linspace(0, 1, 26)
     lesion = table["is_lesion"].astype(bool)
@@ -1058,7 +1067,7 @@ def _draw_scores(ax, table, threshold):
     )
     if threshold is not None:
         ax.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
-    ax.set(xlabel="forest score (1)", ylabel="candidates", xlim=(0, 1))
+    ax.set(xlabel="forest score (1)", ylabel="lesions and false positives", xlim=(0, 1))
     ax.legend(fontsize=8)
 
 
@@ -1094,7 +1103,7 @@ def _draw_tradeoff(ax, table, threshold):
 
 def tradeoff(table: pd.DataFrame, threshold: float | None = None, title: str = "") -> Figure:
     """ROC curve, and what a threshold buys: false positives removed against true lesions kept."""
-    figure = Picture(10, 4.6)
+    figure, table = Picture(10, 4.6), _once(table)
     roc, right = figure.subplots(1, 2)
     _, true, false = _at_thresholds(table)
     tpr, fpr = true / max(1, true[-1]), false / max(1, false[-1])
@@ -1192,11 +1201,7 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
     """
     figure = Picture(6.6, 4.8)
     ax = figure.subplots()
-    once = table
-    if "lesion" in table:
-        is_true = table["is_lesion"].astype(bool)
-        best = table[is_true].sort_values("score", ascending=False).drop_duplicates(["case", "lesion"])
-        once = pd.concat([best, table[~is_true]])
+    once = _once(table)
     levels, true, false = _at_thresholds(once)
     ax.step(false / max(1, patients), true / max(1, lesions), where="post", color=BLUE)
     if threshold is not None:
@@ -1218,7 +1223,7 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
 
 def what_if(table: pd.DataFrame, threshold: float, title: str = "") -> Figure:
     """The forest at a threshold of one's own: who is kept, who is lost (columns patient, is_lesion, score)."""
-    figure = Picture(10, 4.2)
+    figure, table = Picture(10, 4.2), _once(table)
     left, right = figure.subplots(1, 2)
     _draw_scores(left, table, threshold)
     _draw_tradeoff(right, table, threshold)

@@ -215,11 +215,15 @@ def out_of_fold(
 # ---------------------------------------------------------------------------------------------- threshold
 
 
-def threshold_for_recall(scores: ArrayLike, target: ArrayLike, recall: float = 0.98) -> RecallThreshold:
-    """The largest threshold at which at least `recall` of the true lesions have score >= threshold.
+def threshold_for_recall(
+    scores: ArrayLike, target: ArrayLike, recall: float = 0.98, lesions: ArrayLike | None = None
+) -> RecallThreshold:
+    """The largest threshold at which at least `recall` of the true lesions are kept.
 
-    It is one of the lesions' own scores; lesions that tie with it are kept too. `scores` should be out of fold. The
-    interval is Wilson's, lesions taken as independent: it tells what this many lesions can say about lesions to come.
+    `lesions` names the lesion of each candidate: one that lies in several pieces is kept when any of them is (score >=
+    threshold); without it each true candidate is a lesion of its own. The threshold is one of the lesions' own scores; lesions that
+    tie with it are kept too. `scores` should be out of fold. The interval is Wilson's, lesions taken as independent: it
+    tells what this many lesions can say about lesions to come.
     """
     score, truth = np.asarray(scores, dtype=np.float64), np.asarray(target).astype(bool)
     if score.shape != truth.shape or score.ndim != 1:
@@ -228,12 +232,13 @@ def threshold_for_recall(scores: ArrayLike, target: ArrayLike, recall: float = 0
         raise Refused("threshold", f"{(~np.isfinite(score)).sum()} scores that are not finite", "a score a row")
     if not 0 < recall <= 1:
         raise Refused("threshold", f"a recall of {recall}", "more than 0, at most 1")
-    lesions = np.sort(score[truth])[::-1]
-    if len(lesions) == 0:
+    if not truth.any():
         raise Refused("threshold", "no true lesion", "at least 1")
-    threshold = float(lesions[math.ceil(recall * len(lesions) - 1e-9) - 1])
-    kept = int((lesions >= threshold).sum())
-    return RecallThreshold(threshold, kept / len(lesions), *wilson(kept, len(lesions)), kept, len(lesions))
+    names = np.arange(len(score)) if lesions is None else np.asarray(lesions)
+    best = np.sort(pd.Series(score[truth]).groupby(names[truth]).max().to_numpy())[::-1]
+    threshold = float(best[math.ceil(recall * len(best) - 1e-9) - 1])
+    kept = int((best >= threshold).sum())
+    return RecallThreshold(threshold, kept / len(best), *wilson(kept, len(best)), kept, len(best))
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -398,6 +403,7 @@ def baselines(
     settings: ForestSettings | None = None,
     fold: np.ndarray | None = None,
     draws: int = 1000,
+    lesions: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """The same forest, folds and recall on size alone, shape alone, the selected features and all of them.
 
@@ -421,7 +427,7 @@ def baselines(
         if columns is None:
             continue
         found = out_of_fold(features, truth, patients, columns, settings, fold)
-        chosen = threshold_for_recall(found.scores, truth, settings.recall)
+        chosen = threshold_for_recall(found.scores, truth, settings.recall, lesions)
         removed = (found.scores < chosen.threshold) & ~truth
         low, high = _by_patient(found.scores, truth, removed, groups, draws, settings.seed)
         rows.append(

@@ -26,9 +26,7 @@ class LiverSettings:
     pixel_mm: float = 3.0
     threshold: float = 0.5
     minimum_ml: float = 100.0  # a choice: less than this is no liver
-    cascade: CascadeSettings = field(
-        default_factory=lambda: CascadeSettings(slabs=slabs.SlabSettings(blobs=0.5))
-    )
+    cascade: CascadeSettings = field(default_factory=lambda: CascadeSettings(slabs=slabs.SlabSettings(blobs=0.5)))
 
 
 def to_grid(array: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tensor:

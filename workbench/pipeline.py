@@ -11,10 +11,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -50,7 +53,7 @@ from workbench.experiment import (
 )
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
-from workbench.volume import Refused, Spacing, Volume, components, resample
+from workbench.volume import Refused, Spacing, Volume, components, numbered, resample
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
@@ -182,33 +185,71 @@ def _fold_maps(
 def _train_folds(
     experiment: Experiment, folder: Path, settings: cascade.CascadeSettings, bank: Callable[[str], Any]
 ) -> None:
-    table, curves = experiment.cases("train"), []
-    banks = (
-        {c: bank(c) for c in table.case}
-        if not all((folder / f"fold{n}.json").is_file() for n in range(experiment.settings.folds))
-        else {}
+    """The net of each fold, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
+    table, count = experiment.cases("train"), experiment.settings.folds
+    missing = [n for n in range(count) if not (folder / f"fold{n}.json").is_file()]
+    banks = {c: bank(c) for c in table.case} if missing else {}
+
+    def train(fold: int, show: Progress) -> None:
+        split = {
+            side: [banks[r.case] for r in table.itertuples() if (r.fold == fold) == side and banks[r.case] is not None]
+            for side in (True, False)
+        }
+        cascade.train_fold(split[False], split[True], settings, folder, fold, experiment.device, show)
+
+    _side_by_side(
+        train,
+        missing,
+        lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
+        experiment.device,
     )
-    for fold in range(experiment.settings.folds):
-        if (folder / f"fold{fold}.json").is_file():
-            curve = pd.DataFrame(json.loads((folder / f"fold{fold}.json").read_text())["curve"])
-        else:
-            split = {
-                side: [
-                    banks[r.case] for r in table.itertuples() if (r.fold == fold) == side and banks[r.case] is not None
-                ]
-                for side in (True, False)
-            }
-            curve = cascade.train_fold(
-                split[False],
-                split[True],
-                settings,
-                folder,
-                fold,
-                experiment.device,
-                lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
-            )
-        curves.append(curve.assign(fold=fold))
+    curves = [
+        pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
+    ]
     write_table(folder / "curves.csv", pd.concat(curves))
+
+
+def _side_by_side(
+    work: Callable[[int, Progress], None], items: list[int], progress: Progress, device: torch.device
+) -> None:
+    """work(item, progress) for each item; on a CPU in threads that share its cores, which nets this small cannot fill alone.
+
+    Progress is shown from the calling thread. An interrupt, or an error in one, stops the others at their next progress.
+    """
+    cores = torch.get_num_threads()
+    workers = min(len(items), cores) if device.type == "cpu" else 1
+    if workers < 2:
+        for item in items:
+            work(item, progress)
+        return
+    news: SimpleQueue[tuple] = SimpleQueue()
+    stop = Event()
+
+    def one(item: int) -> None:
+        torch.set_num_threads(cores // workers)
+
+        def tell(*row: Any) -> None:
+            if stop.is_set():
+                raise InterruptedError("another fold stopped")
+            news.put(row)
+
+        work(item, tell)
+
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(one, item) for item in items]
+        try:
+            while not all(job.done() for job in jobs) or not news.empty():
+                failed = [job for job in jobs if job.done() and job.exception() is not None]
+                if failed:
+                    failed[0].result()
+                try:
+                    progress(*news.get(timeout=0.5))
+                except Empty:
+                    continue
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)
 
 
 def _run_liver(experiment: Experiment, folder: Path) -> dict:
@@ -313,9 +354,10 @@ def _run_candidates(experiment: Experiment, folder: Path) -> dict:
             experiment.array("consistency", "masks", row.case), p, inside, spacing, experiment.settings.candidates
         )
         write_array(folder / "labels" / f"{row.case}.npy", found.labels)
-        hits = candidates.match(found.labels, labels == 2, experiment.settings.candidates)
+        hits, lesion = candidates.match(found.labels, numbered(labels == 2), experiment.settings.candidates)
         table = found.table.copy()
         table.insert(1, "is_lesion", hits)
+        table.insert(2, "lesion", lesion)
         for n, name in enumerate(("case", "patient", "split", "fold")):
             table.insert(n, name, getattr(row, name))
         tables.append(table)
@@ -418,6 +460,7 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     s, train = experiment.settings.forest, (table.split == "train").to_numpy()
     x, y, fold = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy(), table[train].fold.to_numpy()
     patients, scores = table[train].patient.to_numpy(), np.full(len(table), np.nan)
+    lesions = (table.case + "/" + table.lesion.astype(str)).to_numpy()  # several candidates may be pieces of one
 
     def chosen(rows: np.ndarray) -> list[str]:
         """What selection kept when it saw the other folds only."""
@@ -426,16 +469,17 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
 
     oof = forest.out_of_fold(x, y, patients, chosen, s, fold)
     scores[train] = oof.scores
-    cut = forest.threshold_for_recall(oof.scores, y, s.recall)
+    cut = forest.threshold_for_recall(oof.scores, y, s.recall, lesions[train])
     model = forest.fit(x[names["all"]], y, s).with_threshold(cut)
     if (~train).any():
         scores[~train] = model.score(features[~train])
     forest.save(model, folder)
     kept = scores >= cut.threshold
-    columns = ["case", "patient", "split", "fold", "candidate", "is_lesion", "volume_ml", "long_axis_mm"]
+    columns = ["case", "patient", "split", "fold", "candidate", "is_lesion", "lesion", "volume_ml", "long_axis_mm"]
     write_table(folder / "scores.csv", table[columns].assign(score=scores, kept=kept))
     groups = radiomics.CATALOGUE.set_index("name").group
-    beside = forest.baselines(x, y, patients, list(SIZE), list(groups.index[groups == "shape"]), chosen, s, fold)
+    shape = list(groups.index[groups == "shape"])
+    beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train])
     write_table(folder / "baselines.csv", beside)
     rows = pd.concat(
         [
@@ -456,8 +500,8 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
         out |= {
             f"{split}_false": int((~y & on).sum()),
             f"{split}_false_removed": int((~y & ~kept & on).sum()),
-            f"{split}_true": int((y & on).sum()),
-            f"{split}_true_lost": int((y & ~kept & on).sum()),
+            f"{split}_lesions": len(set(lesions[y & on])),
+            f"{split}_lesions_lost": len(set(lesions[y & on]) - set(lesions[y & kept & on])),
         }
     return out
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, candidates, cascade, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench import boundary, cascade, forest, liver, metrics, pipeline, radiomics, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
 from workbench.volume import Refused, Volume, components
@@ -134,28 +134,25 @@ def consistency(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def homes(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Candidates with the reference `lesion` each shares most voxels with, and the lesions, `touched` or not."""
-    table, all_lesions = made.table("candidates", "candidates.csv", dtype=AS_TEXT), lesions(made)
-    shared = [_shared(made, case) for case in made.cases().case]
-    shared = pd.concat([one for one in shared if len(one)] or shared[:1])
-    home = shared.drop_duplicates(["case", "candidate"])
-    touched = shared.drop_duplicates(["case", "lesion"])[["case", "lesion"]].assign(touched=True)
-    all_lesions = all_lesions.merge(touched, how="left").fillna({"touched": False}).astype({"touched": bool})
-    return table.merge(home.drop(columns="voxels"), how="left", on=["case", "candidate"]), all_lesions
+    """Candidates, and the reference lesions, `touched` by one of them or not."""
+    all_lesions = lesions(made)
+    shared = pd.concat([_touched(made, case) for case in made.cases().case])
+    all_lesions = all_lesions.merge(shared.assign(touched=True), how="left", on=["case", "lesion"])
+    return made.table("candidates", "candidates.csv", dtype=AS_TEXT), all_lesions.fillna({"touched": False}).astype(
+        {"touched": bool}
+    )
 
 
-def _shared(made: Experiment, case: str) -> pd.DataFrame:
-    """Voxels that each candidate shares with each reference lesion, most first."""
+def _touched(made: Experiment, case: str) -> pd.DataFrame:
+    """The reference lesions that share a voxel with a candidate."""
     reference = components(made.work(case)[1] == 2)[0]
-    pieces = made.array("candidates", "labels", case).numpy()
-    on = (reference > 0) & (pieces > 0)
-    pairs = pd.DataFrame({"case": case, "candidate": pieces[on].astype(int), "lesion": reference[on].astype(int)})
-    return pairs.value_counts().rename("voxels").reset_index()
+    on = made.array("candidates", "labels", case).numpy() > 0
+    return pd.DataFrame({"case": case, "lesion": np.unique(reference[on & (reference > 0)]).astype(int)})
 
 
 def froc_table(table: pd.DataFrame, split: str, score: str) -> pd.DataFrame:
     """The candidates of a split for `figures.froc`: true ones by the lesion they lie in, the others false."""
-    part = table[(table.split == split) & (table.lesion.notna() | ~table.is_lesion)]
+    part = table[table.split == split]
     return part.assign(score=part[score])
 
 
@@ -189,9 +186,9 @@ def nearest(scores: pd.DataFrame, is_lesion: bool, threshold: float) -> pd.Serie
 
 def verdicts(scores: pd.DataFrame) -> str:
     """What the forest removed and what it lost, in words."""
-    false, true = scores[~scores.is_lesion], scores[scores.is_lesion]
-    removed, lost = share((~false.kept).sum(), len(false)), share((~true.kept).sum(), len(true))
-    return f"removes {removed} false positives and loses {lost} true candidates"
+    false, found = scores[~scores.is_lesion], scores[scores.is_lesion].groupby(["case", "lesion"]).kept.any()
+    removed, lost = share((~false.kept).sum(), len(false)), share((~found).sum(), len(found))
+    return f"removes {removed} false positives and loses {lost} lesions"
 
 
 def baselines_held_out(made: Experiment) -> pd.DataFrame:
@@ -208,8 +205,9 @@ def baselines_held_out(made: Experiment) -> pd.DataFrame:
     for row in made.table("forest", "baselines.csv").itertuples():
         model = forest.fit(x[train][sets[row.features]], y[train], made.settings.forest)
         kept, truth = model.score(x[~train]) >= row.threshold, y[~train]
-        counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": truth.sum(),
-                  "lost": (~kept & truth).sum(), "auc": forest.auc(model.score(x[~train]), truth)}  # fmt: skip
+        found = scores[~train & y].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
+        counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": len(found),
+                  "lost": (~found).sum(), "auc": forest.auc(model.score(x[~train]), truth)}  # fmt: skip
         rows.append({"features": row.features, "columns": len(sets[row.features]), **counts})
     return pd.DataFrame(rows).set_index("features")
 

@@ -34,9 +34,10 @@ class SlabSettings:
     contrast: float = 0.15
     noise_hu: float = 12.0
     blur: float = 0.3  # share of slabs that are smoothed
-    blobs: float = 0.0  # share of slabs with one made-up lesion in the target, of which it stays a part
-    blob_hu: tuple[float, float] = (-10.0, 170.0)
+    blobs: float = 0.0  # share of slabs with one made-up lesion
+    blob_hu: tuple[tuple[float, float], ...] = ((-10.0, 170.0),)  # one of these ranges, then uniform in it
     blob_pixels: tuple[float, float] = (2.0, 10.0)  # radii
+    blob_is_target: bool = False  # True: it lies in the prior and joins the target; False: it lies in the target
 
 
 def normalise(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
@@ -112,7 +113,7 @@ class SlabBank:
             inside[:, slices + 1 :].clamp(0, 1),
         )
         if settings.blobs:
-            x = self._with_blobs(x, y, settings, generator)
+            x, y = self._with_blobs(x, y, prior, settings, generator)
         x = self._intensity(x, random, settings, generator)
         return torch.cat([x, prior], 1).contiguous(memory_format=torch.channels_last), y
 
@@ -145,25 +146,39 @@ class SlabBank:
         return F.affine_grid(theta, [len(index), 1, ch, cw], align_corners=False)
 
     @staticmethod
-    def _with_blobs(x: Tensor, y: Tensor, settings: SlabSettings, generator: torch.Generator) -> Tensor:
-        """An ellipse of one HU drawn into the target of some slabs, through all their slices."""
-        b, _, h, w = y.shape
-        random = torch.rand(b, 6, generator=generator)
-        at = torch.multinomial(y.flatten(1).cpu() + 1e-6, 1, generator=generator)[:, 0]
+    def _with_blobs(
+        x: Tensor, y: Tensor, prior: Tensor, settings: SlabSettings, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A lobed ellipsoid of one HU drawn into some slabs; what was there shows through (after SynTumor, Hu et al. 2023)."""
+        b, slices, h, w = x.shape
+        u = torch.rand(b, 17, generator=generator).to(x.device)
+        host = ((prior > 0.5) & (y < 0.5) if settings.blob_is_target else y).float()
+        at = torch.multinomial(host.flatten(1).cpu() + 1e-6, 1, generator=generator)[:, 0].to(x.device)
         low, high = settings.blob_pixels
-        radii = low * (high / low) ** random[:, :2]
-        cos, sin = torch.cos(math.pi * random[:, 2]), torch.sin(math.pi * random[:, 2])
-        dy = (torch.arange(h) - (at // w)[:, None])[:, :, None]
-        dx = (torch.arange(w) - (at % w)[:, None])[:, None, :]
-        along, across = [v.view(b, 1, 1) for v in (cos, sin)], [v.view(b, 1, 1) for v in (-sin, cos)]
-        away = sum(
-            ((u[0] * dx + u[1] * dy) / r.view(b, 1, 1)) ** 2 for u, r in zip((along, across), radii.unbind(1))
-        ).sqrt()
-        edge = ((1 - away) * radii.amin(1).view(b, 1, 1) + 0.5).clamp(0, 1)  # one pixel wide
-        drawn = (random[:, 3] < settings.blobs).view(b, 1, 1) * edge
-        hu = settings.blob_hu[0] + (settings.blob_hu[1] - settings.blob_hu[0]) * random[:, 4]
-        share = drawn[:, None].to(x.device) * y
-        return x + share * (normalise(hu, settings.window_hu).view(b, 1, 1, 1).to(x.device) - x)
+        radius = low * (high / low) ** u[:, 0]
+        along, across = radius * (0.75 + 0.5 * u[:, 1]), radius * (0.75 + 0.5 * u[:, 2])
+        up = radius * (0.45 + 0.35 * u[:, 3])  # in slices, which are thicker than a pixel is wide
+        level = torch.arange(slices, device=x.device) - slices // 2 + ((2 * u[:, 4] - 1) * (up + 0.5))[:, None]
+        dy = torch.arange(h, device=x.device) - (at // w)[:, None]
+        dx = torch.arange(w, device=x.device) - (at % w)[:, None]
+        cos, sin = (f(math.pi * u[:, 5])[:, None, None] for f in (torch.cos, torch.sin))
+        p = (cos * dx[:, None, :] + sin * dy[:, :, None]) / along[:, None, None]
+        q = (cos * dy[:, :, None] - sin * dx[:, None, :]) / across[:, None, None]
+        angle, lobes = torch.atan2(q, p), torch.ones_like(p)
+        for k in (2, 3, 4):
+            wave = torch.cos(k * angle + 2 * math.pi * u[:, 4 + k, None, None])
+            lobes = lobes + 0.12 * u[:, 7 + k, None, None] * wave
+        away = ((p * p + q * q)[:, None] + ((level / up[:, None]) ** 2)[:, :, None, None]).sqrt() / lobes[:, None]
+        edge = 0.8 * 4 ** u[:, 12].view(b, 1, 1, 1)  # pixels over which it fades
+        drawn = (0.5 - (away - 1) * radius.view(b, 1, 1, 1) / edge).clamp(0, 1)
+        drawn = drawn * (u[:, 13] < settings.blobs).view(b, 1, 1, 1) * (prior if settings.blob_is_target else y)
+        ranges = torch.tensor(settings.blob_hu, device=x.device)[(u[:, 14] * len(settings.blob_hu)).long()]
+        hu = normalise(ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * u[:, 15], settings.window_hu)
+        around = (x[:, slices // 2, None] * host).sum((1, 2, 3)) / host.sum((1, 2, 3)).clamp_min(1)
+        through = 0.8 * u[:, 16].view(b, 1, 1, 1)  # how much of what was there is still seen
+        new = hu.view(b, 1, 1, 1) + through * (x - around.view(b, 1, 1, 1))
+        middle = drawn[:, slices // 2 : slices // 2 + 1]
+        return x + drawn * (new - x), torch.maximum(y, middle) if settings.blob_is_target else y
 
     @staticmethod
     def _intensity(x: Tensor, random: Tensor, settings: SlabSettings, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,9 @@
 """Stage 2: the tumor's probability map.
 
 States: the second network of the cascade gives a tumor probability map.
-Chooses: it sees the liver's box with a margin at the full in-plane resolution of the work grid, and the liver probability of stage
-1 as one more channel. Slabs are drawn so that each lesion counts the same, however small.
+Chooses: it sees the liver's box with a margin at the full in-plane resolution of the work grid, HU counted from the liver's own median
+(a lesion is what differs from its liver, whatever the contrast phase), and the liver probability of stage 1 as one more
+channel. Slabs are drawn so that each lesion counts the same, however small.
 """
 
 from __future__ import annotations
@@ -18,13 +19,31 @@ from workbench.cascade import CascadeSettings
 from workbench.network import NetworkSettings
 from workbench.volume import Box, Spacing, bounding_box, numbered
 
+WINDOW_HU = (-120.0, 100.0)  # a choice: from cyst to vessel, counted from the liver's median
+
+BLOB_HU = (
+    (-80.0, -14.0),
+    (-50.0, -14.0),
+    (-50.0, -14.0),
+    (15.0, 60.0),
+)  # a choice: most lesions are darker than the liver
+
 
 @dataclass(frozen=True)
 class TumorSettings:
     margin_mm: float = 15.0
     cascade: CascadeSettings = field(
         default_factory=lambda: CascadeSettings(
-            NetworkSettings(extra=1), slabs.SlabSettings(window_hu=(-60.0, 220.0), flip=True, foreground=0.5)
+            NetworkSettings(extra=1),
+            slabs.SlabSettings(
+                window_hu=WINDOW_HU,
+                shift_hu=8.0,
+                flip=True,
+                foreground=0.5,
+                blobs=0.5,
+                blob_hu=BLOB_HU,
+                blob_is_target=True,
+            ),
         )
     )
 
@@ -33,10 +52,17 @@ def box(liver: Tensor, spacing_mm: Spacing, settings: TumorSettings) -> Box | No
     return bounding_box(liver, spacing_mm, settings.margin_mm)
 
 
+def from_liver(hu: Tensor, liver_probability: Tensor) -> Tensor:
+    """HU counted from the median of the liver, [z y x] float32."""
+    return hu - hu[liver_probability >= 0.5].float().median()
+
+
 def bank_case(hu: Tensor, labels: Tensor, liver_probability: Tensor, at: Box) -> slabs.BankCase:
     """One case for training; `liver_probability` is out of fold, `at` the box of the liver found in it."""
     tumor = labels[at] == 2
-    return slabs.BankCase(hu[at].round(), tumor, liver_probability[at], numbered(tumor))
+    return slabs.BankCase(
+        from_liver(hu[at], liver_probability[at]).round(), tumor, liver_probability[at], numbered(tumor)
+    )
 
 
 def probability(
@@ -51,5 +77,5 @@ def probability(
     out = torch.zeros(hu.shape)
     if at is not None:
         window = settings.cascade.slabs.window_hu
-        out[at] = slabs.predict(nets, hu[at].float(), liver_probability[at], window, device)
+        out[at] = slabs.predict(nets, from_liver(hu[at], liver_probability[at]), liver_probability[at], window, device)
     return out
