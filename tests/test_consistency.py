@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.consistency import ConsistencySettings, refine
+from workbench import consistency
+from workbench.consistency import ConsistencySettings
+
+HALF = ConsistencySettings(threshold=0.5, low=0.25, keep=0.8, restore_only_above_mm=6.0)
+
+
+def refine(p, slice_mm):
+    return consistency.refine(p, slice_mm, HALF)
 
 
 def column(*p):

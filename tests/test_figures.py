@@ -147,7 +147,9 @@ def test_what_a_threshold_buys_by_hand():
     figure = figures.what_if(table, 0.45)
     assert "1 of 2 lesions and 1 of 2 false positives kept (2 patients)" in words(figure)
     label = figures.tradeoff(table, 0.45).axes[1].get_legend().get_texts()[0].get_text()
-    assert "50% of false positives removed" in label and "50.0% of true lesions kept" in label  # two candidates lie in one lesion
+    assert (
+        "50% of false positives removed" in label and "50.0% of true lesions kept" in label
+    )  # two candidates lie in one lesion
     assert "area 0.750" in words(figures.tradeoff(table))
     # of 4 reference lesions two have candidates (one has two): at 0.1 half are found, with 1 false positive each
     line = figures.froc(table, lesions=4, patients=2).axes[0].lines[0]

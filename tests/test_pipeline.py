@@ -129,7 +129,7 @@ def test_settings_survive_json():
         assert experiment.from_dict(experiment.Settings, stored) == make()
 
 
-def test_ledger_adds_up(segmented):
+def test_ledger_adds_up(segmented, models):
     result, _ = segmented
     masks = {s: ledger.tumor_after(result.ledger, s) for s in ledger.ABLATION}
     final = masks["cascade"].clone()
@@ -138,7 +138,9 @@ def test_ledger_adds_up(segmented):
         if history[0] != history[-1]:
             final[codes == code] = bool(history[-1])
     assert torch.equal(final, result.labels == 2)
-    assert torch.equal(masks["cascade"], result.tumor_probability >= 0.5)  # the toys' grid is the work grid
+    assert torch.equal(
+        masks["cascade"], result.tumor_probability >= models.settings.consistency.threshold
+    )  # the toys' grid is the work grid
     assert set(codes.unique().tolist()) <= set(ledger.CODES)
     assert ((result.labels == 1) <= result.liver).all()
 

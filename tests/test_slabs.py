@@ -94,3 +94,40 @@ def test_image_and_target_move_together():
     moving = replace(STILL, crop=(16, 20), scale=0.2, rotate_degrees=30, shift=0.1, flip=True)
     x, y = bank.draw(moving, 3, 16, 3, 1)
     assert ((x[:, 1:2] > 0) == (y > 0.5)).float().mean() > 0.995
+
+
+def made_up(is_target):
+    """64 slabs of a liver of 0 HU in air, half of them with a lesion of -400 HU."""
+    hu = torch.full((5, 24, 32), -900)
+    organ = torch.zeros(5, 24, 32)
+    organ[:, 5:20, 6:26] = 1
+    hu[organ > 0] = 0
+    target = torch.zeros_like(organ) if is_target else organ
+    bank = SlabBank([BankCase(hu, target, organ if is_target else None)], "cpu")
+    settings = replace(
+        STILL, crop=(24, 32), blobs=0.5, blob_hu=((-400.0, -400.0),), blob_pixels=(2.0, 4.0), blob_is_target=is_target
+    )
+    x, y = bank.draw(settings, 3, 64, 0, 0)
+    return x[:, :3] * 1000, y, organ[2].bool()
+
+
+def test_a_made_up_lesion_joins_the_target_where_it_is_drawn():
+    x, y, organ = made_up(is_target=True)
+    with_one = (x[:, 1] - torch.where(organ, 0.0, -900.0)).abs().flatten(1).amax(1) > 1
+    assert 10 < with_one.sum() < 54
+    assert not y[~with_one].any() and (y[:, 0] * ~organ).max() < 1e-3
+    share = x[:, 1] / -400  # of the lesion in a voxel: the lesion's HU is -400, the liver's 0
+    assert torch.allclose(share[:, organ], y[:, 0][:, organ], atol=1e-3)
+    assert (y > 0.99).any() and ((y > 0.1) & (y < 0.9)).any()  # a core and a soft edge
+
+
+def test_a_made_up_lesion_of_the_liver_stays_liver():
+    x, y, organ = made_up(is_target=False)
+    assert torch.equal(y[:, 0] > 0.5, organ.expand(64, -1, -1))
+    assert (x[:, 1][:, organ] < -300).any() and torch.allclose(x[:, 1][:, ~organ], torch.tensor(-900.0), atol=1e-3)
+
+
+def test_a_made_up_lesion_has_another_extent_in_each_slice():
+    x, _, organ = made_up(is_target=True)
+    area = (x[:, :, organ] < -200).sum(-1)
+    assert ((area[:, 0] != area[:, 1]) | (area[:, 1] != area[:, 2])).any() and (area.sum(1) > 0).sum() > 10

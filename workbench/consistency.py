@@ -19,10 +19,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ConsistencySettings:
-    threshold: float = 0.5  # fixed by the cascade: where a tumor probability becomes a tumor
-    low: float = 0.25
+    threshold: float = (
+        0.3  # empirical: sensitive, since the forest takes false positives away (docs/log.md, 2026-11-25)
+    )
+    low: float = 0.1  # empirical, same entry
     keep: float = 0.8
-    restore_only_above_mm: float = 6.0
+    restore_only_above_mm: float = 3.0  # empirical, same entry: in thicker slices a 10 mm lesion often shows in one
 
     def __post_init__(self):
         if not 0 <= self.low <= self.threshold <= self.keep <= 1:

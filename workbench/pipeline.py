@@ -376,32 +376,26 @@ def _candidate_table(experiment: Experiment) -> pd.DataFrame:
     return experiment.table("candidates", "candidates.csv", dtype={"case": str, "patient": str})
 
 
+REPEATED = 160  # rule: lesions behind each ICC; an ICC of 0.75 is then known to about 0.05
+
+
 def _run_radiomics(experiment: Experiment, folder: Path) -> dict:
-    table = _candidate_table(experiment)
+    table, on = _candidate_table(experiment), experiment.device
+    drawn = table[table.split == "train"].sample(frac=1, random_state=experiment.settings.seed).head(REPEATED)
     rows, repeats, which, seconds = [], [], [], time.monotonic()
     cases = list(dict.fromkeys(table.case))
     for i, case in enumerate(cases):
         hu, _, spacing = experiment.work(case)
         labels = experiment.array("candidates", "labels", case).long()
         inside = liver.mask(experiment.array("liver", "maps", case).float(), spacing, experiment.settings.liver)
-        described = radiomics.describe(
-            hu.to(experiment.device), labels.to(experiment.device), spacing, inside.to(experiment.device)
-        )
-        rows.append(described.rename(columns={"label": "candidate"}).assign(case=case))
-        if table[table.case == case].split.iloc[0] == "train":
-            repeats.append(
-                np.asarray(
-                    perturb.describe_perturbed(
-                        hu.to(experiment.device),
-                        labels.to(experiment.device),
-                        spacing,
-                        inside.to(experiment.device),
-                        perturb.PERTURBATIONS,
-                        experiment.settings.seed + i,
-                    )
-                )
-            )
-            which += [{"case": case, "candidate": int(c)} for c in described.label]
+        scan = (hu.to(on), labels.to(on), spacing, inside.to(on))
+        rows.append(radiomics.describe(*scan).rename(columns={"label": "candidate"}).assign(case=case))
+        again = sorted(drawn.candidate[drawn.case == case])
+        if again:
+            chosen = torch.isin(labels, torch.as_tensor(again)) * labels
+            scan = (scan[0], chosen.to(on), *scan[2:])
+            repeats.append(perturb.describe_perturbed(*scan, perturb.PERTURBATIONS, seed=experiment.settings.seed + i))
+            which += [{"case": case, "candidate": int(c)} for c in again]
         experiment.progress("radiomics", i + 1, len(cases), {})
     features = pd.concat(rows)
     write_table(folder / "features.csv", features[["case", "candidate", *radiomics.NAMES, "reason"]])
@@ -432,11 +426,15 @@ def _run_selection(experiment: Experiment, folder: Path) -> dict:
     train = table.split == "train"
     x, y, fold = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy(), table[train].fold.to_numpy()
     patients = table[train].patient.to_numpy()
+    row_of = {key: row for row, key in enumerate(zip(table[train].case, table[train].candidate))}
+    again = experiment.table("radiomics", "repeats.csv", dtype={"case": str})
+    again = np.array([row_of[key] for key in zip(again.case, again.candidate)])
     names = {}
     for n in [*range(experiment.settings.folds), None]:
         use = np.ones(len(y), bool) if n is None else fold != n
+        within, rows = selection.repeats_within(repeats, again, np.flatnonzero(use))
         chosen = selection.select(
-            x[use].reset_index(drop=True), y[use], patients[use], repeats[:, use], kinds, experiment.settings.selection
+            x[use], y[use], patients[use], within, kinds, experiment.settings.selection, repeat_rows=rows
         )
         names["all" if n is None else str(n)] = list(chosen.names)
         experiment.progress("selection", len(names), experiment.settings.folds + 1, {})

@@ -34,7 +34,7 @@ class TumorSettings:
     margin_mm: float = 15.0
     cascade: CascadeSettings = field(
         default_factory=lambda: CascadeSettings(
-            NetworkSettings(extra=1),
+            NetworkSettings(slices=5, extra=1),
             slabs.SlabSettings(
                 window_hu=WINDOW_HU,
                 shift_hu=8.0,
