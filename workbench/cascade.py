@@ -60,6 +60,11 @@ def train_fold(
     )
     check = slabs.SlabBank(held_out, device).draw(still, settings.network.slices, 64, seed, 0) if held_out else None
 
+    def draw(step: int) -> tuple:
+        # made-up lesions teach what a lesion may be; the last steps, on true ones, teach what is none
+        share = settings.slabs.blobs * (1 - step / settings.fit.steps)
+        return bank.draw(replace(settings.slabs, blobs=share), settings.network.slices, settings.fit.batch, seed, step)
+
     def validate(net: SlabNet) -> dict:
         with torch.inference_mode(), slabs.autocast(device):
             on = net(check[0]) > 0
@@ -68,7 +73,7 @@ def train_fold(
 
     return fit.fit(
         net,
-        lambda step: bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step),
+        draw,
         lambda net, batch: deep_supervision(net(batch[0]), batch[1]),
         settings.fit,
         folder,

@@ -424,24 +424,30 @@ def _run_selection(experiment: Experiment, folder: Path) -> dict:
     repeats = np.load(experiment.path("radiomics") / "repeats.npy", allow_pickle=False)
     kinds = [p["kind"] for p in json.loads((experiment.path("radiomics") / "perturbations.json").read_text())]
     train = table.split == "train"
-    x, y, fold = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy(), table[train].fold.to_numpy()
-    patients = table[train].patient.to_numpy()
+    x, y, patients = (
+        features[train].reset_index(drop=True),
+        table[train].is_lesion.to_numpy(),
+        table[train].patient.to_numpy(),
+    )
+    folds = min(experiment.settings.selection.folds, len(set(patients)))
+    fold = forest.grouped_folds(y, patients, folds, experiment.settings.seed)  # the maps are out of fold already
     row_of = {key: row for row, key in enumerate(zip(table[train].case, table[train].candidate))}
     again = experiment.table("radiomics", "repeats.csv", dtype={"case": str})
     again = np.array([row_of[key] for key in zip(again.case, again.candidate)])
     names = {}
-    for n in [*range(experiment.settings.folds), None]:
+    for n in [*range(folds), None]:
         use = np.ones(len(y), bool) if n is None else fold != n
         within, rows = selection.repeats_within(repeats, again, np.flatnonzero(use))
         chosen = selection.select(
             x[use], y[use], patients[use], within, kinds, experiment.settings.selection, repeat_rows=rows
         )
         names["all" if n is None else str(n)] = list(chosen.names)
-        experiment.progress("selection", len(names), experiment.settings.folds + 1, {})
+        experiment.progress("selection", len(names), folds + 1, {})
     groups = radiomics.CATALOGUE.set_index("name").group
     write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups)))
     write_json(folder / "selected.json", names)
-    index = selection.nogueira([names[str(n)] for n in range(experiment.settings.folds)], len(radiomics.NAMES))
+    write_table(folder / "folds.csv", table.loc[train, ["case", "patient", "candidate"]].assign(fold=fold))
+    index = selection.nogueira([names[str(n)] for n in range(folds)], len(radiomics.NAMES))
     return {
         "kept": len(names["all"]),
         **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},
@@ -456,7 +462,8 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     table, features = _tables(experiment)
     names = json.loads((experiment.path("selection") / "selected.json").read_text())
     s, train = experiment.settings.forest, (table.split == "train").to_numpy()
-    x, y, fold = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy(), table[train].fold.to_numpy()
+    x, y = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy()
+    fold = experiment.table("selection", "folds.csv", dtype={"case": str, "patient": str}).fold.to_numpy()
     patients, scores = table[train].patient.to_numpy(), np.full(len(table), np.nan)
     lesions = (table.case + "/" + table.lesion.astype(str)).to_numpy()  # several candidates may be pieces of one
 

@@ -64,6 +64,7 @@ class SelectionSettings:
     max_missing: float = 0.2  # share of lesions for which a feature may be undefined
     bins: int = 6  # quantile bins of the mutual information
     draws: int = 60  # halves of the patients for the L1 stability selection
+    folds: int = 5  # patient-grouped: each leaves its patients out of selection and forest
     inner_folds: int = 3
     trees: int = 200
     permutations: int = 3
@@ -74,8 +75,18 @@ class SelectionSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("keep", "choose_from", "bins", "draws", "inner_folds", "trees", "permutations", "min_repeated"):
-            least = 2 if name in ("bins", "inner_folds", "min_repeated") else 1
+        for name in (
+            "keep",
+            "choose_from",
+            "bins",
+            "draws",
+            "folds",
+            "inner_folds",
+            "trees",
+            "permutations",
+            "min_repeated",
+        ):
+            least = 2 if name in ("bins", "folds", "inner_folds", "min_repeated") else 1
             if getattr(self, name) < least:
                 raise Refused(f"SelectionSettings.{name}", str(getattr(self, name)), f"at least {least}")
         if self.choose_from < self.keep:
