@@ -37,7 +37,7 @@ the bands of the lesions only, each with the margin its patches need.
 Training: on tiles of the same dense net with the loss masked to the band, which is training on patches, cheaper.
 Tiles are centred on band voxels; every lesion is as likely as another and every tile weighs the same, so a large one
 does not drown the small ones. Only candidates that overlap the reference are learnt from: bands of false ones taught the
-net to shrink everything (docs/log.md, 2026-11-24). The target is the share of tumor in the grid voxel.
+net to shrink everything (docs/log.md, 2026-11-25). The target is the share of tumor in the grid voxel.
 
 After the net: p in the band (blended with the cascade's probability if `blend` > 0), the mask itself outside; a
 Gaussian of `smooth_mm`; threshold, in the band only. Tumor is added only within `liver_margin_mm` of the liver. No

@@ -3,8 +3,8 @@
 States: a simple three-slice rule along the cranio-caudal axis that restores thin and tiny lesions and suppresses isolated noise.
 Chooses: with probability p and m = p >= threshold, a voxel whose two z-neighbours are both in m is set where p >= low; a voxel of m
 with neither z-neighbour in m is cleared unless p >= keep, so a real one-slice lesion survives when the net is sure of it. The outermost slice
-is repeated beyond the ends. One pass, pure. On slices thicker than `restore_only_above_mm` nothing is cleared: a
-lesion may well fit into one such slice.
+is repeated beyond the ends. One pass, pure. On slices thicker than `restore_only_above_mm` nothing is cleared: there the net often
+sees a true lesion in one slice only (docs/decisions/0004).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench import batch, cohort, experiment, report, tracking
 from workbench.files import write_atomic
 
-CASES, HELD_OUT, SEED = 120, 14, 1  # patients in all, of them never trained on, first seed
+CASES, HELD_OUT, SEED = 180, 20, 1  # patients in all, of them never trained on, first seed
 
 
 def run(folder: Path, device: str = "auto") -> int:

@@ -30,7 +30,6 @@ from workbench.files import write_atomic
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
 from workbench.network import NetworkSettings
-from workbench.slabs import SlabSettings
 from workbench.volume import Refused, Spacing, shape_at
 
 NEEDS = {
@@ -78,7 +77,7 @@ def demo() -> Settings:
     return Settings(
         folds=2,
         liver=liver.LiverSettings(cascade=_steps(liver.LiverSettings().cascade, 260)),
-        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 840)),
+        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 1100)),
     )
 
 
@@ -90,6 +89,7 @@ def paper() -> Settings:
     """Full size: the scan's own resolution, five folds, for a GPU."""
     net = NetworkSettings(width=32, growth=24, layers=(3, 4, 6, 8, 8), stem_stride=1)
     train = FitSettings(steps=40_000, batch=24, rate=1e-3, check_every=500, save_every_s=300)
+    blobs = {"blob_pixels": (3.0, 30.0), "blob_slices": (0.15, 0.8)}
     return Settings(
         preset="paper",
         pixel_mm=None,
@@ -98,13 +98,13 @@ def paper() -> Settings:
         liver=liver.LiverSettings(
             pixel_mm=1.5,
             cascade=cascade.CascadeSettings(
-                net, SlabSettings(crop=(256, 256), blobs=0.5, blob_pixels=(3.0, 25.0)), train
+                net, replace(liver.LiverSettings().cascade.slabs, crop=(256, 256), **blobs), train
             ),
         ),
         tumor=tumor.TumorSettings(
             cascade=cascade.CascadeSettings(
-                replace(net, extra=1),
-                replace(tumor.TumorSettings().cascade.slabs, crop=(320, 320)),
+                replace(net, slices=5, extra=1),
+                replace(tumor.TumorSettings().cascade.slabs, crop=(320, 320), **blobs),
                 train,
             )
         ),

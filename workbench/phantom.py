@@ -10,7 +10,7 @@ contrasts like those of lesions and never touch one.
 
 Randomness: the plan of a case (anatomy, phase, lesions) comes from one CPU generator, the same on every device; the
 quantum noise from one generator on the device. The same seed gives the same bits on the same kind of device.
-HU figures are *empirical*: next to the real scans named in docs/log.md (2026-11-23).
+HU figures are *empirical*: next to the real scans named in docs/log.md (2026-11-25).
 """
 
 from __future__ import annotations

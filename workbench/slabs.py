@@ -37,6 +37,7 @@ class SlabSettings:
     blobs: float = 0.0  # share of slabs with one made-up lesion
     blob_hu: tuple[tuple[float, float], ...] = ((-10.0, 170.0),)  # one of these ranges, then uniform in it
     blob_pixels: tuple[float, float] = (2.0, 10.0)  # radii
+    blob_slices: tuple[float, float] = (0.45, 0.8)  # a pixel's width in slices: the demo's work grid
     blob_is_target: bool = False  # True: it lies in the prior and joins the target; False: it lies in the target
 
 
@@ -157,7 +158,8 @@ class SlabBank:
         low, high = settings.blob_pixels
         radius = low * (high / low) ** u[:, 0]
         along, across = radius * (0.75 + 0.5 * u[:, 1]), radius * (0.75 + 0.5 * u[:, 2])
-        up = radius * (0.45 + 0.35 * u[:, 3])  # in slices, which are thicker than a pixel is wide
+        thin, thick = settings.blob_slices
+        up = radius * (thin + (thick - thin) * u[:, 3])  # radius in slices
         level = torch.arange(slices, device=x.device) - slices // 2 + ((2 * u[:, 4] - 1) * (up + 0.5))[:, None]
         dy = torch.arange(h, device=x.device) - (at // w)[:, None]
         dx = torch.arange(w, device=x.device) - (at % w)[:, None]
