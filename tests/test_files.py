@@ -3,6 +3,8 @@ import os
 import pytest
 
 from workbench import files
+from workbench.files import read_json
+from workbench.volume import Refused
 
 
 def test_the_folder_is_made_and_the_file_whole(tmp_path):
@@ -21,3 +23,12 @@ def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, mo
     with pytest.raises(OSError, match="no space"):
         files.write_atomic(target, b"second")
     assert target.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}'])
+def test_json_without_what_it_must_hold_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(Refused, match="a.json"):
+        read_json(tmp_path / "a.json", "a", "b")
+    (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
+    assert read_json(tmp_path / "a.json", "a", "b") == {"a": 1, "b": 2}

@@ -173,3 +173,98 @@ def test_phantom_refuses_an_unknown_preset(call, tmp_path):
 def test_view_without_a_result_is_refused(call, tmp_path):
     refused(call("view", tmp_path), "result.json")
     refused(call("report", tmp_path, "-o", tmp_path / "r.html"))
+
+
+def turned(path, code, to):
+    """The same picture of the same place, stored along other axes."""
+    nibabel.save(
+        nibabel.as_closest_canonical(nibabel.load(path)).as_reoriented(
+            nibabel.orientations.ornt_transform(
+                nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(code)
+            )
+        ),
+        to,
+    )
+
+
+@pytest.mark.parametrize("code", ["LPS", "SRA"])
+def test_radiomics_reads_a_mask_stored_along_other_axes(call, files, code):
+    turned(files / "seven.nii.gz", code, files / "mask.nii.gz")
+    for mask, out in (("seven", "a.csv"), ("mask", "b.csv")):
+        found = call("radiomics", files / "toy.nii.gz", files / f"{mask}.nii.gz", "-o", files / out, "--device", "cpu")
+        assert found[0] == 0, found[2]
+    pd.testing.assert_frame_equal(pd.read_csv(files / "a.csv"), pd.read_csv(files / "b.csv"))
+
+
+def test_evaluate_names_its_cases(call, files):
+    for name in ("one", "two"):
+        for side in ("truth", "found"):
+            (files / side).mkdir(exist_ok=True)
+            (files / side / f"{name}.nii.gz").write_bytes((files / "labels.nii.gz").read_bytes())
+    assert call("evaluate", files / "truth", files / "found", "-o", files / "e.json")[0] == 0
+    assert [c["case"] for c in json.loads((files / "e.json").read_text())["cases"]] == ["one", "two"]
+
+
+def test_one_bad_input_does_not_keep_the_others_back(call, files, trained):
+    (files / "toy2.nii.gz").write_bytes((files / "toy.nii.gz").read_bytes())
+    names = [files / f"{n}.nii.gz" for n in ("toy", "truncated", "text", "toy2")]
+    status, out, err = call("segment", *names, "--models", trained.folder, "-o", files / "out", "--device", "cpu")
+    assert status == 2 and err.count("error: ") == 2
+    assert sorted(p.name for p in (files / "out").iterdir()) == ["toy", "toy2"]
+
+
+def test_an_occupied_place_is_refused_before_the_work(call, files, trained, monkeypatch):
+    from workbench import pipeline
+
+    (files / "out" / "toy").mkdir(parents=True)
+    (files / "out" / "toy" / "notes.txt").touch()
+    monkeypatch.setattr(pipeline, "segment", lambda *a: pytest.fail("worked first"))
+    refused(call("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out"), "no result")
+
+
+def test_a_fold_that_is_missing_is_refused(call, files, trained):
+    import shutil
+
+    shutil.copytree(trained.folder, files / "models")
+    (files / "models" / "tumor" / "fold1.json").unlink()
+    refused(call("segment", files / "toy.nii.gz", "--models", files / "models", "-o", files / "out"), "fold1")
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "liver/fold0.json", "boundary/model.json"])
+@pytest.mark.parametrize("text", ["{", "{}", "[1]"])
+def test_damaged_json_is_refused(call, files, trained, name, text):
+    import shutil
+
+    shutil.copytree(trained.folder, files / "models")
+    (files / "models" / name).write_text(text)
+    refused(
+        call("segment", files / "toy.nii.gz", "--models", files / "models", "-o", files / "out"), name.split("/")[-1]
+    )
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "mps"])
+def test_an_unknown_device_is_refused(call, files, trained, device):
+    words = ("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--device", device)
+    refused(call(*words), device)
+
+
+@pytest.mark.parametrize("out", ["/proc/out", "a_folder", "read_only"])
+def test_a_place_that_cannot_be_written_is_refused(call, files, out):
+    (files / "a_folder").mkdir()
+    (files / "read_only").mkdir()
+    (files / "read_only").chmod(0o555)
+    out = files / out / ("x.json" if out == "read_only" else "")
+    for words in (("evaluate", files / "labels.nii.gz", files / "labels.nii.gz"), ("radiomics", "--catalogue")):
+        refused(call(*words, "-o", out))
+    assert not list((files / "a_folder").iterdir()) and not list((files / "read_only").iterdir())
+
+
+def test_a_name_too_long_for_a_file_is_refused(call, files):
+    refused(call("evaluate", files / ("n" * 300), files / "labels.nii.gz", "-o", files / "e.json"), "too long")
+    status, out, _ = call("check", files / ("n" * 300), files / "toy.nii.gz")
+    assert status == 1 and out.count("REFUSED") == 1 and out.count("ok ") == 1
+
+
+def test_a_manifest_that_is_no_text_is_refused(call, files):
+    refused(call("train", "all", "--cohort", files / "toy.nii.gz", "-o", files / "e"), "no CSV text")
+    assert not (files / "e").exists()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -134,28 +135,31 @@ def segment(
     from workbench.volume import Refused
 
     for path in inputs:  # all are there before the first is worked on
-        if not path.exists():
-            raise Refused(path, "no such file or folder", "NIfTI, NRRD/MHA or a DICOM folder")
-
+        readers.gates.existing(path)
+    _writable(out)
     loaded = pipeline.Models.load(models, device)
     names: dict[str, Path] = {}
+    refused = 0
     for path in inputs:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            volume = readers.read(path)
-        said = [str(w.message) for w in caught if issubclass(w.category, readers.WorkbenchWarning)]
-        _writable(out)
-        for line in said:
-            print(f"warning: {line}", file=sys.stderr)
-        name = volume.name if volume.name not in names else f"{volume.name}-{len(names)}"
-        names[name] = path
-        result = pipeline.segment(volume, loaded, _tell(name))
-        result.warnings += said
-        folder = results.keep(result, out / name, path)
+        try:
+            with _said() as said:
+                volume = readers.read(path)
+            name = volume.name if volume.name not in names else f"{volume.name}-{len(names)}"
+            names[name] = path
+            results.free(out / name)
+            result = pipeline.segment(volume, loaded, _tell(name))
+            result.warnings += said
+            folder = results.keep(result, out / name, path)
+        except Refused as error:  # the others are segmented all the same
+            print(f"error: {error}", file=sys.stderr)
+            refused += 1
+            continue
         print(
             f"{name}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
             f"{sum(result.timings.values()):.1f} s -> {folder}"
         )
+    if refused:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -175,7 +179,7 @@ def radiomics(
     from workbench import readers
     from workbench.volume import Refused, numbered
 
-    _writable(out.parent)
+    _file(out)
     if catalogue:
         folder.write_table(out, r.CATALOGUE)
         return
@@ -184,10 +188,11 @@ def radiomics(
     if engine not in ("torch", "pyradiomics"):
         raise Refused("--engine", engine, "torch or pyradiomics")
     on = folder.pick_device(device)
-    volume = readers.read(image)
-    regions = readers.read_labels(mask, like=volume, allowed=None)
+    with _said():
+        volume = readers.read(image)
+        regions = readers.read_labels(mask, like=volume, allowed=None)
     hu, spacing_mm = volume.in_file_order()  # as PyRadiomics sees it: wavelets depend on the axes' direction
-    labels = regions.in_file_order()[0].long()
+    labels = volume.with_array(regions.array).in_file_order()[0].long()  # the image's axes, whatever the mask's are
     values = labels[labels > 0].unique()
     if len(values) == 0:
         raise Refused(mask, "an empty mask", "at least one region on background 0", "Draw a region first.")
@@ -204,14 +209,13 @@ def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-
     from workbench import experiment as folder
     from workbench import metrics, readers
 
-    _writable(out.parent)
+    _file(out)
     cases = []
     for name, a, b in readers.pair_labels(truth, prediction):
-        reference = readers.read_labels(a, allowed={0, 1, 2})
-        found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
-        cases.append(
-            {"case": name, **metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm)}
-        )
+        with _said():
+            reference = readers.read_labels(a, allowed={0, 1, 2})
+            found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
+        cases.append(metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm, name))
         _count(name, len(cases), 0)
     folder.write_json(out, metrics.summarise(cases))
     print(f"{len(cases)} cases -> {out}")
@@ -255,7 +259,7 @@ def report(
     from workbench import report as r
     from workbench.files import write_atomic
 
-    _writable(out.parent)
+    _file(out)
     html = r.case_report(result) if (result / "result.json").is_file() else r.experiment_report(result)
     write_atomic(out, html.encode())
     print(out)
@@ -273,20 +277,47 @@ def _parameters(words: list[str]) -> dict[str, object]:
     return given
 
 
+@contextmanager
+def _said() -> Iterator[list[str]]:
+    """The readers' warnings, a line each on stderr, and in the list."""
+    from workbench import readers
+
+    lines: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lines
+    lines += [str(w.message) for w in caught if issubclass(w.category, readers.WorkbenchWarning)]
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+
+
 def _writable(folder: Path) -> None:
-    """Say at the start, not at the end, that a folder cannot be written."""
+    """Say at the start, not at the end, that a folder cannot be written: by trying, since root is asked for no permission."""
     from workbench.volume import Refused
 
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise Refused(
-            folder,
-            f"{place} is {'read-only' if place.is_dir() else 'a file'}",
-            "a folder that can be written",
-            "Choose another with -o.",
-        )
+    why = "" if place.is_dir() else "a file"
+    if not why and not place.stat().st_mode & 0o222:
+        why = "read-only"
+    if not why:
+        try:
+            with TemporaryDirectory(prefix=".workbench-", dir=place):
+                pass
+        except OSError as error:
+            why = f"not writable ({error.strerror})"
+    if why:
+        raise Refused(folder, f"{place} is {why}", "a folder that can be written", "Choose another with -o.")
+
+
+def _file(out: Path) -> None:
+    """The same for a file to be written."""
+    from workbench.volume import Refused
+
+    if out.is_dir():
+        raise Refused(out, "a folder", "a file to write", "Name the file with -o.")
+    _writable(out.parent)
 
 
 def _tell(name: str) -> Callable[[str, int, int, dict], None]:
@@ -306,6 +337,10 @@ def main() -> None:
         if not isinstance(error, Refused):
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

@@ -66,7 +66,7 @@ from safetensors.torch import save as save_bytes
 from scipy import ndimage
 from torch import Tensor, nn
 
-from workbench.files import write_atomic
+from workbench.files import read_json, write_atomic
 from workbench.volume import Box, Refused, Spacing, bounding_box
 
 FORMAT = 2  # of the saved model
@@ -255,7 +255,7 @@ def relative_contrast(
 
 
 class PatchNet(nn.Module):
-    """Patches `[n 3 pz py px]` -> logits `[n]`; `dense` gives every voxel of a larger block at once."""
+    """Patches `[n 4 pz py px]` -> logits `[n]`; `dense` gives every voxel of a larger block at once."""
 
     def __init__(self, settings: BoundarySettings = DEMO):
         super().__init__()
@@ -280,7 +280,7 @@ class PatchNet(nn.Module):
         return self._through(patches.contiguous(memory_format=torch.channels_last_3d), dense=False).flatten()
 
     def dense(self, block: Float[Tensor, "b c zp yp xp"]) -> Float[Tensor, "b z y x"]:
-        """`[b 3 z+pz-1 y+py-1 x+px-1]` -> logits `[b z y x]`: what `forward` gives for the patch around each voxel."""
+        """`[b 4 z+pz-1 y+py-1 x+px-1]` -> logits `[b z y x]`: what `forward` gives for the patch around each voxel."""
         return self._through(block.contiguous(memory_format=torch.channels_last_3d), dense=True)[:, 0]
 
     def _through(self, x: Tensor, dense: bool) -> Tensor:
@@ -342,7 +342,7 @@ def _carry(array: Tensor, box_in: Box, spacing_in: Spacing, box_out: Box, spacin
 
 
 class _OnGrid(NamedTuple):
-    """A part of a scan on the net's grid: channels `[3 z y x]`, which voxels belong to a band, and where it lies."""
+    """A part of a scan on the net's grid: channels `[4 z y x]`, which voxels belong to a band, and where it lies."""
 
     channels: Tensor
     band: Tensor
@@ -488,7 +488,7 @@ def load(folder: Path, settings: BoundarySettings | None = None, device: torch.d
     for file in (about_path, path):
         if not file.is_file():
             raise Refused(file, "no such file", "a trained boundary model", "Train the boundary stage first.")
-    about = json.loads(about_path.read_text())
+    about = read_json(about_path, "format", "settings", "sha256", "curves", "skipped")
     if about["format"] != FORMAT:
         raise Refused(about_path, f"format {about['format']}", f"format {FORMAT}", "Train the boundary stage again.")
     data = path.read_bytes()
@@ -574,7 +574,7 @@ def _touching(mask: Tensor, truth: Tensor) -> Tensor:
 
 
 def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch of one step, from (seed, step) alone: blocks `[b 3 ...]`, targets and loss weights `[b z y x]`."""
+    """The batch of one step, from (seed, step) alone: blocks `[b 4 ...]`, targets and loss weights `[b z y x]`."""
     rng = np.random.default_rng([seed, step])
     patch, tile = settings.patch, settings.tile
     low, high = settings.window_hu
@@ -666,7 +666,7 @@ def _fit(
     validate: Callable[[], dict] | None,
     progress: Callable[[str, int, int, dict], None] | None,
 ) -> pd.DataFrame:
-    """AdamW, a warm-up of a tenth, cosine to zero, in float32 (bfloat16 was slower for so few channels: the log)."""
+    """AdamW, a warm-up of a tenth, cosine to zero, in float32."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     warm, every = max(1, settings.steps // 10), max(1, settings.steps // 8)
     rows, running, began = [], [], time.monotonic()

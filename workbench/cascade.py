@@ -1,7 +1,8 @@
 """What both cascade stages share: one network class, two configurations, trained fold by fold.
 
 States: a two-stage cascade. Chooses: patient-grouped folds; the net of a fold never sees that fold's patients, so the
-maps that later stages learn from are out of fold. New patients get the mean of all fold models.
+maps that later stages learn from are out of fold. New patients get the mean of all fold models' logits, which stays as sharp as
+one model's map, the kind that later stages have learned from.
 """
 
 from __future__ import annotations
@@ -60,11 +61,6 @@ def train_fold(
     )
     check = slabs.SlabBank(held_out, device).draw(still, settings.network.slices, 64, seed, 0) if held_out else None
 
-    def draw(step: int) -> tuple:
-        # made-up lesions teach what a lesion may be; the last steps, on true ones, teach what is none
-        share = settings.slabs.blobs * (1 - step / settings.fit.steps)
-        return bank.draw(replace(settings.slabs, blobs=share), settings.network.slices, settings.fit.batch, seed, step)
-
     def validate(net: SlabNet) -> dict:
         with torch.inference_mode(), slabs.autocast(device):
             on = net(check[0]) > 0
@@ -73,7 +69,7 @@ def train_fold(
 
     return fit.fit(
         net,
-        draw,
+        lambda step: bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step),
         lambda net, batch: deep_supervision(net(batch[0]), batch[1]),
         settings.fit,
         folder,

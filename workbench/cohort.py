@@ -54,12 +54,17 @@ def read_manifest(path: str | Path) -> list[Case]:
         raise Refused(
             path, "no such file", "a cohort manifest (CSV)", "`workbench phantom OUT` writes one for synthetic cases."
         )
-    with open(path, newline="", encoding="utf-8") as f:
-        reader = csv.DictReader(f)
-        missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-        if missing:
-            raise Refused(path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}.")
-        rows = list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f)
+            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+            if missing:
+                raise Refused(
+                    path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}."
+                )
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
     cases = [Case(r["case"], r["patient"], path.parent / r["ct"], path.parent / r["labels"], r["split"]) for r in rows]
     names = [c.case for c in cases]
     if len(set(names)) < len(names):

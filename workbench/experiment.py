@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +27,11 @@ from torch import Tensor
 
 import workbench
 from workbench import boundary, candidates, cascade, cohort, consistency, forest, liver, selection, tumor
-from workbench.files import write_atomic
+from workbench.files import read_json, write_atomic
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
 from workbench.network import NetworkSettings
+from workbench.slabs import SlabSettings
 from workbench.volume import Refused, Spacing, shape_at
 
 NEEDS = {
@@ -89,7 +91,10 @@ def paper() -> Settings:
     """Full size: the scan's own resolution, five folds, for a GPU."""
     net = NetworkSettings(width=32, growth=24, layers=(3, 4, 6, 8, 8), stem_stride=1)
     train = FitSettings(steps=40_000, batch=24, rate=1e-3, check_every=500, save_every_s=300)
-    blobs = {"blob_pixels": (3.0, 30.0), "blob_slices": (0.15, 0.8)}
+
+    def finer(slabs: SlabSettings, crop: int) -> SlabSettings:
+        return replace(slabs, crop=(crop, crop), blob_pixels=(3.0, 30.0), blob_slices=(0.15, 0.8))
+
     return Settings(
         preset="paper",
         pixel_mm=None,
@@ -97,14 +102,12 @@ def paper() -> Settings:
         folds=5,
         liver=liver.LiverSettings(
             pixel_mm=1.5,
-            cascade=cascade.CascadeSettings(
-                net, replace(liver.LiverSettings().cascade.slabs, crop=(256, 256), **blobs), train
-            ),
+            cascade=cascade.CascadeSettings(net, finer(liver.LiverSettings().cascade.slabs, 256), train),
         ),
         tumor=tumor.TumorSettings(
             cascade=cascade.CascadeSettings(
                 replace(net, slices=5, extra=1),
-                replace(tumor.TumorSettings().cascade.slabs, crop=(320, 320), **blobs),
+                finer(tumor.TumorSettings().cascade.slabs, 320),
                 train,
             )
         ),
@@ -142,7 +145,7 @@ class Experiment:
                 "an experiment folder",
                 "`workbench train all --cohort MANIFEST -o FOLDER` or `workbench demo` makes one.",
             )
-        self.about = json.loads(about.read_text())
+        self.about = read_json(about, "settings", "manifest")
         self.settings: Settings = from_dict(Settings, self.about["settings"])
         self.device = pick_device(device)
         self.progress = progress or print_progress()
@@ -169,7 +172,7 @@ class Experiment:
         }
         held = folder / "experiment.json"
         if held.is_file():
-            stored = json.loads(held.read_text())
+            stored = read_json(held)
             differs = [k for k in ("settings", "manifest_sha256") if stored.get(k) != about[k]]
             if differs:
                 raise Refused(
@@ -209,12 +212,17 @@ class Experiment:
         return self.array("cohort", "hu", case), self.array("cohort", "labels", case), spacing
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage has run with these settings, this code and the inputs that are there now."""
+        """Whether a stage has run with these settings, this version and the inputs that are there now, and its files are there.
+
+        The cohort is known by its manifest: scans changed under an unchanged manifest are not noticed.
+        """
         held = self.path(stage) / "stage.json"
         if not held.is_file() or not all((self.path(need) / "stage.json").is_file() for need in NEEDS[stage]):
             return False
-        stored = json.loads(held.read_text())
-        return all(stored.get(k) == v for k, v in self._identity(stage).items())
+        stored = read_json(held)
+        return all(stored.get(k) == v for k, v in self._identity(stage).items()) and all(
+            (self.path(stage) / name).is_file() for name in stored.get("outputs", ())
+        )
 
     def _identity(self, stage: str) -> dict:
         own = self.about["settings"].get(stage) or {
@@ -242,6 +250,8 @@ class Experiment:
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise Refused("--device", name, "auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise Refused("--device", name, "a device that is there", "No CUDA device was found: use --device cpu.")
     return torch.device(name)

@@ -1,9 +1,12 @@
-"""Writing a file whole or not at all: the one way in which the workbench writes."""
+"""A file whole or not at all: the one way in which the workbench writes, and how it reads its own JSON back."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+from workbench.volume import Refused
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -18,3 +21,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path, *keys: str) -> dict:
+    """An object that was written as JSON and has these keys; anything else is refused."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refused(path, f"no JSON ({error})", "what the workbench wrote there", DAMAGED) from error
+    lacking = [key for key in keys if not isinstance(held, dict) or key not in held]
+    if lacking:
+        raise Refused(path, f"no {', '.join(lacking)}", "what the workbench wrote there", DAMAGED)
+    return held
+
+
+DAMAGED = "The file is damaged: restore it, or remove it and run this again."

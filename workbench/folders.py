@@ -7,7 +7,6 @@ nor the pipeline. Arrays come back canonical `[z y x]` (z to the head, y to the 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.files import read_json
 from workbench.volume import Refused
 
 STAGES = (
@@ -109,7 +109,7 @@ def result(path: str | Path) -> ResultFolder:
     file = path / "result.json"
     if not file.is_file():
         raise Refused(path, "no result.json", "a result folder of `workbench segment`")
-    return ResultFolder(path, json.loads(file.read_text()))
+    return ResultFolder(path, read_json(file))
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class StageFolder:
 
     def metrics(self) -> dict[str, float]:
         file = self.path / "metrics.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def table(self, name: str) -> pd.DataFrame | None:
         file = self.path / name
@@ -159,9 +159,9 @@ def experiment(path: str | Path) -> ExperimentFolder:
     file = path / "experiment.json"
     stages = {}
     for name, sha in stage_hashes(path).items():
-        stages[name] = StageFolder(name, path / name, json.loads((path / name / "stage.json").read_text()), sha)
+        stages[name] = StageFolder(name, path / name, read_json(path / name / "stage.json"), sha)
     if not file.is_file() and not stages:
         raise Refused(path, "no experiment.json", "an experiment folder of `workbench train` or `workbench demo`")
     order = {name: n for n, name in enumerate(STAGES)}
     stages = dict(sorted(stages.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-    return ExperimentFolder(path, json.loads(file.read_text()) if file.is_file() else {}, stages)
+    return ExperimentFolder(path, read_json(file) if file.is_file() else {}, stages)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 ABLATION = ("cascade", "consistency", "candidates", "forest", "boundary")
-# ledger code -> (meaning, tumor after cascade, consistency, candidates, forest, boundary). These 16 histories are all that can
+# ledger code -> (meaning, tumor after cascade, consistency, candidates, forest, boundary). These 15, and never tumor, are all that can
 # happen: candidates and forest only take away.
 HISTORY = {
     2: ("tumor by the cascade", (1, 1, 1, 1, 1)),

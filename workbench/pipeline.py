@@ -381,6 +381,13 @@ REPEATED = 160  # rule: lesions behind each ICC; an ICC of 0.75 is then known to
 
 def _run_radiomics(experiment: Experiment, folder: Path) -> dict:
     table, on = _candidate_table(experiment), experiment.device
+    if not (table.split == "train").any():
+        raise Refused(
+            experiment.folder,
+            "no candidate in any training patient",
+            "some, to describe and to learn from",
+            "Train the tumor stage longer, or on more patients.",
+        )
     drawn = table[table.split == "train"].sample(frac=1, random_state=experiment.settings.seed).head(REPEATED)
     rows, repeats, which, seconds = [], [], [], time.monotonic()
     cases = list(dict.fromkeys(table.case))
@@ -576,7 +583,11 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
             "from": a,
             "to": b,
             "metric": m,
-            **metrics.paired(table[table.stage == a][m].to_numpy(float), table[table.stage == b][m].to_numpy(float)),
+            **metrics.paired(
+                table[table.stage == a][m].to_numpy(float),
+                table[table.stage == b][m].to_numpy(float),
+                groups=table[table.stage == a].patient.to_numpy(),
+            ),
         }
         for a, b in zip(ABLATION, ABLATION[1:])
         for m in table.columns[3:]
@@ -649,8 +660,8 @@ class Models:
         s, on = experiment.settings, experiment.device
         return cls(
             s,
-            cascade.load(experiment.path("liver"), s.liver.cascade, on),
-            cascade.load(experiment.path("tumor"), s.tumor.cascade, on),
+            cascade.load(experiment.path("liver"), s.liver.cascade, on, range(s.folds)),
+            cascade.load(experiment.path("tumor"), s.tumor.cascade, on, range(s.folds)),
             forest.load(experiment.path("forest")),
             boundary.load(experiment.path("boundary"), s.boundary, on),
             on,
@@ -694,12 +705,6 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
     """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own."""
     s, show = models.settings, progress or (lambda *_: None)
     timings: dict[str, float] = {}
-    if volume.shape[0] < s.tumor.cascade.network.slices:
-        raise Refused(
-            volume.name,
-            f"{volume.shape[0]} slices",
-            f"at least {s.tumor.cascade.network.slices}, since the nets look at neighbouring slices",
-        )
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:

@@ -24,10 +24,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     A former result makes room; a folder that holds anything else is refused and left alone.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "result.json").is_file():
-        raise Refused(
-            folder, "something that is no result", "a free place or a former result", "Choose another folder with -o."
-        )
+    free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(making, ignore_errors=True)
@@ -42,6 +39,16 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def free(folder: Path) -> None:
+    """Refuse a place that holds something else than a former result or an empty folder."""
+    if not folder.exists() or (folder / "result.json").is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise Refused(
+            folder, "something that is no result", "a free place or a former result", "Choose another folder with -o."
+        )
 
 
 def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:

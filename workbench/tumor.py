@@ -3,8 +3,8 @@
 States: the second network of the cascade gives a tumor probability map.
 Chooses: it sees the liver's box with a margin at the full in-plane resolution of the work grid, HU counted from the liver's own median
 (a lesion is what differs from its liver, whatever the contrast phase), and the liver probability of stage 1 as one more
-channel. Slabs are drawn so that each lesion counts the same, however small. Made-up lesions are drawn into a share of them
-(after SynTumor, Hu et al., CVPR 2023), which falls to none as training ends.
+channel. Slabs are drawn so that each lesion counts the same, however small. Made-up lesions are drawn into half of them
+(after SynTumor, Hu et al., CVPR 2023).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TumorSettings:
                 shift_hu=8.0,
                 flip=True,
                 foreground=0.5,
-                blobs=0.4,
+                blobs=0.5,
                 blob_hu=BLOB_HU,
                 blob_is_target=True,
             ),

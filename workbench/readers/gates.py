@@ -57,7 +57,11 @@ def case_name(path: str | Path) -> str:
 
 def existing(path: Path) -> None:
     """Refuse what is not there, not readable or without a byte in it."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise Refused(path, error.strerror.lower(), "a file or folder that can be read") from error
+    if not there:
         raise Refused(path, "no such file or folder", "an existing NIfTI, NRRD, MHA or MHD file or a DICOM folder")
     if path.is_file() and path.stat().st_size == 0:
         raise Refused(path, "a file of 0 bytes", "an image", "The copy or download failed; fetch it again.")
