@@ -269,6 +269,7 @@ def _run_liver(experiment: Experiment, folder: Path) -> dict:
     for row in experiment.cases().itertuples():
         _, labels, spacing = experiment.work(row.case)
         found = liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, s)
+        write_array(folder / "masks" / f"{row.case}.npy", found)
         rows.append(
             {
                 "case": row.case,
@@ -288,15 +289,14 @@ def _run_tumor(experiment: Experiment, folder: Path) -> dict:
     def bank(case: str):
         hu, labels, spacing = experiment.work(case)
         p = experiment.array("liver", "maps", case).float()
-        at = tumor.box(liver.mask(p, spacing, experiment.settings.liver), spacing, s)
+        at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
         return None if at is None else tumor.bank_case(hu, labels, p, at)
 
     def predict(nets: list, case: str) -> Tensor:
         hu, _, spacing = experiment.work(case)
         p = experiment.array("liver", "maps", case).float()
-        return tumor.probability(
-            nets, hu, p, tumor.box(liver.mask(p, spacing, experiment.settings.liver), spacing, s), s, experiment.device
-        )
+        at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
+        return tumor.probability(nets, hu, p, at, s, experiment.device)
 
     _train_folds(experiment, folder, s.cascade, bank)
     _fold_maps(experiment, folder, s.cascade, predict)
@@ -349,7 +349,7 @@ def _run_candidates(experiment: Experiment, folder: Path) -> dict:
     for row in experiment.cases().itertuples():
         _, labels, spacing = experiment.work(row.case)
         p = experiment.array("tumor", "maps", row.case).float()
-        inside = liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, experiment.settings.liver)
+        inside = experiment.array("liver", "masks", row.case)
         found = candidates.find(
             experiment.array("consistency", "masks", row.case), p, inside, spacing, experiment.settings.candidates
         )
@@ -394,7 +394,7 @@ def _run_radiomics(experiment: Experiment, folder: Path) -> dict:
     for i, case in enumerate(cases):
         hu, _, spacing = experiment.work(case)
         labels = experiment.array("candidates", "labels", case).long()
-        inside = liver.mask(experiment.array("liver", "maps", case).float(), spacing, experiment.settings.liver)
+        inside = experiment.array("liver", "masks", case)
         scan = (hu.to(on), labels.to(on), spacing, inside.to(on))
         rows.append(radiomics.describe(*scan).rename(columns={"label": "candidate"}).assign(case=case))
         again = sorted(drawn.candidate[drawn.case == case])
@@ -537,7 +537,7 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
                 labels == 2,
                 spacing,
                 row.patient,
-                liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, experiment.settings.liver),
+                experiment.array("liver", "masks", row.case),
             )
         )
     model = boundary.train(examples, s, experiment.settings.seed, experiment.progress, experiment.device)

@@ -231,7 +231,7 @@ def redrawn(made: Experiment) -> dict[str, Redrawn]:
         numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
         pieces = made.array("candidates", "labels", case).long()
         before = torch.isin(pieces, torch.as_tensor(numbers, dtype=torch.long))
-        inside = liver.mask(made.array("liver", "maps", case).float(), spacing, made.settings.liver)
+        inside = made.array("liver", "masks", case)
         p = made.array("tumor", "maps", case).float()
         out[case] = Redrawn(before, boundary.relabel(model, hu.float(), p, before, inside, spacing))
     return out
