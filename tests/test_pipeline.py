@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from workbench import cascade, experiment, ledger, liver, pipeline, results, tumor
+from workbench import candidates, cascade, experiment, ledger, liver, pipeline, results, tumor
 from workbench.experiment import STAGES, Experiment
 from workbench.volume import Refused
 
@@ -61,15 +61,16 @@ def test_maps_are_out_of_fold(trained):
 
 
 def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(
-        cascade,
-        "train_fold",
-        lambda training, held, *a: seen.append((len(training), len(held))) or pd.DataFrame({"step": []}),
-    )
+    seen = {}
+
+    def train_fold(training, held, settings, folder, fold, *_):
+        seen[fold] = (len(training), len(held))
+        (folder / f"fold{fold}.json").write_text('{"curve": []}')
+
+    monkeypatch.setattr(cascade, "train_fold", train_fold)
     pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, lambda case: case)
     sizes = trained.cases("train").fold.value_counts()
-    assert seen == [(8 - sizes[f], sizes[f]) for f in range(2)]
+    assert seen == {f: (8 - sizes[f], sizes[f]) for f in range(2)}
 
 
 def test_the_held_out_are_nowhere_in_training(trained):
@@ -184,13 +185,13 @@ def test_folds_side_by_side_tell_their_progress_in_the_callers_thread():
 def test_an_error_in_one_fold_stops_the_others():
     from threading import Event
 
-    failed, stopped = Event(), []
+    begun, stopped = Event(), []
 
     def work(item, progress):
         if item == 0:
-            failed.set()
+            begun.wait(10)
             raise Refused("fold 0", "an error", "none")
-        failed.wait(10)
+        begun.set()
         try:
             for step in range(10_000):
                 progress("fold1", step, 10_000, {})
@@ -209,17 +210,18 @@ def test_an_error_in_one_fold_stops_the_others():
     assert stopped == [1]
 
 
-def test_places_are_those_of_the_volumes_own_grid(segmented, models):
-    """The same patient with every pixel cut in four: a place, told from the first voxel's centre, is a quarter of the old pixel on."""
-    from dataclasses import replace
-
-    (coarse, _), (ct, _) = segmented, tiny.patient(50)
-    fine = ct.array.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    z, y, x = ct.spacing_mm
-    result = pipeline.segment(replace(ct, array=fine, spacing_mm=(z, y / 2, x / 2)), models)
-    moved = result.lesions[["z_mm", "y_mm", "x_mm"]] - coarse.lesions[["z_mm", "y_mm", "x_mm"]]
-    assert len(result.lesions) == len(coarse.lesions) > 0
-    assert np.allclose(moved, [0, y / 4, x / 4], atol=1e-6)
+def test_places_are_those_of_the_volumes_own_grid(models):
+    """Told from the first voxel's centre: with pixels cut in four, the same place is a quarter of the old pixel on."""
+    ct, truth = tiny.patient(50)
+    liver_mask, z, y, x = truth.array >= 1, *ct.spacing_mm
+    pieces = candidates.find(truth.array == 2, (truth.array == 2).float(), liver_mask, ct.spacing_mm)
+    judged = (
+        pipeline._judge(pieces, ct.array.float(), liver_mask, ct.spacing_mm, own, models)[["z_mm", "y_mm", "x_mm"]]
+        for own in (ct.spacing_mm, (z, y / 2, x / 2))
+    )
+    coarse, fine = (table.to_numpy() for table in judged)
+    assert len(coarse) > 0 and np.allclose(coarse, pieces.table[["z_mm", "y_mm", "x_mm"]])
+    assert np.allclose(fine - coarse, [0, y / 4, x / 4], atol=1e-9)
 
 
 def test_a_result_folder_is_whole(segmented, tmp_path):

@@ -60,7 +60,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     about_path = path.with_suffix(".json")
     if not about_path.is_file():
         raise Refused(about_path, "no such model", "a trained one", "Train this stage first.")
-    about = read_json(about_path, "file", "sha256", "config")
+    about = read_json(about_path, "file", "sha256")
     held = path.parent / about["file"]
     if not held.is_file() or hashlib.sha256(held.read_bytes()).hexdigest() != about["sha256"]:
         raise Refused(

@@ -53,6 +53,7 @@ from workbench.experiment import (
 )
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
+from workbench.readers import gates
 from workbench.volume import Refused, Spacing, Volume, components, numbered, resample
 
 
@@ -705,6 +706,12 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
     """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own."""
     s, show = models.settings, progress or (lambda *_: None)
     timings: dict[str, float] = {}
+    if volume.shape[0] < gates.MIN_SLICES:
+        raise Refused(
+            volume.name,
+            f"{volume.shape[0]} slices",
+            f"at least {gates.MIN_SLICES}, since the nets look at neighbouring slices",
+        )
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
