@@ -25,7 +25,7 @@ from workbench.volume import Refused
 ICC_COLUMNS = ["icc21", "icc21_low", "icc21_high", "icc11", "icc11_low", "icc11_high"]
 # Six targets and four judges of Shrout & Fleiss (1979), table 2; their table 4 gives ICC(1,1) 0.17 and ICC(2,1) 0.29.
 SHROUT = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], dtype=float)
-SMALL = SelectionSettings(keep=3, choose_from=4, trees=30, draws=10, permutations=2)
+SMALL = SelectionSettings(icc_bound=0.75, keep=3, choose_from=4, trees=30, draws=10, permutations=2)
 
 
 def cohort(seed=0, lesions=60, noise=6, per_patient=5):

@@ -79,7 +79,7 @@ def demo() -> Settings:
     return Settings(
         folds=2,
         liver=liver.LiverSettings(cascade=_steps(liver.LiverSettings().cascade, 260)),
-        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 1100)),
+        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 1000)),
     )
 
 

@@ -5,7 +5,7 @@ States (Li et al., arXiv 2512.07574): a random forest on the 20 features rejects
 Chooses: scikit-learn's forest, each tree balanced on its own bootstrap sample, trained on candidates of out-of-fold
 maps. A missing value takes the training median, which is stored beside the names, so that every device fills alike
 and anyone can read what was filled in; a value that float32 cannot hold counts as missing. The threshold is the
-largest that keeps a stated share of the true lesions (98 %) among *out-of-fold* scores; what it removes is always
+largest that keeps a stated share of the true lesions (99 %) among *out-of-fold* scores; what it removes is always
 told together with what it loses. Two baselines stand beside the selected features: size alone, and shape alone (Bhat
 2022 found that these carry much of the gain). A fitted forest also runs as tensors, on any device, with
 scikit-learn's probabilities to 1e-6.
@@ -66,7 +66,7 @@ class ForestSettings:
     trees: int = 300  # a score's sd between seeds is then 0.02 (0.04 at most) on a synthetic table of 120 lesions
     min_leaf: int = 3  # so that one odd candidate makes no leaf of its own
     max_features: str | float = "sqrt"
-    recall: float = 0.98  # share of true lesions that the threshold must keep
+    recall: float = 0.99  # share of the lesions to keep out of fold; new patients keep less (docs/decisions/0005)
     folds: int = 5  # patient-grouped, for out-of-fold scores
     min_candidates: int = 20
     min_class: int = 5
