@@ -78,8 +78,8 @@ def demo() -> Settings:
     """Every stage in its true form, small enough for minutes on two cores."""
     return Settings(
         folds=2,
-        liver=liver.LiverSettings(cascade=_steps(liver.LiverSettings().cascade, 260)),
-        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 1000)),
+        liver=liver.LiverSettings(cascade=_steps(liver.LiverSettings().cascade, 200)),
+        tumor=tumor.TumorSettings(cascade=_steps(tumor.TumorSettings().cascade, 900)),
     )
 
 
