@@ -5,13 +5,15 @@ multiple of the width and level 1 holds the region's minimum. The edge below the
 floating type, as PyRadiomics does; the rest in float64.
 
 `Levels` carries the levels of several images (the HU image and its sub-bands) of the same regions. A *segment* is one
-lesion in one image: everything texture is computed for all segments at once.
+lesion in one image: everything texture is computed for all segments at once. A *row* is one level of one segment; the
+rows of all segments are numbered through, so that counts by row need no padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,13 +29,13 @@ _STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64
 class Levels:
     """Grey levels of several images of the same regions.
 
-    `level` `[i n + 1]`, 1 .. `top`, and 0 in the last column for no neighbour; `segment` `[i n]` is image * lesions +
-    lesion; `top` `[s]` the largest level; `constant` `[s]` whether all values are equal but for rounding.
+    `level` `[i n + 1]`, 1 .. `top`, and 0 in the last column for no neighbour (uint8 where that suffices); a segment is
+    image * lesions + lesion; `top` `[s]` the largest level; `constant` `[s]` whether all values are equal but for
+    rounding.
     """
 
     voxels: Voxels
     level: Tensor
-    segment: Tensor
     top: Tensor
     constant: Tensor
 
@@ -45,10 +47,51 @@ class Levels:
     def segments(self) -> int:
         return self.top.numel()
 
-    def groups(self, cells_per_level: int, squared: bool) -> Iterator[Group]:
+    @property
+    def own(self) -> Tensor:
+        """Levels of the voxels themselves `[i n]`."""
+        return self.level[:, :-1]
+
+    @cached_property
+    def ahead(self) -> list[Tensor]:
+        """Level of the neighbour in each of the 13 directions `[i n]`, 0 where there is none."""
+        return [picked(self.level, at) for at in self.voxels.ahead]
+
+    @cached_property
+    def behind(self) -> list[Tensor]:
+        """Level of the neighbour against each direction."""
+        return [picked(self.level, at) for at in self.voxels.behind]
+
+    def by_voxel(self, values: Tensor) -> Tensor:
+        """`[s]` values of the segments at their voxels `[i n]`."""
+        return values.view(self.images, -1).repeat_interleave(self.voxels.count, 1)
+
+    @cached_property
+    def row_segment(self) -> Tensor:
+        """The segment of each row `[r]`."""
+        return torch.arange(self.segments, device=self.top.device).repeat_interleave(self.top)
+
+    @cached_property
+    def row_level(self) -> Tensor:
+        """The level of each row `[r]`."""
+        first = self.top.cumsum(0) - self.top
+        return torch.arange(self.row_segment.numel(), device=self.top.device) - first[self.row_segment] + 1
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The row of each voxel `[i n]`, int32."""
+        first = self.top.cumsum(0) - self.top - 1
+        return self.by_voxel(first.int()) + self.own
+
+    @cached_property
+    def row_count(self) -> Tensor:
+        """How many voxels each row has `[r]`."""
+        return torch.bincount(self.row.flatten(), minlength=self.row_segment.numel())
+
+    def groups(self, cells_per_level: int) -> Iterator[Group]:
         """Segments with about as many levels, at most `TABLE` cells at once.
 
-        A segment's matrix takes `cells_per_level` cells for each of its levels (or pairs of levels).
+        A segment's matrix takes `cells_per_level` cells for each of its pairs of levels, one more column than rows.
         """
         steps = torch.tensor([*_STEPS, 1 << 30], device=self.top.device)
         size = steps[torch.searchsorted(steps, self.top)]
@@ -56,10 +99,10 @@ class Levels:
         order = size.argsort(stable=True)
         held, cells = [], 0
         for width, count in zip(*(v.tolist() for v in torch.unique(size, return_counts=True))):
-            each = cells_per_level * width * (width if squared else 1)
+            each = width * (width + 1)
             here, order = order[:count], order[count:]
-            for some in here.split(max(1, TABLE // each)):
-                if held and cells + each * some.numel() > TABLE:
+            for some in here.split(max(1, TABLE // (each * cells_per_level))):
+                if held and (cells + each * some.numel()) * cells_per_level > TABLE:
                     yield Group(held, self.segments)
                     held, cells = [], 0
                 held.append((some, width, each))
@@ -83,24 +126,31 @@ class Group:
             at += each * some.numel()
         self.cells = at
 
-    @property
-    def whole(self) -> bool:
-        return bool((self.start >= 0).all())
+
+def picked(values: Tensor, at: Tensor) -> Tensor:
+    """`values[:, at]`; image by image where there are many voxels, which is four times faster on a CPU."""
+    if values.is_cuda or at.numel() < 2000:
+        return values.index_select(1, at)
+    out = values.new_empty((values.shape[0], at.numel()))
+    for one, row in zip(out, values):
+        torch.index_select(row, 0, at, out=one)
+    return out
 
 
 def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN_WIDTH) -> Levels:
     """Levels of `values` `[i n]`; a segment whose range is at most `noise` `[l]` counts as constant, with level 1."""
     images, n = values.shape
     l = voxels.count.numel()
-    segment = voxels.lesion + l * torch.arange(images, device=values.device)[:, None]
-    flat = segment.flatten()
-    ends = values.new_zeros(images * l)
-    low = ends.scatter_reduce(0, flat, values.flatten(), "amin", include_self=False)
-    high = ends.scatter_reduce(0, flat, values.flatten(), "amax", include_self=False)
-    constant = (high - low).view(images, l) <= noise
+    lesion = voxels.lesion.expand(images, n)
+    ends = values.new_zeros((images, l))
+    low = ends.scatter_reduce(1, lesion, values, "amin", include_self=False)
+    high = ends.scatter_reduce(1, lesion, values, "amax", include_self=False)
+    constant = high - low <= noise
     edge = (low - low.remainder(width)).double()
-    level = torch.floor((values.double() - edge[segment]) / width).long() + 1
-    level = torch.where(constant.flatten()[segment], 1, level)
-    top = level.new_ones(images * l).scatter_reduce(0, flat, level.flatten(), "amax")
-    level = torch.cat([level, level.new_zeros((images, 1))], 1)
-    return Levels(voxels, level, segment, top, constant.flatten())
+    top = torch.where(constant, 0, torch.floor((high.double() - edge) / width)).long() + 1
+    level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
+    for image in range(images):  # one at a time: float64 of all would be the largest thing in memory
+        bins = (values[image].double() - edge[image].repeat_interleave(voxels.count)).div_(width).floor_()
+        level[image, :-1] = bins.add_(1)
+        level[image, :-1][constant[image].repeat_interleave(voxels.count)] = 1
+    return Levels(voxels, level, top.flatten(), constant.flatten())

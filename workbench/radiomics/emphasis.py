@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.connected import true_at
+from workbench.radiomics.discretise import Levels
 from workbench.radiomics.ragged import total
+
+
+SHORT = 64  # sizes up to this are counted in a table; the few larger ones are sorted
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,20 @@ class Cells:
     owners: int
 
     @classmethod
-    def of(cls, owner: Tensor, i: Tensor, j: Tensor, owners: int) -> Cells:
-        """From a list of runs or zones, one entry each."""
-        width = int(i.max()) + 1 if i.numel() else 1
-        long = int(j.max()) + 1 if j.numel() else 1
-        key, p = torch.unique((owner * width + i) * long + j, return_counts=True)
-        return cls(key // (width * long), key // long % width, key % long, p, owners)
+    def of(cls, levels: Levels, row: Tensor, size: Tensor) -> Cells:
+        """From a list of zones or dependences: the row (`Levels`) and size of each, one matrix a segment."""
+        rows = levels.row_segment.numel()
+        wide = min(SHORT, int(size.max()) if size.numel() else 1) + 1
+        table = torch.bincount(row * wide + size.clamp_max(SHORT + 1) % (SHORT + 1), minlength=rows * wide)
+        cell = true_at(table.view(rows, wide)[:, 1:].flatten() > 0)
+        at, j, p = cell.div(wide - 1, rounding_mode="floor"), cell % (wide - 1) + 1, None
+        p = table[at * wide + j]
+        long = true_at(size > SHORT)
+        if long.numel():
+            most = int(size.max()) + 1
+            key, count = torch.unique(row[long].long() * most + size[long], return_counts=True)
+            at, j, p = torch.cat([at, key // most]), torch.cat([j, key % most]), torch.cat([p, count])
+        return cls(levels.row_segment[at], levels.row_level[at], j, p, levels.segments)
 
 
 def describe(cells: Cells) -> dict[str, Tensor]:

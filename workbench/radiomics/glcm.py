@@ -28,27 +28,25 @@ UNDEFINED_IF_CONSTANT = ("correlation", "imc1", "imc2", "mcc")
 
 
 def matrices(levels: Levels, group: Group) -> Tensor:
-    """Counts of neighbours for the segments of a group, one flat table (not yet symmetric)."""
-    own = levels.level[:, :-1]
-    width, start = group.width[levels.segment], group.start[levels.segment]
-    row = start + (own - 1) * width - 1
-    square = width**2
-    table = torch.zeros(group.cells + 1, dtype=torch.int64, device=own.device)
-    for d in range(len(DIRECTIONS)):
-        next_to = levels.level[:, levels.voxels.ahead[d]]
-        key = torch.where((next_to > 0) & (start >= 0), row + d * square + next_to, group.cells)
-        table += torch.bincount(key.flatten(), minlength=group.cells + 1)
-    return table[:-1]
+    """Counts of neighbours for the segments of a group `[13 cells]` (not yet symmetric).
+
+    A matrix has one more column than rows: the first counts voxels without a neighbour, and is not used.
+    """
+    width, start = (levels.by_voxel(v.int()) for v in (group.width, group.start))
+    row = torch.where(start >= 0, start + (levels.own - 1) * (width + 1), group.cells)
+    known = (start >= 0) if bool((group.start < 0).any()) else 1
+    keys = ((row + ahead * known).flatten() for ahead in levels.ahead)
+    return torch.stack([torch.bincount(key, minlength=group.cells + 1)[: group.cells] for key in keys])
 
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 24]`; NaN where no two region voxels are neighbours."""
     out = torch.full((levels.segments, len(NAMES)), torch.nan, dtype=torch.float64, device=levels.top.device)
-    for group in levels.groups(len(DIRECTIONS), squared=True):
+    for group in levels.groups(len(DIRECTIONS)):
         table = matrices(levels, group)
         for some, width, part in group.parts:
-            counts = table[part].view(len(some), len(DIRECTIONS), width, width)
-            out[some] = features(counts.double(), levels.top[some])
+            counts = table[:, part].view(len(DIRECTIONS), len(some), width, width + 1)[..., 1:]
+            out[some] = features(counts.transpose(0, 1).double(), levels.top[some])
     return out
 
 

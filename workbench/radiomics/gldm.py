@@ -10,7 +10,6 @@ from torch import Tensor
 
 from workbench.radiomics import emphasis
 from workbench.radiomics.discretise import Levels
-from workbench.radiomics.ragged import DIRECTIONS
 
 NAMES = {
     "dependence_entropy": "entropy",
@@ -33,11 +32,9 @@ UNDEFINED_IF_CONSTANT = ()
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 14]`."""
-    own = levels.level[:, :-1]
-    equal = torch.ones_like(own)
-    for table in (levels.voxels.ahead, levels.voxels.behind):
-        for d in range(len(DIRECTIONS)):
-            equal += levels.level[:, table[d]] == own
-    cells = emphasis.Cells.of(levels.segment.flatten(), own.flatten(), equal.flatten(), levels.segments)
-    values = emphasis.describe(cells)
+    own = levels.own
+    equal = torch.ones_like(own, dtype=torch.uint8)
+    for beside in (*levels.ahead, *levels.behind):
+        equal += beside == own
+    values = emphasis.describe(emphasis.Cells.of(levels, levels.row.flatten(), equal.flatten()))
     return torch.stack([values[name] for name in NAMES.values()], 1)

@@ -1,8 +1,9 @@
 """Grey level runs (Galloway 1975): 16 values of each segment.
 
 A run is a stretch of equal level along one of 13 directions. The order of voxels along each direction's lines depends
-on the region alone: it is sorted once and shared by all images. Values per direction, then their mean over the
-directions in which some line holds two region voxels (PyRadiomics drops the others).
+on the region alone and is shared by all images. Only runs of two voxels and more are looked for; the other voxels are
+runs of one. Values per direction, then their mean over the directions in which some line holds two region voxels
+(PyRadiomics drops the others).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.connected import true_at
 from workbench.radiomics import emphasis
-from workbench.radiomics.discretise import Levels
+from workbench.radiomics.discretise import Levels, picked
 from workbench.radiomics.ragged import DIRECTIONS, Voxels
 
 NAMES = {
@@ -35,52 +37,65 @@ NAMES = {
 UNDEFINED_IF_CONSTANT = ()
 
 
-def along(voxels: Voxels, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxels in order along the lines of direction d: their positions `[n]`, where a stretch starts `[n]`, and
-    whether each lesion has a line with two voxels `[l]`."""
-    step = DIRECTIONS[d]
-    zyx = voxels.zyx
-    moving = next(a for a in range(3) if step[a])
-    t = zyx[:, moving]
-    # where the line meets the plane t = 0: the same for all its voxels, 4096 > any box keeps the two coordinates apart
-    foot = [zyx[:, a] - t * step[a] for a in range(3) if a != moving]
-    key = ((voxels.lesion * 4096 + foot[0] + 2048) * 4096 + foot[1] + 2048) * 2048 + t
-    if d == 0:
-        order = torch.arange(key.numel(), device=key.device)  # the list runs along x already
+def along(voxels: Voxels, d: int) -> tuple[Tensor, Tensor]:
+    """Voxels in order along the lines of direction d, as positions `[n]`, and which is next to the one after it `[n]`.
+
+    In flat memory a line is an arithmetic progression: a table as wide as its step holds each line in a column.
+    """
+    z, y, x = voxels.shape
+    step = sum(s * m for s, m in zip(DIRECTIONS[d], (y * x, x, 1)))
+    n = voxels.at.numel()
+    ahead = voxels.ahead[d]
+    if step == 1:
+        order = torch.arange(n, device=ahead.device)  # the list runs along x already
     else:
-        key, order = key.sort()
-    line = key >> 11
-    start = torch.ones_like(line, dtype=torch.bool)
-    start[1:] = key[1:] != key[:-1] + 1
-    start[1:] |= line[1:] != line[:-1]
-    pair = line[1:] == line[:-1]
-    held = torch.bincount(voxels.lesion[order[1:]][pair], minlength=voxels.count.numel()) > 0
-    return order, start, held
+        size = voxels.count.numel() * z * y * x
+        place = torch.full(((size + step - 1) // step * step,), -1, dtype=torch.int32, device=ahead.device)
+        place[voxels.at] = torch.arange(n, dtype=torch.int32, device=ahead.device)
+        order = place.view(-1, step).T.flatten()
+        order = order[true_at(order >= 0)]
+    return order, ahead[order] < n
 
 
-def runs(level: Tensor, order: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs of `level` `[i n]`: flat place in `[i n]` of the first in the order, its level, and the length."""
-    own = level[:, order]
-    first = start.expand_as(own).clone()
-    first[:, 1:] |= own[:, 1:] != own[:, :-1]
-    at = first.flatten().nonzero().flatten()
-    return at, own.flatten()[at], torch.diff(at, append=at.new_tensor([own.numel()]))
+def lines(voxels: Voxels, d: int) -> Tensor:
+    """Whether each lesion has a line along direction d that holds two of its voxels `[l]`."""
+    step, size = DIRECTIONS[d], voxels.shape
+    moving = next(a for a in range(3) if step[a])
+    key, wide = voxels.lesion, 1
+    for a in range(3):
+        if a != moving:  # where the line meets the plane t = 0: the same for all its voxels
+            key = key * (size[a] + 2 * size[moving]) + voxels.zyx[:, a] - voxels.zyx[:, moving] * step[a] + size[moving]
+            wide *= size[a] + 2 * size[moving]
+    return torch.bincount(key, minlength=voxels.count.numel() * wide).view(-1, wide).amax(1) > 1
+
+
+def runs(levels: Levels, d: int) -> Tensor:
+    """Count of runs along direction d by row (`Levels`) and length less 1, `[r longest]`."""
+    order, linked = along(levels.voxels, d)
+    row = picked(levels.row, order)
+    same = torch.zeros_like(row, dtype=torch.bool)  # the next voxel goes on with the run
+    torch.eq(row[:, 1:], row[:, :-1], out=same[:, :-1])
+    same &= linked
+    same = same.flatten()
+    turn = same.clone()
+    turn[1:] ^= same[:-1]
+    first, last = true_at(turn).view(-1, 2).unbind(1)  # of the runs of two and more
+    rows, wide = levels.row_segment.numel(), max(levels.voxels.shape)
+    table = torch.bincount(row.flatten()[first] * wide + (last - first), minlength=rows * wide).view(rows, wide)
+    table[:, 0] = levels.row_count - (table * torch.arange(1, wide + 1, device=table.device)).sum(1)
+    return table
 
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 16]`; NaN where no line holds two region voxels."""
-    voxels, s = levels.voxels, levels.segments
-    n = voxels.lesion.numel()
-    lesions = voxels.count.numel()
-    whole = torch.zeros((s, len(NAMES)), dtype=torch.float64, device=levels.top.device)
-    directions = torch.zeros(lesions, dtype=torch.float64, device=whole.device)
-    for d in range(len(DIRECTIONS)):
-        order, start, held = along(voxels, d)
-        at, level, length = runs(levels.level[:, :-1], order, start)
-        segment = at // n * lesions + voxels.lesion[order[at % n]]
-        values = emphasis.describe(emphasis.Cells.of(segment, level, length, s))
-        values["percentage"] = values["count"] / values["voxels"]
-        values = torch.stack([values[name] for name in NAMES.values()], 1)
-        whole += torch.where(held.repeat(levels.images)[:, None], values, 0.0)
-        directions += held
-    return whole / directions.repeat(levels.images)[:, None]
+    s, directions = levels.segments, range(len(DIRECTIONS))
+    held = torch.stack([lines(levels.voxels, d) for d in directions]).repeat(1, levels.images)
+    table = torch.stack([runs(levels, d) for d in directions])
+    d, row, length = (table > 0).nonzero(as_tuple=True)
+    cells = emphasis.Cells(
+        d * s + levels.row_segment[row], levels.row_level[row], length + 1, table[d, row, length], len(directions) * s
+    )
+    values = emphasis.describe(cells)
+    values["percentage"] = values["count"] / values["voxels"]
+    values = torch.stack([values[name].view(-1, s) for name in NAMES.values()], 2)
+    return torch.where(held[..., None], values, 0.0).sum(0) / held.sum(0)[:, None]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from workbench.radiomics.discretise import Levels
-from workbench.radiomics.ragged import DIRECTIONS
 
 NAMES = ("busyness", "coarseness", "complexity", "contrast", "strength")
 UNDEFINED_IF_CONSTANT = ("busyness", "coarseness", "contrast", "strength")
@@ -19,25 +18,22 @@ CAP = 1e6  # PyRadiomics's coarseness where all distances are 0
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 5]`; NaN where no two region voxels are neighbours."""
-    voxels = levels.voxels
-    own = levels.level[:, :-1]
-    around, count = torch.zeros_like(own), torch.zeros_like(voxels.lesion)
-    for table in (voxels.ahead, voxels.behind):
-        for d in range(len(DIRECTIONS)):
-            around += levels.level[:, table[d]]
-            count += table[d] < voxels.lesion.numel()
-    distance = (own.double() - around / count.clamp_min(1)).abs()
-    distance = torch.where(count > 0, distance, 0.0)
+    voxels, own = levels.voxels, levels.own
+    around = torch.zeros_like(own, dtype=torch.int16 if own.dtype == torch.uint8 else torch.int32)
+    for beside in (*levels.ahead, *levels.behind):
+        around += beside
+    count = (voxels.ahead < voxels.lesion.numel()).sum(0) + (voxels.behind < voxels.lesion.numel()).sum(0)
+    distance = around.double().div_(count.clamp_min(1)).sub_(own).abs_().mul_(count > 0)
+    n = levels.row_count.double()
+    s = torch.bincount(levels.row.flatten(), weights=distance.flatten(), minlength=n.numel())
     out = torch.empty((levels.segments, len(NAMES)), dtype=torch.float64, device=own.device)
-    for group in levels.groups(1, squared=True):
-        start = group.start[levels.segment]
-        key = torch.where(start >= 0, start + own - 1, group.cells).flatten()
-        n = torch.bincount(key, minlength=group.cells + 1).double()
-        s = torch.bincount(key, weights=distance.flatten(), minlength=group.cells + 1)
-        for some, width, part in group.parts:
-            # a group's cell is a pair of levels; the first row of each matrix holds the levels themselves
-            own_n, own_s = (v[part].view(len(some), width, width)[:, 0] for v in (n, s))
-            out[some] = features(own_n, own_s)
+    first = levels.top.cumsum(0) - levels.top
+    for group in levels.groups(1):
+        for some, width, _ in group.parts:
+            level = torch.arange(width, device=own.device)
+            held = level < levels.top[some, None]
+            at = (first[some, None] + level).clamp_max(n.numel() - 1)
+            out[some] = features(torch.where(held, n[at], 0.0), torch.where(held, s[at], 0.0))
     met = torch.bincount(voxels.lesion[count > 0], minlength=voxels.count.numel()) > 0
     return torch.where(met.repeat(levels.images)[:, None], out, torch.nan)
 

@@ -16,10 +16,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from workbench.connected import DIRECTIONS, neighbours
 from workbench.volume import Spacing
 
-# The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
-DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
+__all__ = ["DIRECTIONS"]
 
 REACH_MM = 4.0  # empirical choice: how far from the surface the boundary group looks
 _LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surface one more on either side
@@ -73,7 +73,7 @@ class Voxels:
 
     `at` flat index `[n]`, `lesion` `[n]`, `zyx` index in the box `[n 3]`, `count` voxels of each lesion `[l]`,
     `ahead` and `behind` the position in this list of the neighbour in each direction `[13 n]`, or n where there is
-    none.
+    none; `shape` of the boxes.
     """
 
     at: Tensor
@@ -82,21 +82,16 @@ class Voxels:
     count: Tensor
     ahead: Tensor
     behind: Tensor
+    shape: tuple[int, int, int]
 
     @classmethod
     def of(cls, region: Tensor) -> Voxels:
         """From regions `[l z y x]` that keep clear of the box's faces by a voxel or more."""
         l, z, y, x = region.shape
-        at = region.flatten().nonzero().flatten()
+        at, ahead, behind = neighbours(region)
         lesion = at // (z * y * x)
         zyx = torch.stack([at // (y * x) % z, at // x % y, at % x], 1)
-        n = at.numel()
-        place = torch.full((region.numel(),), n, dtype=torch.int64, device=region.device)
-        place[at] = torch.arange(n, device=region.device)
-        steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], device=region.device)
-        return cls(
-            at, lesion, zyx, torch.bincount(lesion, minlength=l), place[at + steps[:, None]], place[at - steps[:, None]]
-        )
+        return cls(at, lesion, zyx, torch.bincount(lesion, minlength=l), ahead, behind, (z, y, x))
 
     def within(self, inner: tuple[slice, ...]) -> Tensor:
         """Flat index of the voxels in that part of the boxes."""

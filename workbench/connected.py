@@ -1,0 +1,106 @@
+"""Connected pieces on the device: voxels that touch (26-connected) and belong together, by gather and scatter.
+
+No loop over voxels or pieces. Each voxel first points to one touching voxel ahead of it in the raster, which makes a
+forest without cycles; pointer jumping finds the roots; the few edges that are left join roots (hooking the larger to the
+smaller). An edge is looked at only where no touching voxel already joins its ends: in one slice through 26 neighbours
+one to two edges a voxel remain of thirteen.
+
+Source: pointer jumping and hooking as Shiloach and Vishkin (1982); skipping what is joined already as Wu, Otoo and Suzuki (2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
+DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
+
+# Along an axis first: such a neighbour touches most of the others. _BEFORE: which earlier ones touch a neighbour.
+_ORDER = sorted(range(len(DIRECTIONS)), key=lambda d: (sum(map(abs, DIRECTIONS[d])), -DIRECTIONS[d][0]))
+_BEFORE = {
+    d: [e for e in _ORDER[:k] if all(abs(a - b) <= 1 for a, b in zip(DIRECTIONS[d], DIRECTIONS[e]))]
+    for k, d in enumerate(_ORDER)
+}
+
+
+def neighbours(region: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Voxels of `[l z y x]` regions in raster order, and who is next to whom.
+
+    Flat index `[n]`; position in this list of the neighbour in each direction and against it, `[13 n]` both, n where
+    there is none. Regions keep clear of their box's faces by a voxel or more.
+    """
+    _, _, y, x = region.shape
+    at = true_at(region.flatten())
+    n = at.numel()
+    place = torch.full((region.numel(),), n, dtype=torch.int64, device=region.device)
+    place[at] = torch.arange(n, device=region.device)
+    steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], device=region.device)[:, None]
+    return at, place[at + steps], place[at - steps]
+
+
+def true_at(flags: Tensor) -> Tensor:
+    """Where `flags` `[n]` is true, int64; on the CPU by numpy, whose search is four times faster."""
+    if flags.is_cuda:
+        return flags.nonzero().flatten()
+    return torch.from_numpy(np.flatnonzero(flags.numpy()))
+
+
+def pieces(joined: Sequence[Tensor], ahead: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of the piece of each voxel `[i n]`, and for each number a voxel of that piece (flat place in `[i n]`).
+
+    `joined`: for each direction, whether a voxel belongs to the same piece as its neighbour ahead, bool `[i n]` (several
+    images of the same voxels); being joined must be transitive among voxels that touch. `ahead` `[13 n]` from
+    `neighbours`. Numbers start at 0; not every number is used, and an unused one's voxel means nothing.
+    """
+    images, n = joined[0].shape
+    base = n * torch.arange(images, device=ahead.device)
+
+    def ends(flags: Tensor, d: int) -> tuple[Tensor, Tensor]:
+        a = true_at(flags.flatten())
+        image = base.repeat_interleave(flags.sum(1))
+        return a, image + ahead[d][a - image]
+
+    parent = torch.arange(images * n, dtype=torch.int32, device=ahead.device)
+    known = torch.zeros_like(joined[0])
+    edges = []
+    for d in _ORDER:
+        open_ = joined[d]
+        for e in _BEFORE[d]:
+            open_ = open_ > joined[e]  # and not
+        a, b = ends(open_ > known, d)
+        parent[a] = b.int()
+        if _BEFORE[d]:
+            edges.append(ends(open_ & known, d))
+        known = known | joined[d]
+    parent = _jump(parent)
+    root = true_at(parent == torch.arange(images * n, dtype=torch.int32, device=ahead.device))
+    number = torch.zeros_like(parent)
+    number[root] = torch.arange(root.numel(), dtype=torch.int32, device=ahead.device)
+    own = number.index_select(0, parent)
+    a, b = (own.index_select(0, torch.cat(side)) for side in zip(*edges))
+    return _joined(root.numel(), a, b).index_select(0, own).view(images, n), root
+
+
+def _jump(parent: Tensor) -> Tensor:
+    while True:
+        further = parent.index_select(0, parent)
+        if torch.equal(further, parent):
+            return parent
+        parent = further
+
+
+def _joined(nodes: int, a: Tensor, b: Tensor) -> Tensor:
+    """The smallest node of each node's component `[nodes]`, for edges a, b; int32 all."""
+    root = torch.arange(nodes, dtype=torch.int32, device=a.device)
+    while True:
+        ra, rb = root.index_select(0, a), root.index_select(0, b)
+        apart = true_at(ra != rb)
+        if not apart.numel():
+            return root
+        a, b, ra, rb = (v.index_select(0, apart) for v in (a, b, ra, rb))
+        root = root.scatter_reduce(0, torch.maximum(ra, rb).long(), torch.minimum(ra, rb), "amin")
+        root = _jump(root)
