@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 
 from workbench import candidates, cascade, experiment, ledger, liver, pipeline, results, tumor
 from workbench.experiment import STAGES, Experiment
+from workbench.threads import side_by_side
 from workbench.volume import Refused
 
 
@@ -174,7 +176,7 @@ def test_folds_side_by_side_tell_their_progress_in_the_callers_thread():
 
     torch.set_num_threads(2)
     try:
-        pipeline._side_by_side(work, [0, 1, 2], show, CPU)
+        side_by_side(work, [0, 1, 2], show, CPU)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -183,8 +185,6 @@ def test_folds_side_by_side_tell_their_progress_in_the_callers_thread():
 
 
 def test_an_error_in_one_fold_stops_the_others():
-    from threading import Event
-
     begun, stopped = Event(), []
 
     def work(item, progress):
@@ -204,7 +204,7 @@ def test_an_error_in_one_fold_stops_the_others():
     torch.set_num_threads(2)
     try:
         with pytest.raises(Refused, match="fold 0"):
-            pipeline._side_by_side(work, [0, 1], lambda *_: None, CPU)
+            side_by_side(work, [0, 1], lambda *_: None, CPU)
     finally:
         torch.set_num_threads(before)
     assert stopped == [1]
@@ -278,13 +278,15 @@ def test_an_interrupted_stage_goes_on(tmp_path, toy_cohort, monkeypatch):
     """Fold 0 is done, fold 1 is cut: the second run trains fold 1 only, and ends in the same weights as a whole run."""
     made = Experiment.create(tmp_path / "cut", toy_cohort, tiny.settings(), "cpu")
     pipeline.run(made, "cohort")
-    real, calls = cascade.train_fold, []
+    real, calls, whole = cascade.train_fold, [], Event()
 
     def cut(*args):
         calls.append(args[4])
         if args[4] == 1 and calls.count(1) == 1:
+            assert whole.wait(60)
             raise KeyboardInterrupt
-        return real(*args)
+        real(*args)
+        whole.set()
 
     monkeypatch.setattr(cascade, "train_fold", cut)
     with pytest.raises(KeyboardInterrupt):

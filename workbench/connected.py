@@ -30,16 +30,16 @@ _BEFORE = {
 def neighbours(region: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Voxels of `[l z y x]` regions in raster order, and who is next to whom.
 
-    Flat index `[n]`; position in this list of the neighbour in each direction and against it, `[13 n]` both, n where
-    there is none. Regions keep clear of their box's faces by a voxel or more.
+    Flat index `[n]`; position in this list of the neighbour in each direction and against it, int32 `[13 n]` both, n
+    where there is none. Regions keep clear of their box's faces by a voxel or more.
     """
     _, _, y, x = region.shape
     at = true_at(region.flatten())
     n = at.numel()
-    place = torch.full((region.numel(),), n, dtype=torch.int64, device=region.device)
-    place[at] = torch.arange(n, device=region.device)
-    steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], device=region.device)[:, None]
-    return at, place[at + steps], place[at - steps]
+    place = torch.full((region.numel(),), n, dtype=torch.int32, device=region.device)
+    place[at] = torch.arange(n, dtype=torch.int32, device=region.device)
+    near, steps = at.int(), [dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS]
+    return at, *(torch.stack([place.index_select(0, near + sign * step) for step in steps]) for sign in (1, -1))
 
 
 def true_at(flags: Tensor) -> Tensor:
@@ -57,12 +57,12 @@ def pieces(joined: Sequence[Tensor], ahead: Tensor) -> tuple[Tensor, Tensor]:
     `neighbours`. Numbers start at 0; not every number is used, and an unused one's voxel means nothing.
     """
     images, n = joined[0].shape
-    base = n * torch.arange(images, device=ahead.device)
+    base = n * torch.arange(images + 1, device=ahead.device)
 
     def ends(flags: Tensor, d: int) -> tuple[Tensor, Tensor]:
         a = true_at(flags.flatten())
-        image = base.repeat_interleave(flags.sum(1))
-        return a, image + ahead[d][a - image]
+        image = base[:-1].repeat_interleave(torch.searchsorted(a, base).diff())
+        return a, image + ahead[d].index_select(0, a - image)
 
     parent = torch.arange(images * n, dtype=torch.int32, device=ahead.device)
     known = torch.zeros_like(joined[0])

@@ -11,13 +11,10 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -54,6 +51,7 @@ from workbench.experiment import (
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
 from workbench.readers import gates
+from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing, Volume, components, numbered, resample
 
 
@@ -198,7 +196,7 @@ def _train_folds(
         }
         cascade.train_fold(split[False], split[True], settings, folder, fold, experiment.device, show)
 
-    _side_by_side(
+    side_by_side(
         train,
         missing,
         lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
@@ -208,49 +206,6 @@ def _train_folds(
         pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
     ]
     write_table(folder / "curves.csv", pd.concat(curves))
-
-
-def _side_by_side(
-    work: Callable[[int, Progress], None], items: list[int], progress: Progress, device: torch.device
-) -> None:
-    """work(item, progress) for each item; on a CPU in threads that share its cores, which nets this small cannot fill alone.
-
-    Progress is shown from the calling thread. An interrupt, or an error in one, stops the others at their next progress.
-    """
-    cores = torch.get_num_threads()
-    workers = min(len(items), cores) if device.type == "cpu" else 1
-    if workers < 2:
-        for item in items:
-            work(item, progress)
-        return
-    news: SimpleQueue[tuple] = SimpleQueue()
-    stop = Event()
-
-    def one(item: int) -> None:
-        torch.set_num_threads(cores // workers)
-
-        def tell(*row: Any) -> None:
-            if stop.is_set():
-                raise InterruptedError("another fold stopped")
-            news.put(row)
-
-        work(item, tell)
-
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(one, item) for item in items]
-        try:
-            while not all(job.done() for job in jobs) or not news.empty():
-                failed = [job for job in jobs if job.done() and job.exception() is not None]
-                if failed:
-                    failed[0].result()
-                try:
-                    progress(*news.get(timeout=0.5))
-                except Empty:
-                    continue
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(cores)
 
 
 def _run_liver(experiment: Experiment, folder: Path) -> dict:

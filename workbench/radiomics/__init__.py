@@ -16,12 +16,12 @@ from torch import Tensor
 from workbench.radiomics import engine as engine_
 from workbench.radiomics import ragged, reference
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
+from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
 __all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe"]
 
 ENGINES = ("torch", "pyradiomics")
-BATCH_VOXELS = 2_000_000  # rule: box voxels in one batch; about 1 kB of working memory each
 
 
 def describe(
@@ -52,17 +52,26 @@ def describe(
         values, reasons = reference.describe(image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress)
         return table(labels, values, reasons)
     values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)
+    at_once = ragged.BATCH_VOXELS[image.device.type]
+    groups = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), at_once)
     done = 0
-    groups = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), BATCH_VOXELS)
-    for index, extent in groups:
+
+    def work(group: tuple[list[int], list[int]], tell: Callable) -> None:
+        index, extent = group
         boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
         here, words = engine_.describe(boxes)
         values[index] = here.cpu().numpy()
         for i, text in zip(index, words):
             reasons[i] = text
-        done += len(index)
+        tell(len(index))
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
         if progress:
             progress("regions", done, len(labels))
+
+    side_by_side(work, list(groups)[::-1], tell, image.device)  # the largest first, so that no thread is left with it
     return table(labels, values, reasons)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.radiomics.ragged import DIRECTIONS, REACH_MM, Boxes, blur, linear, mean, nearest, quantiles, total
+from workbench.radiomics.ragged import REACH_MM, Boxes, blur, linear, mean, nearest, quantiles, total
 
 NAMES = (
     "contrast_median",
@@ -315,12 +315,13 @@ def _hull_fill(boxes: Boxes) -> Tensor:
     voxels, l = boxes.voxels, boxes.count
     inner = boxes.inner(0)
     axes = [torch.arange(s.start, s.stop, device=boxes.hu.device) * mm for s, mm in zip(inner[1:], boxes.spacing_mm)]
-    place = voxels.zyx * boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
+    zyx, lesion = voxels.edge  # a half-space touches a region at its edge
+    height = (zyx * boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)) @ axes[0].new_tensor(_HULL).T
+    lesion = lesion[:, None].expand_as(height)
+    lows = height.new_full((l, len(_HULL)), torch.inf).scatter_reduce(0, lesion, height, "amin") - 1e-3
+    highs = height.new_full((l, len(_HULL)), -torch.inf).scatter_reduce(0, lesion, height, "amax") + 1e-3
     inside = torch.ones((l, *(len(a) for a in axes)), dtype=torch.bool, device=boxes.hu.device)
-    for dz, dy, dx in _HULL:
-        height = place @ place.new_tensor((dz, dy, dx))
-        low = height.new_full((l,), torch.inf).scatter_reduce(0, voxels.lesion, height, "amin") - 1e-3
-        high = height.new_full((l,), -torch.inf).scatter_reduce(0, voxels.lesion, height, "amax") + 1e-3
+    for (dz, dy, dx), low, high in zip(_HULL, lows.T, highs.T):
         grid = dz * axes[0][:, None, None] + dy * axes[1][:, None] + dx * axes[2]
         inside &= (grid >= low[:, None, None, None]) & (grid <= high[:, None, None, None])
     return voxels.count / inside.sum((1, 2, 3))
@@ -329,10 +330,7 @@ def _hull_fill(boxes: Boxes) -> Tensor:
 def _fractal(boxes: Boxes) -> Tensor:
     """Box counting of the surface voxels; sizes up to half the lesion's longest side."""
     voxels, l = boxes.voxels, boxes.count
-    n = voxels.lesion.numel()
-    cross = [i for i, d in enumerate(DIRECTIONS) if sum(map(abs, d)) == 1]
-    edge = ((voxels.ahead[cross] == n) | (voxels.behind[cross] == n)).any(0)
-    zyx, lesion = voxels.zyx[edge], voxels.lesion[edge]
+    zyx, lesion = voxels.edge
     low = zyx.new_full((l, 3), 10**6).scatter_reduce(0, lesion[:, None].expand(-1, 3), zyx, "amin")
     high = zyx.new_full((l, 3), -1).scatter_reduce(0, lesion[:, None].expand(-1, 3), zyx, "amax")
     longest = (high - low + 1).amax(1)

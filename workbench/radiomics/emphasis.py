@@ -15,7 +15,6 @@ from workbench.connected import true_at
 from workbench.radiomics.discretise import Levels
 from workbench.radiomics.ragged import total
 
-
 SHORT = 64  # sizes up to this are counted in a table; the few larger ones are sorted
 
 

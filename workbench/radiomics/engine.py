@@ -80,12 +80,12 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor) -> list[str]:
 
 def _at_border(boxes: Boxes) -> Tensor:
     """Whether a region voxel has a neighbour that is not in the volume `[l]`."""
-    region, seen = boxes.region, boxes.seen
+    region, seen = (v[boxes.inner(1)] for v in (boxes.region, boxes.seen))
     out = torch.zeros(boxes.count, dtype=torch.bool, device=region.device)
     for axis in (1, 2, 3):
         n = region.shape[axis] - 1
         a, b = (slice(0, n), slice(1, n + 1))
         for one, other in ((a, b), (b, a)):
             own, beside = (t.narrow(axis, s.start, n) for t, s in ((region, one), (seen, other)))
-            out |= (own & ~beside).any(3).any(2).any(1)
+            out |= (own & ~beside).flatten(1).any(1)
     return out

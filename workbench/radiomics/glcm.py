@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from workbench.connected import DIRECTIONS
 from workbench.radiomics.discretise import Group, Levels
-from workbench.radiomics.ragged import DIRECTIONS
 
 NAMES = (
     "autocorrelation", "cluster_prominence", "cluster_shade", "cluster_tendency", "contrast", "correlation",
@@ -34,8 +34,8 @@ def matrices(levels: Levels, group: Group) -> Tensor:
     """
     width, start = (levels.by_voxel(v.int()) for v in (group.width, group.start))
     row = torch.where(start >= 0, start + (levels.own - 1) * (width + 1), group.cells)
-    known = (start >= 0) if bool((group.start < 0).any()) else 1
-    keys = ((row + ahead * known).flatten() for ahead in levels.ahead)
+    some = bool((group.start < 0).any())
+    keys = ((row + (ahead * (start >= 0) if some else ahead)).flatten() for ahead in levels.ahead)
     return torch.stack([torch.bincount(key, minlength=group.cells + 1)[: group.cells] for key in keys])
 
 

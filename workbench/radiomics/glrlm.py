@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.connected import true_at
+from workbench.connected import DIRECTIONS, true_at
 from workbench.radiomics import emphasis
 from workbench.radiomics.discretise import Levels, picked
-from workbench.radiomics.ragged import DIRECTIONS, Voxels
+from workbench.radiomics.ragged import Voxels
 
 NAMES = {
     "gray_level_non_uniformity": "level_non_uniformity",
@@ -47,24 +47,24 @@ def along(voxels: Voxels, d: int) -> tuple[Tensor, Tensor]:
     n = voxels.at.numel()
     ahead = voxels.ahead[d]
     if step == 1:
-        order = torch.arange(n, device=ahead.device)  # the list runs along x already
+        order = torch.arange(n, dtype=torch.int32, device=ahead.device)  # the list runs along x already
     else:
         size = voxels.count.numel() * z * y * x
         place = torch.full(((size + step - 1) // step * step,), -1, dtype=torch.int32, device=ahead.device)
-        place[voxels.at] = torch.arange(n, dtype=torch.int32, device=ahead.device)
+        place[voxels.local] = torch.arange(n, dtype=torch.int32, device=ahead.device)
         order = place.view(-1, step).T.flatten()
-        order = order[true_at(order >= 0)]
-    return order, ahead[order] < n
+        order = order.index_select(0, true_at(order >= 0))
+    return order, ahead.index_select(0, order) < n
 
 
 def lines(voxels: Voxels, d: int) -> Tensor:
     """Whether each lesion has a line along direction d that holds two of its voxels `[l]`."""
-    step, size = DIRECTIONS[d], voxels.shape
+    step, size, place = DIRECTIONS[d], voxels.shape, voxels.place
     moving = next(a for a in range(3) if step[a])
     key, wide = voxels.lesion, 1
     for a in range(3):
         if a != moving:  # where the line meets the plane t = 0: the same for all its voxels
-            key = key * (size[a] + 2 * size[moving]) + voxels.zyx[:, a] - voxels.zyx[:, moving] * step[a] + size[moving]
+            key = key * (size[a] + 2 * size[moving]) + place[:, a] - place[:, moving] * step[a] + size[moving]
             wide *= size[a] + 2 * size[moving]
     return torch.bincount(key, minlength=voxels.count.numel() * wide).view(-1, wide).amax(1) > 1
 

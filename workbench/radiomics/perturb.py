@@ -25,10 +25,20 @@ from torch import Tensor
 
 from workbench.radiomics import engine, wavelet
 from workbench.radiomics.catalogue import NAMES
-from workbench.radiomics.ragged import Boxes, blur, crop, find, groups_by_size, held, linear, margins, nearest
+from workbench.radiomics.ragged import (
+    BATCH_VOXELS,
+    Boxes,
+    blur,
+    crop,
+    find,
+    groups_by_size,
+    held,
+    joined,
+    margins,
+)
+from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
-BATCH_VOXELS = 2_000_000  # rule: box voxels at once; about 1 kB of working memory each
 _SMOOTH_MM = 1.0  # blur of the mask that ranks voxels by their distance to the contour
 _FIELD_MM = 3.0  # width of the smooth random field that moves the contour
 _CLEAR = 4  # voxels along a box's faces that stay empty: the wavelet reads 3 beyond the region
@@ -89,15 +99,30 @@ def describe_perturbed(
     more = _room(perturbations, extent, spacing_mm)
     margin = tuple(a + b for a, b in zip(margins(spacing_mm), more))
     done, whole = 0, out.shape[0] * out.shape[1]
-    for number, (index, common) in enumerate(groups_by_size(extent, margin, BATCH_VOXELS)):
-        boxes = crop(image, lesions, liver, spacing_mm, found, index, common, more)
-        for k, perturbation in enumerate(perturbations):
-            draw = torch.Generator().manual_seed((seed * 1_000_003 + k) * 1_000_003 + number)
-            values, _ = engine.describe(perturb(boxes, perturbation, sd, draw))
-            out[k, index] = values.cpu().numpy()
-            done += len(index)
-            if progress:
-                progress(perturbation.name, done, whole)
+    at_once = 2 * BATCH_VOXELS[image.device.type]
+    groups = list(groups_by_size(extent, margin, at_once))
+    boxes = [crop(image, lesions, liver, spacing_mm, found, index, common, more) for index, common in groups]
+    items = []
+    for number in reversed(range(len(groups))):  # as many copies in one batch as fit
+        share = max(1, min(len(perturbations), at_once // boxes[number].hu.numel()))
+        items += [(number, range(k, min(k + share, len(perturbations)))) for k in range(0, len(perturbations), share)]
+
+    def work(item: tuple[int, range], tell: Callable) -> None:
+        number, some = item
+        draws = [torch.Generator().manual_seed((seed * 1_000_003 + k) * 1_000_003 + number) for k in some]
+        copies = [perturb(boxes[number], perturbations[k], sd, draw) for k, draw in zip(some, draws)]
+        values, _ = engine.describe(joined(copies))
+        index = groups[number][0]
+        out[some.start : some.stop, index] = values.cpu().numpy().reshape(len(some), len(index), -1)
+        tell(perturbations[some[-1]].name, len(index) * len(some))
+
+    def tell(name: str, count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(name, done, whole)
+
+    side_by_side(work, items, tell, image.device)
     return out
 
 
@@ -134,13 +159,11 @@ def perturb(boxes: Boxes, change: Perturbation, noise_sd: float, draw: torch.Gen
     """The same lesions with image and mask changed; `draw` is a generator on the CPU, so that devices agree."""
     hu, region, seen, liver = boxes.hu, boxes.region, boxes.seen, boxes.liver
     if change.turn_deg or any(change.shift):
-        lesion, at = torch.arange(boxes.count, device=hu.device), _places(boxes, change)
-        hu = linear(boxes, hu, lesion, at).to(hu.dtype)
-        turned = linear(boxes, region, lesion, at) >= 0.5
-        near = nearest(boxes, lesion, at)
-        seen = seen.flatten()[near]
-        liver = None if liver is None else liver.flatten()[near]
-        region = _kept(turned & seen, region)
+        grid, up = _grid(boxes, change), change.shift[0]
+        seen = _sampled(seen, grid, up, "nearest") > 0.5
+        liver = None if liver is None else _sampled(liver, grid, up, "nearest") > 0.5
+        region = _kept((_sampled(region, grid, up) >= 0.5) & seen, region)
+        hu = _sampled(hu, grid, up).to(hu.dtype)
     if change.noise and noise_sd:
         hu = hu + change.noise * noise_sd * _normal(hu, draw)
     if change.volume:
@@ -163,20 +186,33 @@ def _kept(region: Tensor, before: Tensor) -> Tensor:
     return torch.where(some[:, None, None, None], clear, before)
 
 
-def _places(boxes: Boxes, change: Perturbation) -> Tensor:
-    """Where each voxel of the changed box lies in the old one `[l z y x 3]`: turned about its centroid, shifted."""
-    _, z, y, x = boxes.hu.shape
-    device = boxes.hu.device
-    spacing = torch.tensor(boxes.spacing_mm, device=device)
-    grid = torch.stack(torch.meshgrid(*(torch.arange(n, device=device) for n in (z, y, x)), indexing="ij"), -1).float()
+def _grid(boxes: Boxes, change: Perturbation) -> Tensor:
+    """Where each column of the changed box lies in the old one, turned about its centroid and shifted, `[l y x 2]`.
+
+    In the units of `grid_sample`: x, y, from -1 to 1. Columns stay upright: the turn is about the body's axis.
+    """
+    _, _, y, x = boxes.hu.shape
+    device, (_, mm_y, mm_x) = boxes.hu.device, boxes.spacing_mm
     voxels = boxes.voxels
     centre = torch.zeros((boxes.count, 3), device=device).index_add(0, voxels.lesion, voxels.zyx.float())
-    centre = (centre / voxels.count[:, None])[:, None, None, None]
+    centre = centre / voxels.count[:, None]
     turn = math.radians(change.turn_deg)
-    rotation = torch.tensor(
-        [[1, 0, 0], [0, math.cos(turn), -math.sin(turn)], [0, math.sin(turn), math.cos(turn)]], device=device
-    )
-    return ((grid - centre) * spacing) @ rotation.T / spacing + centre + torch.tensor(change.shift, device=device)
+    b = (torch.arange(y, device=device) - centre[:, 1, None])[:, :, None] * mm_y
+    a = (torch.arange(x, device=device) - centre[:, 2, None])[:, None, :] * mm_x
+    at_y = (math.cos(turn) * b - math.sin(turn) * a) / mm_y + centre[:, 1, None, None] + change.shift[1]
+    at_x = (math.cos(turn) * a + math.sin(turn) * b) / mm_x + centre[:, 2, None, None] + change.shift[2]
+    return torch.stack([2 * at_x / (x - 1) - 1, 2 * at_y / (y - 1) - 1], -1)
+
+
+def _sampled(values: Tensor, grid: Tensor, up: float, mode: str = "bilinear") -> Tensor:
+    """`values` `[l z y x]` at the columns of `grid` and `up` voxels further along z, linear or nearest, float32."""
+    out = torch.nn.functional.grid_sample(values.float(), grid, mode, "border", align_corners=True)
+    if mode == "nearest":
+        up = float(round(up))
+    low = math.floor(up)
+    z = torch.arange(values.shape[1], device=values.device) + low
+    below, above = (out[:, k.clamp(0, values.shape[1] - 1)] for k in (z, z + 1))
+    return below if up == low else below.lerp(above, up - low)
 
 
 def _around(region: Tensor) -> tuple[slice, ...]:

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from workbench.connected import DIRECTIONS, neighbours
+from workbench.connected import DIRECTIONS, neighbours, true_at
 from workbench.volume import Spacing
 
-__all__ = ["DIRECTIONS"]
-
 REACH_MM = 4.0  # empirical choice: how far from the surface the boundary group looks
+BATCH_VOXELS = {"cpu": 1_000_000, "cuda": 8_000_000}  # rule: box voxels in one batch; about 1 kB of working memory each
+PADDING = 200_000  # empirical: box voxels that take as long as the operations that every group needs
 _LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surface one more on either side
 
 
@@ -32,11 +32,10 @@ def margins(spacing_mm: Spacing) -> tuple[int, int, int]:
 
 def held(region: Tensor) -> tuple[slice, slice, slice]:
     """The part of boxes `[l z y x]` that holds any region."""
-    ends = []
-    for axis in (1, 2, 3):
-        on = region.any(dim=[a for a in range(4) if a != axis]).nonzero().flatten()
-        ends.append(slice(int(on[0]), int(on[-1]) + 1))
-    return tuple(ends)
+    _, z, y, x = region.shape
+    at = true_at(region.flatten())
+    ends = (torch.stack(v.aminmax()).tolist() for v in (at // (y * x) % z, at // x % y, at % x))
+    return tuple(slice(low, high + 1) for low, high in ends)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Boxes:
 
     @cached_property
     def voxels(self) -> Voxels:
-        return Voxels.of(self.region)
+        return Voxels.of(self.region, self.inner(1))
 
     @cached_property
     def _held(self) -> tuple[slice, ...]:
@@ -67,13 +66,19 @@ class Boxes:
         return (slice(None), *cuts)
 
 
+def joined(copies: Sequence[Boxes]) -> Boxes:
+    """Boxes of one size and spacing as one batch."""
+    parts = ("hu", "region", "seen") + (("liver",) if copies[0].liver is not None else ())
+    return replace(copies[0], **{name: torch.cat([getattr(copy, name) for copy in copies]) for name in parts})
+
+
 @dataclass(frozen=True)
 class Voxels:
     """The region voxels of a batch as one list, sorted by lesion, then z, y, x.
 
     `at` flat index `[n]`, `lesion` `[n]`, `zyx` index in the box `[n 3]`, `count` voxels of each lesion `[l]`,
     `ahead` and `behind` the position in this list of the neighbour in each direction `[13 n]`, or n where there is
-    none; `shape` of the boxes.
+    none; `local` flat index `[n]` in boxes of `shape`, which hold the regions and one voxel around them.
     """
 
     at: Tensor
@@ -82,16 +87,34 @@ class Voxels:
     count: Tensor
     ahead: Tensor
     behind: Tensor
+    local: Tensor
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, region: Tensor) -> Voxels:
-        """From regions `[l z y x]` that keep clear of the box's faces by a voxel or more."""
-        l, z, y, x = region.shape
-        at, ahead, behind = neighbours(region)
-        lesion = at // (z * y * x)
-        zyx = torch.stack([at // (y * x) % z, at // x % y, at % x], 1)
-        return cls(at, lesion, zyx, torch.bincount(lesion, minlength=l), ahead, behind, (z, y, x))
+    def of(cls, region: Tensor, inner: tuple[slice, ...]) -> Voxels:
+        """From regions `[l z y x]` and the part of the boxes that holds them and a voxel around them."""
+        cut, inner = inner[1:], region[inner]
+        (l, z, y, x), (_, _, full_y, full_x) = inner.shape, region.shape
+        local, ahead, behind = neighbours(inner)
+        lesion = local // (z * y * x)
+        zyx = torch.stack(
+            [local // (y * x) % z + cut[0].start, local // x % y + cut[1].start, local % x + cut[2].start], 1
+        )
+        at = ((lesion * region.shape[1] + zyx[:, 0]) * full_y + zyx[:, 1]) * full_x + zyx[:, 2]
+        return cls(at, lesion, zyx, torch.bincount(lesion, minlength=l), ahead, behind, local, (z, y, x))
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Indices within `shape` less 1: 0 is the first that any region holds `[n 3]`."""
+        return self.zyx - self.zyx.amin(0)
+
+    @cached_property
+    def edge(self) -> tuple[Tensor, Tensor]:
+        """Indices and lesions of the voxels that have a face in common with the background `[m 3]`, `[m]`."""
+        cross = [i for i, d in enumerate(DIRECTIONS) if sum(map(abs, d)) == 1]
+        n = self.lesion.numel()
+        at = true_at(((self.ahead[cross] == n) | (self.behind[cross] == n)).any(0))
+        return self.zyx[at], self.lesion[at]
 
     def within(self, inner: tuple[slice, ...]) -> Tensor:
         """Flat index of the voxels in that part of the boxes."""
@@ -112,24 +135,22 @@ def mean(values: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, ...]) -> Tensor:
-    """Quantiles by group, linear between ranks as numpy's, `[groups shares]`; NaN values are left out."""
+    """Quantiles by group, linear between ranks as numpy's, `[groups shares]`; NaN values are left out.
+
+    `group` is in ascending order.
+    """
     kept = ~values.isnan()
     values, group = values[kept], group[kept]
-    order = values.argsort(stable=True)
-    order = order[group[order].argsort(stable=True)]
-    values = torch.cat([values[order], values.new_full((1,), float("nan"))])
     count = torch.bincount(group, minlength=groups)
-    first = count.cumsum(0) - count
-    out = []
-    for share in shares:
-        rank = (count - 1).clamp_min(0).double() * share
-        low = rank.floor().long()
-        part = rank - low
-        a = values[(first + low).clamp(max=values.numel() - 1)]
-        b = values[(first + torch.minimum(low + 1, (count - 1).clamp_min(0))).clamp(max=values.numel() - 1)]
-        q = torch.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part))
-        out.append(torch.where(count > 0, q, torch.nan))
-    return torch.stack(out, 1)
+    table = values.new_full((groups, max(1, int(count.max()))), torch.inf)
+    table[group, torch.arange(group.numel(), device=group.device) - (count.cumsum(0) - count)[group]] = values
+    table = table.sort(1).values
+    rank = (count - 1).clamp_min(0)[:, None] * values.new_tensor(shares, dtype=torch.float64)
+    low = rank.floor().long()
+    part = rank - low
+    a, b = table.gather(1, low), table.gather(1, torch.minimum(low + 1, (count - 1).clamp_min(0)[:, None]))
+    q = torch.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part))
+    return torch.where(count[:, None] > 0, q, torch.nan)
 
 
 def wrapped(first: Tensor, length: int, n: int) -> Tensor:
@@ -207,19 +228,22 @@ def find(lesions: Tensor) -> Found:
 
 
 def groups_by_size(extent: Tensor, margin: tuple[int, int, int], voxels: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Split lesions into groups whose common box wastes little: (indices, common extent), at most `voxels` a group."""
+    """Split lesions into groups with a common box: (indices, common extent), at most `voxels` a group.
+
+    A new group begins where filling up to the common box would cost more than a group of its own (`PADDING`).
+    """
     extents = extent.tolist()
     volume = [math.prod(e + 2 * m for e, m in zip(one, margin)) for one in extents]
     held: list[int] = []
-    common = [0, 0, 0]
+    common, filled = [0, 0, 0], 0
     for i in sorted(range(len(extents)), key=volume.__getitem__):
         wider = [max(a, b) for a, b in zip(common, extents[i])]
-        size = math.prod(e + 2 * m for e, m in zip(wider, margin))
-        if held and (size * (len(held) + 1) > voxels or size > 1.6 * volume[held[0]] + 2000):
+        size = math.prod(e + 2 * m for e, m in zip(wider, margin)) * (len(held) + 1)
+        if held and (size > voxels or size - filled - volume[i] > PADDING):
             yield held, common
-            held, wider = [], extents[i]
+            held, wider, filled = [], extents[i], 0
         held.append(i)
-        common = wider
+        common, filled = wider, filled + volume[i]
     if held:
         yield held, common
 

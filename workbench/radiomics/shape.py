@@ -14,11 +14,13 @@ only the points that end their lines along each of 13 directions (4 in a plane) 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from workbench.radiomics.ragged import DIRECTIONS, Boxes, Voxels, total
+from workbench.connected import DIRECTIONS
+from workbench.radiomics.ragged import Boxes, Voxels, total
 from workbench.volume import Spacing
 
 NAMES = (
@@ -53,6 +55,7 @@ _EDGES = (  # the middle of each of the cube's 12 edges, (z, y, x)
 _CORNERS = ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0))
 
 
+@lru_cache
 def tables(spacing_mm: Spacing) -> tuple[Tensor, Tensor]:
     """For each cube code: area in mm² `[256]`; volume terms in voxels `[256 4]`, constant and slopes along z, y, x."""
     spacing = torch.tensor(spacing_mm, dtype=torch.float64)
@@ -169,23 +172,25 @@ def _farthest(lesion: Tensor, place: Tensor, spacing: Tensor, same: int | None, 
     if same is None:
         keep = _far(lesion, mm, l)
         key, lesion, mm = key[keep], lesion[keep], mm[keep]
-    _, group, count = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
-    end = count.cumsum(0)[group]
-    partners = end - torch.arange(key.numel(), device=key.device) - 1  # each point meets those after it in its group
-    out = mm.new_zeros(l)
-    begin = 0
-    reach = partners.cumsum(0)
-    while begin < key.numel():
-        base = int(reach[begin - 1]) if begin else 0
-        stop = max(begin + 1, int(torch.searchsorted(reach, base + PAIRS, right=True)))
-        some = torch.arange(begin, min(stop, key.numel()), device=key.device)
-        times = partners[some]
-        a = some.repeat_interleave(times)
-        rank = torch.arange(a.numel(), device=key.device) - (times.cumsum(0) - times).repeat_interleave(times)
-        squared = ((mm[a] - mm[a + 1 + rank]) ** 2).sum(1)
-        out = out.scatter_reduce(0, lesion[a], squared, "amax")
-        begin = min(stop, key.numel())
-    return out.sqrt()
+    _, count = torch.unique_consecutive(key, return_counts=True)
+    first = count.cumsum(0) - count
+    order = count.argsort(stable=True)
+    sizes, out, begin = count[order].tolist(), mm.new_zeros(l), 0
+    while begin < len(sizes):  # groups of about one size at once, each filled up with its last point
+        stop = begin + 1
+        while (
+            stop < len(sizes)
+            and sizes[stop] <= 1.5 * sizes[begin] + 8
+            and (stop + 1 - begin) * sizes[stop] ** 2 <= PAIRS
+        ):
+            stop += 1
+        some = order[begin:stop]
+        rank = torch.arange(sizes[stop - 1], device=key.device).minimum(count[some, None] - 1)
+        points = mm[first[some, None] + rank]
+        apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").amax((1, 2))
+        out = out.scatter_reduce(0, lesion[first[some]], apart, "amax")
+        begin = stop
+    return out
 
 
 def _far(lesion: Tensor, mm: Tensor, l: int) -> Tensor:

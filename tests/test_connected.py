@@ -1,0 +1,56 @@
+"""Connected pieces against connected-components-3d, label for label up to numbering."""
+
+import numpy as np
+import pytest
+import torch
+
+from workbench import connected
+
+
+def numbered(values: np.ndarray) -> np.ndarray:
+    """Pieces of equal value (0 is background) by `connected.pieces`, as numbers on the grid."""
+    padded = torch.from_numpy(np.pad(values, 1))[None]
+    at, ahead, _ = connected.neighbours(padded > 0)
+    level = torch.cat([padded.flatten()[at], torch.zeros(1, dtype=padded.dtype)])
+    piece, voxel = connected.pieces([(level[a] == level[:-1])[None] for a in ahead], ahead)
+    assert torch.equal(piece[0][voxel[piece[0].long()].long()], piece[0])  # a piece's own voxel belongs to it
+    out = torch.zeros(padded.numel(), dtype=torch.int64)
+    out[at] = piece[0].long() + 1
+    return out.view(padded.shape)[0, 1:-1, 1:-1, 1:-1].numpy()
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([a.ravel(), b.ravel()], 1), axis=0)
+    return len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])) == len(pairs)
+
+
+@pytest.mark.parametrize("levels, share", [(1, 0.08), (1, 0.3), (2, 0.5), (3, 0.9), (6, 1.0), (12, 0.7)])
+def test_pieces_equal_connected_components_3d(levels, share):
+    """Sparse, percolating and full; many seeds, since a wrong shortcut shows in rare shapes only."""
+    cc3d = pytest.importorskip("cc3d")
+    for seed in range(12):
+        draw = np.random.default_rng(seed)
+        values = draw.integers(1, levels + 1, (9, 11, 13)) * (draw.random((9, 11, 13)) < share)
+        if values.any():
+            theirs = cc3d.connected_components(values.astype(np.int32), connectivity=26)
+            assert same_partition(numbered(values), theirs), seed
+
+
+def test_a_winding_line_is_one_piece():
+    """A path that turns at every step: far apart in the raster, joined only through all of it."""
+    values = np.zeros((3, 40, 40), np.int64)
+    for row in range(0, 40, 2):
+        values[1, row, :] = 1
+        values[1, row + 1, -1 if row % 4 == 0 else 0] = 1
+    assert len(np.unique(numbered(values))) == 2
+
+
+def test_several_images_share_the_voxels_and_not_the_pieces():
+    at, ahead, _ = connected.neighbours(torch.nn.functional.pad(torch.ones((1, 2, 2, 3)), (1, 1, 1, 1, 1, 1)) > 0)
+    joined = [torch.stack([a < at.numel(), torch.zeros_like(a, dtype=torch.bool)]) for a in ahead]
+    piece, _ = connected.pieces(joined, ahead)
+    assert (
+        len(piece[0].unique()) == 1
+        and len(piece[1].unique()) == 12
+        and not set(piece[0].tolist()) & set(piece[1].tolist())
+    )

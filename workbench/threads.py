@@ -1,0 +1,60 @@
+"""Work on several things at once, in threads that share the cores of a CPU.
+
+Small operations cannot fill all cores from one thread; torch lets go of the interpreter's lock while it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Tell = Callable[..., None]
+
+
+def side_by_side(work: Callable[[Item, Tell], None], items: Sequence[Item], tell: Tell, device: torch.device) -> None:
+    """work(item, tell) for each item: on a CPU in as many threads as torch may use, else one after the other.
+
+    What an item tells is told from the calling thread. An interrupt, or an error in one, stops the others where they
+    next tell something.
+    """
+    cores = torch.get_num_threads()
+    workers = min(len(items), cores) if device.type == "cpu" else 1
+    if workers < 2:
+        for item in items:
+            work(item, tell)
+        return
+    news: SimpleQueue[tuple | Future] = SimpleQueue()
+    stop = Event()
+
+    def one(item: Item) -> None:
+        torch.set_num_threads(cores // workers)
+
+        def pass_on(*row: Any) -> None:
+            if stop.is_set():
+                raise InterruptedError("another one stopped")
+            news.put(row)
+
+        work(item, pass_on)
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pool.submit(one, item).add_done_callback(news.put)
+            left = len(items)
+            while left:
+                new = news.get()
+                if isinstance(new, Future):
+                    new.result()
+                    left -= 1
+                else:
+                    tell(*new)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)
