@@ -82,3 +82,15 @@ def test_noise_is_measured():
     image = smooth.expand(30, 40, 40) + 12 * torch.randn((30, 40, 40), generator=draw)
     assert perturb.noise_hu(image) == pytest.approx(12, rel=0.05)
     assert perturb.noise_hu(image[:4]) == 0, "too thin to tell"
+
+
+def test_a_steady_descriptor_is_the_mean_over_the_lesion_and_its_copies():
+    image, labels = two_lesions()
+    table, values = radiomics.steady(image, labels, SPACING)
+    plain = radiomics.describe(image, labels, SPACING)
+    assert values.shape == (1 + len(perturb.PERTURBATIONS), len(plain), 728)
+    assert np.array_equal(values[0], plain[list(NAMES)].to_numpy(), equal_nan=True)
+    assert np.allclose(table.intensity_mean, values[:, :, NAMES.index("intensity_mean")].mean(0))
+    assert not np.allclose(table.intensity_mean, plain.intensity_mean, rtol=1e-9)
+    own = plain[list(NAMES)].isna().to_numpy()
+    assert own.any() and np.array_equal(table[list(NAMES)].isna().to_numpy(), own)  # liver contact, without a liver

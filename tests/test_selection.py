@@ -357,3 +357,17 @@ def test_nogueira_without_a_choice_is_nan_and_one_selection_is_refused():
         nogueira([["a"]], 3)
     with pytest.raises(Refused, match="at most n_features"):
         nogueira([["a", "b"], ["c"]], 2)
+
+
+def test_an_unperturbed_repeat_stands_for_the_table():
+    """Features that are averages of repeats are not a repeat themselves: the lesion's own values come with the repeats."""
+    features, target, patients, repeats, kinds = cohort()
+    own = features.to_numpy()[None]
+    shifted = features + 1000  # ranks and spreads stay, agreement with the repeats would not
+    plain = select(features, target, patients, repeats, kinds, SMALL).table
+    beside = select(shifted, target, patients, np.concatenate([own, repeats]), ["unperturbed", *kinds], SMALL).table
+    for column in ("icc21_low", "icc11_low", "kept"):
+        assert beside[column].equals(plain[column])
+    with pytest.raises(Refused, match="at most one unperturbed"):
+        twice = np.concatenate([own, own, repeats])
+        select(features, target, patients, twice, ["unperturbed", "unperturbed", *kinds], SMALL)

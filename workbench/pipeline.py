@@ -332,9 +332,6 @@ def _candidate_table(experiment: Experiment) -> pd.DataFrame:
     return experiment.table("candidates", "candidates.csv", dtype={"case": str, "patient": str})
 
 
-REPEATED = 160  # rule: lesions behind each ICC; an ICC of 0.75 is then known to about 0.05
-
-
 def _run_radiomics(experiment: Experiment, folder: Path) -> dict:
     table, on = _candidate_table(experiment), experiment.device
     if not (table.split == "train").any():
@@ -344,31 +341,30 @@ def _run_radiomics(experiment: Experiment, folder: Path) -> dict:
             "some, to describe and to learn from",
             "Train the tumor stage longer, or on more patients.",
         )
-    drawn = table[table.split == "train"].sample(frac=1, random_state=experiment.settings.seed).head(REPEATED)
     rows, repeats, which, seconds = [], [], [], time.monotonic()
     cases = list(dict.fromkeys(table.case))
+    train = set(table.case[table.split == "train"])
     for i, case in enumerate(cases):
         hu, _, spacing = experiment.work(case)
-        labels = experiment.array("candidates", "labels", case).long()
-        inside = experiment.array("liver", "masks", case)
-        scan = (hu.to(on), labels.to(on), spacing, inside.to(on))
-        rows.append(radiomics.describe(*scan).rename(columns={"label": "candidate"}).assign(case=case))
-        again = sorted(drawn.candidate[drawn.case == case])
-        if again:
-            chosen = torch.isin(labels, torch.as_tensor(again)) * labels
-            scan = (scan[0], chosen.to(on), *scan[2:])
-            repeats.append(perturb.describe_perturbed(*scan, perturb.PERTURBATIONS, seed=experiment.settings.seed + i))
-            which += [{"case": case, "candidate": int(c)} for c in again]
+        scan = (hu, experiment.array("candidates", "labels", case).long(), experiment.array("liver", "masks", case))
+        image, labels, inside = (part.to(on) for part in scan)
+        described, values = radiomics.steady(image, labels, spacing, inside)
+        described = described.rename(columns={"label": "candidate"}).assign(case=case)
+        rows.append(described)
+        if case in train:
+            repeats.append(values)
+            which.append(described[["case", "candidate"]])
         experiment.progress("radiomics", i + 1, len(cases), {})
     features = pd.concat(rows)
     write_table(folder / "features.csv", features[["case", "candidate", *radiomics.NAMES, "reason"]])
-    write_table(folder / "repeats.csv", pd.DataFrame(which))
+    write_table(folder / "repeats.csv", pd.concat(which))
     write_array(folder / "repeats.npy", torch.from_numpy(np.concatenate(repeats, 1)))
-    write_json(folder / "perturbations.json", [{"name": p.name, "kind": p.kind} for p in perturb.PERTURBATIONS])
+    kinds = [("none", selection.UNPERTURBED), *((p.name, p.kind) for p in perturb.PERTURBATIONS)]
+    write_json(folder / "perturbations.json", [{"name": name, "kind": kind} for name, kind in kinds])
     return {
         "candidates": len(features),
         "perturbations": len(perturb.PERTURBATIONS),
-        "described": len(features) + len(which) * len(perturb.PERTURBATIONS),
+        "described": len(features) * (1 + len(perturb.PERTURBATIONS)),
         "undefined_share": float(features[list(radiomics.NAMES)].isna().mean().mean()),
         "seconds": time.monotonic() - seconds,
     }
@@ -740,7 +736,7 @@ def _judge(
     if not len(pieces.table):
         return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
     on = models.device
-    described = radiomics.describe(hu.to(on), pieces.labels.long().to(on), spacing, found.to(on))
+    described, _ = radiomics.steady(hu.to(on), pieces.labels.long().to(on), spacing, found.to(on))
     score = models.forest.score(described[list(models.forest.names)])
     threshold = models.forest.threshold.threshold
     kept = score >= threshold

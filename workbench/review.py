@@ -161,13 +161,10 @@ def froc_table(table: pd.DataFrame, split: str, score: str) -> pd.DataFrame:
 
 def perturbation_spread(made: Experiment) -> pd.DataFrame:
     """How far each perturbation moves the descriptors of a group: median change in sd between candidates."""
-    repeats = np.load(made.path("radiomics") / "repeats.npy", allow_pickle=False)  # [perturbation lesion 728]
-    names = [p["name"] for p in json.loads((made.path("radiomics") / "perturbations.json").read_text())]
-    features = made.table("radiomics", "features.csv", dtype=AS_TEXT)
-    base = made.table("radiomics", "repeats.csv", dtype=AS_TEXT).merge(features, how="left")
-    values = base[list(radiomics.NAMES)]
-    sd = values.std().where(lambda s: s > 0).to_numpy()
-    moved = [(pd.DataFrame(one) - values.to_numpy()).abs().median().to_numpy() / sd for one in repeats]
+    own, *repeats = np.load(made.path("radiomics") / "repeats.npy", allow_pickle=False)  # [1 + perturbation lesion 728]
+    names = [p["name"] for p in json.loads((made.path("radiomics") / "perturbations.json").read_text())][1:]
+    sd = pd.DataFrame(own).std().where(lambda s: s > 0).to_numpy()
+    moved = [pd.DataFrame(np.abs(one - own)).median().to_numpy() / sd for one in repeats]
     moved = pd.DataFrame(moved, index=names, columns=radiomics.NAMES)
     group = radiomics.CATALOGUE.set_index("name").group
     return moved.T.groupby(group).median().T[list(radiomics.GROUPS)]

@@ -45,7 +45,7 @@ from sklearn.svm import l1_min_c
 
 from workbench.volume import Refused
 
-SYSTEMATIC, RANDOM = "systematic", "random"
+SYSTEMATIC, RANDOM, UNPERTURBED = "systematic", "random", "unperturbed"
 STEPS = ("undefined", "unstable", "redundant", "less relevant", "kept")
 STRATEGIES = {"rank_mutual": "mutual information", "rank_l1": "L1 stability", "rank_forest": "forest"}
 _SAME = 1e-12  # fixed: spread relative to the level below which a float64 feature counts as constant
@@ -352,8 +352,8 @@ def select(
     """Choose `settings.keep` columns of `features [lesion feature]` that tell lesions (`target` true) from look-alikes.
 
     `patients [lesion]` groups the inner resampling. `repeats [perturbation lesion feature]` holds the same columns in
-    the same order under each perturbation, `kinds [perturbation]` its kind, "systematic" or "random" (without the
-    unperturbed values: those come from `features`). `repeat_rows` are the index labels in `features` of the repeated
+    the same order under each perturbation, `kinds [perturbation]` its kind, "systematic" or "random". The unperturbed
+    values come from `features`, or from a repeat of the kind "unperturbed" where `features` holds averages. `repeat_rows` are the index labels in `features` of the repeated
     lesions; without it every row is repeated, in order. Deterministic with `settings.seed`. Refused: a cohort too
     small or of one class, a missing kind, repeats of lesions that are not among the rows, fewer than `keep` usable
     features.
@@ -564,11 +564,12 @@ def _checked_repeats(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the repeated lesions: unperturbed `[1 lesion feature]`, `[perturbation lesion feature]`, and the kinds."""
     changed, kind = np.asarray(repeats, dtype=np.float64), np.asarray(kinds, dtype=str)
-    if set(kind.tolist()) != {SYSTEMATIC, RANDOM}:
+    own = kind == UNPERTURBED
+    if set(kind[~own].tolist()) != {SYSTEMATIC, RANDOM} or own.sum() > 1:
         raise Refused(
             "selection",
-            f"perturbations of the kinds {sorted(set(kind.tolist()))}",
-            f"both {SYSTEMATIC} and {RANDOM} ones and no other",
+            f"perturbations of the kinds {sorted(kind.tolist())}",
+            f"both {SYSTEMATIC} and {RANDOM} ones, at most one {UNPERTURBED} and no other",
         )
     labels = features.index if repeat_rows is None else pd.Index(np.asarray(repeat_rows))
     if not features.index.is_unique:
@@ -591,7 +592,8 @@ def _checked_repeats(
             f"at least {settings.min_repeated}",
             "Repeat more lesions.",
         )
-    return features.loc[labels].to_numpy(dtype=np.float64)[None], changed, kind
+    original = changed[own] if own.any() else features.loc[labels].to_numpy(dtype=np.float64)[None]
+    return original, changed[~own], kind[~own]
 
 
 # ---------------------------------------------------------------------------------------------- Nogueira's index

@@ -14,12 +14,12 @@ import pandas as pd
 from torch import Tensor
 
 from workbench.radiomics import engine as engine_
-from workbench.radiomics import ragged, reference
+from workbench.radiomics import perturb, ragged, reference
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
-__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe"]
+__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe", "steady"]
 
 ENGINES = ("torch", "pyradiomics")
 
@@ -73,6 +73,24 @@ def describe(
 
     side_by_side(work, list(groups)[::-1], tell, image.device)  # the largest first, so that no thread is left with it
     return table(labels, values, reasons)
+
+
+def steady(
+    image: Tensor, lesions: Tensor, spacing_mm: Spacing, liver: Tensor | None = None
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Descriptors averaged over each lesion and its perturbed copies, and the values behind the averages.
+
+    The table as `describe` gives it; a descriptor that is not defined for the lesion itself stays NaN, a copy for
+    which it is not defined is left out. The values `[1 + perturbation lesion 728]`, the lesion's own first, then
+    those under `perturb.PERTURBATIONS`.
+    """
+    described = describe(image, lesions, spacing_mm, liver)
+    own = described[list(NAMES)].to_numpy()
+    values = np.concatenate([own[None], perturb.describe_perturbed(image, lesions, spacing_mm, liver)])
+    known = np.isfinite(values)
+    average = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
+    average = np.where(np.isfinite(own), average, own)
+    return table(described["label"].tolist(), average, described["reason"].tolist()), values
 
 
 def table(labels: list[int], values: np.ndarray, reasons: list[str]) -> pd.DataFrame:
