@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from workbench import connected
 
@@ -54,3 +55,14 @@ def test_several_images_share_the_voxels_and_not_the_pieces():
         and len(piece[1].unique()) == 12
         and not set(piece[0].tolist()) & set(piece[1].tolist())
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_labels_of_a_mask_are_scipys(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    for seed, share in enumerate((0.0, 0.05, 0.1, 0.3, 1.0)):
+        mask = np.random.default_rng(seed).random((7, 12, 9)) < share
+        theirs, many = ndimage.label(mask, np.ones((3, 3, 3)))
+        ours, count = connected.label(torch.from_numpy(mask).to(device))
+        assert count == many and np.array_equal(ours.cpu().numpy(), theirs)

@@ -168,7 +168,10 @@ def radiomics(
     mask: Annotated[Path | None, typer.Argument()] = None,
     out: Annotated[Path, typer.Option("-o", help="CSV to write.")] = Path("radiomics.csv"),
     catalogue: Annotated[
-        bool, typer.Option("--catalogue", help="Write the 728 rows of the catalogue instead.")
+        bool,
+        typer.Option(
+            "--catalogue", help="Write the 728 rows of the catalogue instead; as a page where FILE ends in .md."
+        ),
     ] = False,
     engine: Annotated[str, typer.Option(help="torch or pyradiomics")] = "torch",
     device: Device = "auto",
@@ -177,11 +180,15 @@ def radiomics(
     from workbench import experiment as folder
     from workbench import radiomics as r
     from workbench import readers
+    from workbench.files import write_atomic
     from workbench.volume import Refused, numbered
 
     _file(out)
     if catalogue:
-        folder.write_table(out, r.CATALOGUE)
+        if out.suffix == ".md":
+            write_atomic(out, r.catalogue.page().encode())
+        else:
+            folder.write_table(out, r.CATALOGUE)
         return
     if image is None or mask is None:
         raise Refused("radiomics", "no image and mask", "IMAGE MASK, or --catalogue")

@@ -104,3 +104,21 @@ def _joined(nodes: int, a: Tensor, b: Tensor) -> Tensor:
         a, b, ra, rb = (v.index_select(0, apart) for v in (a, b, ra, rb))
         root = root.scatter_reduce(0, torch.maximum(ra, rb).long(), torch.minimum(ra, rb), "amin")
         root = _jump(root)
+
+
+def label(mask: Tensor) -> tuple[Tensor, int]:
+    """The pieces of a mask `[z y x]` numbered 1.. in the order of their first voxels, int32, and how many there are."""
+    inside = torch.nn.functional.pad(mask, (1, 1, 1, 1, 1, 1))[None]
+    at, ahead, _ = neighbours(inside)
+    n = at.numel()
+    out = torch.zeros(inside.numel(), dtype=torch.int32, device=mask.device)
+    count = 0
+    if n:
+        piece = pieces([(a < n)[None] for a in ahead], ahead)[0][0].long()
+        place = torch.arange(n, device=mask.device)
+        first = torch.full_like(place, n).scatter_reduce(0, piece, place, "amin")
+        count = int((first < n).sum())
+        number = torch.empty_like(place)
+        number[first.argsort()] = place + 1  # unused numbers come last
+        out[at] = number[piece].int()
+    return out.view(inside.shape)[0, 1:-1, 1:-1, 1:-1], count

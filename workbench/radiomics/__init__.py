@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.radiomics import engine as engine_
 from workbench.radiomics import perturb, ragged, reference
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
+from workbench.radiomics.discretise import BIN_WIDTH
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
@@ -31,17 +32,21 @@ def describe(
     liver: Tensor | None = None,
     engine: str = "torch",
     progress: Callable[[str, int, int], None] | None = None,
+    bin_width: float = BIN_WIDTH,
 ) -> pd.DataFrame:
     """All 728 descriptors of every label value.
 
     `image` HU `[z y x]`, `lesions` integer labels `[z y x]` (0 is background), `liver` a mask `[z y x]` or None. One
     row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and
     `reason` (why some are NaN, else empty). `progress(what, done, total)` is called as lesions are done.
+    `bin_width` of the grey levels, in HU.
     """
     if engine not in ENGINES:
         raise Refused("radiomics engine", repr(engine), " or ".join(ENGINES))
     if image.ndim != 3 or tuple(image.shape) != tuple(lesions.shape):
         raise Refused("radiomics", f"labels {tuple(lesions.shape)}", f"the image's grid {tuple(image.shape)}")
+    if not bin_width > 0:
+        raise Refused("radiomics bin width", f"{bin_width} HU", "more than 0")
     if lesions.is_floating_point():
         raise Refused("radiomics", f"labels of type {lesions.dtype}", "integers")
     if liver is not None and tuple(liver.shape) != tuple(image.shape):
@@ -49,7 +54,9 @@ def describe(
     found = ragged.find(lesions)
     labels = found.labels.tolist()
     if engine == "pyradiomics":
-        values, reasons = reference.describe(image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress)
+        values, reasons = reference.describe(
+            image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress, bin_width
+        )
         return table(labels, values, reasons)
     values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)
     at_once = ragged.BATCH_VOXELS[image.device.type]
@@ -59,7 +66,7 @@ def describe(
     def work(group: tuple[list[int], list[int]], tell: Callable) -> None:
         index, extent = group
         boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
-        here, words = engine_.describe(boxes)
+        here, words = engine_.describe(boxes, bin_width)
         values[index] = here.cpu().numpy()
         for i, text in zip(index, words):
             reasons[i] = text

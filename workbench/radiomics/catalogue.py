@@ -290,3 +290,35 @@ _COLUMNS = ["name", "group", "unit", "formula", "source", "ibsi", "pyradiomics",
 CATALOGUE = pd.DataFrame(list(_all_rows()), columns=_COLUMNS)
 NAMES: tuple[str, ...] = tuple(CATALOGUE["name"])
 GROUPS = dict(intensity=18, texture=75, shape=14, boundary=21, wavelet=600)
+
+
+def page() -> str:
+    """The catalogue as a Markdown page (docs/descriptors.md): all but the wavelet group, which repeats the texture group."""
+    lines = [
+        "# The 728 descriptors",
+        "",
+        "Made by `workbench radiomics --catalogue -o docs/descriptors.md`; with a name in `.csv` all 728 rows are written.",
+        f"{', '.join(f'{count} {group}' for group, count in GROUPS.items())}. The wavelet group is the texture group on each of the {len(BANDS)}",
+        f"sub-bands {', '.join(BANDS)} (letters along x, y, z), named `wavelet_llh_glcm_contrast` and so on.",
+        "",
+        *__doc__.split("\n\n")[3:][0].splitlines(),
+        "",
+        *__doc__.split("\n\n")[4].splitlines(),
+    ]
+    columns = ["name", "unit", "formula", "IBSI", "note"]
+    for group in GROUPS:
+        if group == "wavelet":
+            continue
+        part = CATALOGUE[CATALOGUE.group == group]
+        lines += [
+            "",
+            f"## {group.capitalize()} ({len(part)})",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|---" * len(columns) + "|",
+        ]
+        lines += [
+            f"| `{r.name}` | {r.unit} | {r.formula} | {r.ibsi} | {r.note} |".replace("|  |", "| |")
+            for r in part.itertuples(index=False)
+        ]
+    return "\n".join(lines) + "\n"

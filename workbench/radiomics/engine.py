@@ -29,13 +29,13 @@ _TO_CATALOGUE = [_COLUMN[name] for name in NAMES]
 _IF_CONSTANT = [name.split("_", 1)[1] in _TEXTURE[name.split("_")[0]].UNDEFINED_IF_CONSTANT for name in _TEXTURE_NAMES]
 
 
-def describe(boxes: Boxes) -> tuple[Tensor, list[str]]:
+def describe(boxes: Boxes, bin_width: float = discretise.BIN_WIDTH) -> tuple[Tensor, list[str]]:
     """Values `[l 728]` float64 in catalogue order, and for each lesion why some are NaN (empty if none is)."""
     voxels, l = boxes.voxels, boxes.count
     hu = boxes.hu.flatten()[voxels.at]
     # a range below the rounding of the transform is no texture
     noise = 32 * torch.finfo(boxes.hu.dtype).eps * boxes.hu.abs().amax((1, 2, 3))
-    levels = discretise.discretise(torch.cat([hu[None], wavelet.bands(boxes)]), voxels, noise)
+    levels = discretise.discretise(torch.cat([hu[None], wavelet.bands(boxes)]), voxels, noise, bin_width)
     flat = levels.constant.view(-1, l)
 
     texture = torch.cat([module.describe(levels) for module in _TEXTURE.values()], 1)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from workbench.radiomics.catalogue import CATALOGUE
+from workbench.radiomics.discretise import BIN_WIDTH
 from workbench.volume import Spacing
 
 MARGIN = 8  # rule: the coif1 filter reaches 3 voxels, one more where an axis is odd
@@ -41,12 +42,12 @@ def _quiet():
         logger.setLevel(level)
 
 
-def extractor(**settings: Any) -> Any:
+def extractor(bin_width: float = BIN_WIDTH, **settings: Any) -> Any:
     """PyRadiomics's extractor for the original image and the coif1 sub-bands, every feature on."""
     from radiomics import featureextractor
 
     made = featureextractor.RadiomicsFeatureExtractor(
-        binWidth=25, additionalInfo=False, minimumROIDimensions=1, **settings
+        binWidth=bin_width, additionalInfo=False, minimumROIDimensions=1, **settings
     )
     made.enableImageTypeByName("Wavelet")
     made.enableAllFeatures()
@@ -72,6 +73,7 @@ def describe(
     spacing_mm: Spacing,
     labels: list[int],
     progress: Callable[[str, int, int], None] | None = None,
+    bin_width: float = BIN_WIDTH,
 ) -> tuple[np.ndarray, list[str]]:
     """The 707 standard values of each label, `[lesion, 728]` with NaN in the boundary group, and a reason a lesion."""
     import SimpleITK as sitk
@@ -80,7 +82,7 @@ def describe(
     values = np.full((len(labels), len(CATALOGUE)), np.nan)
     reasons = [""] * len(labels)
     with _quiet():
-        engine = extractor()
+        engine = extractor(bin_width)
         for row, label in enumerate(labels):
             if image.dtype not in (np.float32, np.float64):
                 image = image.astype(np.float64)
