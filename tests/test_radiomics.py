@@ -389,3 +389,23 @@ def sizes_of(mask):
 def test_the_page_of_the_catalogue_is_up_to_date():
     page = Path(__file__).parents[1] / "docs/descriptors.md"
     assert page.read_text() == catalogue.page(), "workbench radiomics --catalogue -o docs/descriptors.md"
+
+
+# relative, CUDA against the CPU; sums are taken in another order there, and float32 sub-bands may change a voxel's bin
+ON_CUDA = {
+    torch.float64: dict(intensity=1e-9, texture=1e-9, shape=1e-9, boundary=1e-3, wavelet=1e-9),
+    torch.float32: dict(intensity=1e-5, texture=1e-5, shape=1e-9, boundary=1e-3, wavelet=1e-2),
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", ON_CUDA)
+def test_cuda_gives_the_cpus_values(dtype):
+    image, labels, spacing = blobs(2, "f8")
+    here = radiomics.describe(image, labels, spacing)
+    there = radiomics.describe(image.to(dtype).cuda(), labels.cuda(), spacing)
+    for group, tolerance in ON_CUDA[dtype].items():
+        names = CATALOGUE[CATALOGUE.group == group]["name"]
+        np.testing.assert_allclose(
+            there[names].to_numpy(), here[names].to_numpy(), rtol=tolerance, atol=1e-8, err_msg=group
+        )
