@@ -409,3 +409,16 @@ def test_cuda_gives_the_cpus_values(dtype):
         np.testing.assert_allclose(
             there[names].to_numpy(), here[names].to_numpy(), rtol=tolerance, atol=1e-8, err_msg=group
         )
+
+
+def test_groups_that_are_asked_for_are_those_of_all():
+    image, labels, spacing = blobs(4, "f8", regions=3)
+    whole = radiomics.describe(image, labels, spacing)
+    for groups in (["intensity"], ["texture", "shape"], ["wavelet"], ["boundary", "wavelet"]):
+        part = radiomics.describe(image, labels, spacing, groups=groups)
+        names = list(CATALOGUE[CATALOGUE.group.isin(groups)]["name"])
+        assert list(part.columns) == ["label", *names, "reason"]
+        np.testing.assert_allclose(part[names].to_numpy(float), whole[names].to_numpy(float), rtol=1e-12)
+    assert not radiomics.describe(image, labels, spacing, groups=["shape"]).reason.str.contains("liver mask").any()
+    with pytest.raises(Refused, match="some of intensity"):
+        radiomics.describe(image, labels, spacing, groups=["colour"])

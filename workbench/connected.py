@@ -49,7 +49,7 @@ def true_at(flags: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flags.numpy()))
 
 
-def pieces(joined: Sequence[Tensor], ahead: Tensor) -> tuple[Tensor, Tensor]:
+def pieces(joined: Sequence[Tensor] | Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
     """Number of the piece of each voxel `[i n]`, and for each number a voxel of that piece (flat place in `[i n]`).
 
     `joined`: for each direction, whether a voxel belongs to the same piece as its neighbour ahead, bool `[i n]` (several

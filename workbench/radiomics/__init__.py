@@ -7,7 +7,7 @@ instead, lesion by lesion, for cross-checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pandas as pd
@@ -33,8 +33,9 @@ def describe(
     engine: str = "torch",
     progress: Callable[[str, int, int], None] | None = None,
     bin_width: float = BIN_WIDTH,
+    groups: Collection[str] = tuple(GROUPS),
 ) -> pd.DataFrame:
-    """All 728 descriptors of every label value.
+    """All 728 descriptors of every label value, or those of some `groups`; what is not asked for is not computed.
 
     `image` HU `[z y x]`, `lesions` integer labels `[z y x]` (0 is background), `liver` a mask `[z y x]` or None. One
     row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and
@@ -45,6 +46,8 @@ def describe(
         raise Refused("radiomics engine", repr(engine), " or ".join(ENGINES))
     if image.ndim != 3 or tuple(image.shape) != tuple(lesions.shape):
         raise Refused("radiomics", f"labels {tuple(lesions.shape)}", f"the image's grid {tuple(image.shape)}")
+    if set(groups) - set(GROUPS):
+        raise Refused("radiomics groups", ", ".join(groups), f"some of {', '.join(GROUPS)}")
     if not bin_width > 0:
         raise Refused("radiomics bin width", f"{bin_width} HU", "more than 0")
     if lesions.is_floating_point():
@@ -57,16 +60,16 @@ def describe(
         values, reasons = reference.describe(
             image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress, bin_width
         )
-        return table(labels, values, reasons)
+        return table(labels, values, reasons, groups)
     values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)
     at_once = ragged.BATCH_VOXELS[image.device.type]
-    groups = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), at_once)
+    batches = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), at_once)
     done = 0
 
-    def work(group: tuple[list[int], list[int]], tell: Callable) -> None:
-        index, extent = group
+    def work(batch: tuple[list[int], list[int]], tell: Callable) -> None:
+        index, extent = batch
         boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
-        here, words = engine_.describe(boxes, bin_width)
+        here, words = engine_.describe(boxes, bin_width, groups)
         values[index] = here.cpu().numpy()
         for i, text in zip(index, words):
             reasons[i] = text
@@ -78,8 +81,8 @@ def describe(
         if progress:
             progress("regions", done, len(labels))
 
-    side_by_side(work, list(groups)[::-1], tell, image.device)  # the largest first, so that no thread is left with it
-    return table(labels, values, reasons)
+    side_by_side(work, list(batches)[::-1], tell, image.device)  # the largest first, so that no thread is left with it
+    return table(labels, values, reasons, groups)
 
 
 def steady(
@@ -100,9 +103,12 @@ def steady(
     return table(described["label"].tolist(), average, described["reason"].tolist()), values
 
 
-def table(labels: list[int], values: np.ndarray, reasons: list[str]) -> pd.DataFrame:
+def table(
+    labels: list[int], values: np.ndarray, reasons: list[str], groups: Collection[str] = tuple(GROUPS)
+) -> pd.DataFrame:
     """The data frame that `describe` returns."""
-    frame = pd.DataFrame(values, columns=list(NAMES))
+    asked = CATALOGUE["group"].isin(groups).to_numpy()
+    frame = pd.DataFrame(values[:, asked], columns=CATALOGUE["name"][asked])
     frame.insert(0, "label", np.array(labels, dtype=np.int64))
     frame["reason"] = pd.array(reasons, dtype="str") if reasons else pd.Series(dtype="str")
     return frame

@@ -53,14 +53,19 @@ class Levels:
         return self.level[:, :-1]
 
     @cached_property
-    def ahead(self) -> list[Tensor]:
-        """Level of the neighbour in each of the 13 directions `[i n]`, 0 where there is none."""
-        return [picked(self.level, at) for at in self.voxels.ahead]
+    def ahead(self) -> Tensor:
+        """Level of the neighbour in each of the 13 directions `[13 i n]`, 0 where there is none."""
+        return torch.stack([picked(self.level, at) for at in self.voxels.ahead])
 
     @cached_property
-    def behind(self) -> list[Tensor]:
+    def behind(self) -> Tensor:
         """Level of the neighbour against each direction."""
-        return [picked(self.level, at) for at in self.voxels.behind]
+        return torch.stack([picked(self.level, at) for at in self.voxels.behind])
+
+    @cached_property
+    def equal(self) -> Tensor:
+        """Whether the neighbour ahead has the same level `[13 i n]`."""
+        return self.ahead == self.own
 
     def by_voxel(self, values: Tensor) -> Tensor:
         """`[s]` values of the segments at their voxels `[i n]`."""

@@ -7,12 +7,13 @@ and images at once. On CPU and CUDA alike; integer counts and float64 formulas.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from workbench.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, intensity, ngtdm, shape, wavelet
-from workbench.radiomics.catalogue import BANDS, NAMES
+from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
 from workbench.radiomics.ragged import Boxes
 
 _TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
@@ -24,37 +25,51 @@ _ORDER = (
     + [f"boundary_{name}" for name in boundary.NAMES]
     + [image + name for image in _IMAGES for name in _TEXTURE_NAMES]
 )
+_FIRST = dict(intensity=0, shape=len(intensity.NAMES), boundary=len(intensity.NAMES + shape.NAMES))
+_FIRST["texture"] = _FIRST["boundary"] + len(boundary.NAMES)
 _COLUMN = {name: column for column, name in enumerate(_ORDER)}
 _TO_CATALOGUE = [_COLUMN[name] for name in NAMES]
 _IF_CONSTANT = [name.split("_", 1)[1] in _TEXTURE[name.split("_")[0]].UNDEFINED_IF_CONSTANT for name in _TEXTURE_NAMES]
 
 
-def describe(boxes: Boxes, bin_width: float = discretise.BIN_WIDTH) -> tuple[Tensor, list[str]]:
-    """Values `[l 728]` float64 in catalogue order, and for each lesion why some are NaN (empty if none is)."""
+def describe(
+    boxes: Boxes, bin_width: float = discretise.BIN_WIDTH, groups: Collection[str] = tuple(GROUPS)
+) -> tuple[Tensor, list[str]]:
+    """Values `[l 728]` float64 in catalogue order, NaN in the groups that were not asked for, and for each lesion why
+    others are NaN (empty if none is)."""
     voxels, l = boxes.voxels, boxes.count
     hu = boxes.hu.flatten()[voxels.at]
     # a range below the rounding of the transform is no texture
     noise = 32 * torch.finfo(boxes.hu.dtype).eps * boxes.hu.abs().amax((1, 2, 3))
-    levels = discretise.discretise(torch.cat([hu[None], wavelet.bands(boxes)]), voxels, noise, bin_width)
+    images = [hu[None], wavelet.bands(boxes)] if "wavelet" in groups else [hu[None]]
+    levels = discretise.discretise(torch.cat(images), voxels, noise, bin_width)
     flat = levels.constant.view(-1, l)
+    out = torch.full((l, len(_ORDER)), torch.nan, dtype=torch.float64, device=hu.device)
+    texture = out[:, _FIRST["texture"] :].view(l, len(_IMAGES), -1)  # the images one after the other
 
-    texture = torch.cat([module.describe(levels) for module in _TEXTURE.values()], 1)
-    undefined = torch.tensor(_IF_CONSTANT, device=texture.device)
-    texture = torch.where(levels.constant[:, None] & undefined, torch.nan, texture)
-    texture = texture.view(len(_IMAGES), l, -1).transpose(0, 1).reshape(l, -1)
+    if "texture" in groups or "wavelet" in groups:
+        found = torch.cat([module.describe(levels) for module in _TEXTURE.values()], 1)
+        undefined = torch.tensor(_IF_CONSTANT, device=found.device)
+        found = torch.where(levels.constant[:, None] & undefined, torch.nan, found).view(len(flat), l, -1)
+        first = 0 if "texture" in groups else 1
+        texture[:, first : len(flat)] = found[first:].transpose(0, 1)
+    if "intensity" in groups:
+        found = intensity.describe(hu, voxels, levels, math.prod(boxes.spacing_mm))
+        undefined = torch.tensor([n in intensity.UNDEFINED_IF_CONSTANT for n in intensity.NAMES], device=found.device)
+        out[:, : _FIRST["shape"]] = torch.where(flat[0][:, None] & undefined, torch.nan, found)
+    if "shape" in groups:
+        out[:, _FIRST["shape"] : _FIRST["boundary"]] = shape.describe(boxes)
+    if "boundary" in groups:
+        out[:, _FIRST["boundary"] : _FIRST["texture"]] = boundary.describe(boxes)
+    values = out[:, _TO_CATALOGUE]
+    return values, _reasons(values, boxes, flat, groups)
 
-    first_order = intensity.describe(hu, voxels, levels, math.prod(boxes.spacing_mm))
-    undefined = torch.tensor([n in intensity.UNDEFINED_IF_CONSTANT for n in intensity.NAMES], device=texture.device)
-    first_order = torch.where(flat[0][:, None] & undefined, torch.nan, first_order)
 
-    values = torch.cat([first_order, shape.describe(boxes), boundary.describe(boxes), texture], 1)[:, _TO_CATALOGUE]
-    return values, _reasons(values, boxes, flat)
-
-
-def _reasons(values: Tensor, boxes: Boxes, flat: Tensor) -> list[str]:
+def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, groups: Collection[str]) -> list[str]:
     count, flat = boxes.voxels.count.tolist(), flat.T.tolist()
     edge = (_at_border(boxes)).tolist()
-    missing = values.isnan().cpu()
+    asked = torch.tensor([group in groups for group in CATALOGUE["group"]])
+    missing = values.isnan().cpu() & asked
     out = []
     for lesion in range(boxes.count):
         names = [NAMES[i] for i in missing[lesion].nonzero().flatten().tolist()]
@@ -70,7 +85,7 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor) -> list[str]:
         margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]
         if margin:
             words.append("boundary not defined: " + " ".join(name.removeprefix("boundary_") for name in margin))
-        if boxes.liver is None:
+        if boxes.liver is None and "boundary" in groups:
             words.append("no liver mask: liver_contact")
         if edge[lesion]:
             words.append("at the border of the volume")

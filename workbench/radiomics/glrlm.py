@@ -69,6 +69,16 @@ def lines(voxels: Voxels, d: int) -> Tensor:
     return torch.bincount(key, minlength=voxels.count.numel() * wide).view(-1, wide).amax(1) > 1
 
 
+def counted(voxels: Voxels) -> Tensor:
+    """For which directions each lesion counts, `[13 l]`: some line along it holds two of the lesion's voxels."""
+    pairs = torch.nn.functional.pad((voxels.ahead < voxels.lesion.numel()).cumsum(1), (1, 0))
+    end = voxels.count.cumsum(0)
+    held = pairs[:, end] > pairs[:, end - voxels.count]
+    for d in (~held).any(1).nonzero().flatten().tolist():  # two voxels of a line need not touch
+        held[d] = lines(voxels, d)
+    return held
+
+
 def runs(levels: Levels, d: int) -> Tensor:
     """Count of runs along direction d by row (`Levels`) and length less 1, `[r longest]`."""
     order, linked = along(levels.voxels, d)
@@ -89,7 +99,7 @@ def runs(levels: Levels, d: int) -> Tensor:
 def describe(levels: Levels) -> Tensor:
     """Values `[s 16]`; NaN where no line holds two region voxels."""
     s, directions = levels.segments, range(len(DIRECTIONS))
-    held = torch.stack([lines(levels.voxels, d) for d in directions]).repeat(1, levels.images)
+    held = counted(levels.voxels).repeat(1, levels.images)
     table = torch.stack([runs(levels, d) for d in directions])
     d, row, length = (table > 0).nonzero(as_tuple=True)
     cells = emphasis.Cells(

@@ -35,8 +35,7 @@ UNDEFINED_IF_CONSTANT = ()
 
 def zones(levels: Levels) -> tuple[Tensor, Tensor]:
     """Row (`Levels`) and size of every zone."""
-    own = levels.own
-    piece, voxel = pieces([beside == own for beside in levels.ahead], levels.voxels.ahead)
+    piece, voxel = pieces(levels.equal, levels.voxels.ahead)
     size = torch.bincount(piece.flatten(), minlength=voxel.numel())
     zone = true_at(size > 0)
     return levels.row.flatten()[voxel[zone]], size[zone]

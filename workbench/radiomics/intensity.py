@@ -30,7 +30,8 @@ def describe(values: Tensor, voxels: Voxels, levels: Levels, voxel_mm3: float) -
     high = x.new_zeros(l).scatter_reduce(0, lesion, x, "amax", include_self=False)
     average = mean(x, one, lesion, l)
     away = x - average[lesion]
-    m2, m3, m4 = (mean(away**k, one, lesion, l) for k in (2, 3, 4))
+    square = away * away
+    m2, m3, m4 = (mean(power, one, lesion, l) for power in (square, square * away, square * square))
     middle = ((x >= p10[lesion]) & (x <= p90[lesion])).double()
     middle_mean = mean(x, middle, lesion, l)
     energy = total(x**2, lesion, l)

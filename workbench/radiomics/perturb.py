@@ -16,7 +16,7 @@ perturbation would empty keeps its mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from workbench.radiomics import engine, wavelet
-from workbench.radiomics.catalogue import NAMES
+from workbench.radiomics.catalogue import GROUPS, NAMES
 from workbench.radiomics.ragged import (
     BATCH_VOXELS,
     Boxes,
@@ -39,6 +39,7 @@ from workbench.radiomics.ragged import (
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
+NOISE_VOXELS = 4_000_000  # rule: enough to know the noise to a thousandth
 _SMOOTH_MM = 1.0  # blur of the mask that ranks voxels by their distance to the contour
 _FIELD_MM = 3.0  # width of the smooth random field that moves the contour
 _CLEAR = 4  # voxels along a box's faces that stay empty: the wavelet reads 3 beyond the region
@@ -90,8 +91,10 @@ def describe_perturbed(
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    groups: Collection[str] = tuple(GROUPS),
 ) -> np.ndarray:
-    """Descriptors `[perturbation lesion 728]` float64; lesions in ascending order of label, as `describe` has them."""
+    """Descriptors `[perturbation lesion 728]` float64; lesions in ascending order of label, as `describe` has them;
+    NaN in groups that were not asked for."""
     found = find(lesions)
     out = np.full((len(perturbations), found.labels.numel(), len(NAMES)), np.nan)
     sd = noise_hu(image, liver) if any(p.noise for p in perturbations) else 0.0
@@ -100,10 +103,10 @@ def describe_perturbed(
     margin = tuple(a + b for a, b in zip(margins(spacing_mm), more))
     done, whole = 0, out.shape[0] * out.shape[1]
     at_once = 2 * BATCH_VOXELS[image.device.type]
-    groups = list(groups_by_size(extent, margin, at_once))
-    boxes = [crop(image, lesions, liver, spacing_mm, found, index, common, more) for index, common in groups]
+    batches = list(groups_by_size(extent, margin, at_once))
+    boxes = [crop(image, lesions, liver, spacing_mm, found, index, common, more) for index, common in batches]
     items = []
-    for number in reversed(range(len(groups))):  # as many copies in one batch as fit
+    for number in reversed(range(len(batches))):  # as many copies in one batch as fit
         share = max(1, min(len(perturbations), at_once // boxes[number].hu.numel()))
         items += [(number, range(k, min(k + share, len(perturbations)))) for k in range(0, len(perturbations), share)]
 
@@ -111,8 +114,8 @@ def describe_perturbed(
         number, some = item
         draws = [torch.Generator().manual_seed((seed * 1_000_003 + k) * 1_000_003 + number) for k in some]
         copies = [perturb(boxes[number], perturbations[k], sd, draw) for k, draw in zip(some, draws)]
-        values, _ = engine.describe(joined(copies))
-        index = groups[number][0]
+        values, _ = engine.describe(joined(copies), groups=groups)
+        index = batches[number][0]
         out[some.start : some.stop, index] = values.cpu().numpy().reshape(len(some), len(index), -1)
         tell(perturbations[some[-1]].name, len(index) * len(some))
 
@@ -140,7 +143,11 @@ def _room(perturbations: Sequence[Perturbation], extent: Tensor, spacing_mm: Spa
 
 
 def noise_hu(image: Tensor, liver: Tensor | None = None) -> float:
-    """Standard deviation of the image's white noise in HU, from the highest sub-band."""
+    """Standard deviation of the image's white noise in HU, from the highest sub-band (of a large volume's middle)."""
+    across = max(NOISE_VOXELS // math.prod(image.shape[1:]), 16)
+    first = max(0, (image.shape[0] - across) // 2)
+    middle = slice(first, first + across)
+    image, liver = image[middle], None if liver is None else liver[middle]
     band = image.float()
     for axis in range(3):
         if image.shape[axis] <= wavelet.BEFORE + wavelet.AFTER:
