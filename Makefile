@@ -62,7 +62,7 @@ lab: .venv ## JupyterLab on loopback
 
 mlflow: .venv ## MLflow's pages on loopback
 	@mkdir -p mlruns/artifacts
-	@echo "http://127.0.0.1:$(MLFLOW_PORT)"
+	@echo "http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1/runs?workflowType=machine_learning"
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" --artifacts-destination "$(CURDIR)/mlruns/artifacts"
 

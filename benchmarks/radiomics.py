@@ -212,40 +212,50 @@ def alone(many: int | None, diameter: float | None, device: str, threads: int, e
     return out
 
 
-def scaling(device: str, threads: int, plot: Path) -> dict:
-    """How seconds and memory grow with the number of lesions and with their size, both engines; a figure of it."""
+COUNTS, DIAMETERS_MM = (1, 5, 20, 100, 500), (5, 10, 20, 40, 80)
+
+
+def scaling(device: str, threads: int) -> dict:
+    """Seconds and memory by number of lesions and by their size, both engines, each piece in a process of its own."""
+    out: dict = {}
+    for engine in radiomics.ENGINES:
+        own = device if engine == "torch" else "cpu"
+        counts = COUNTS if engine == "torch" else COUNTS[:4]  # PyRadiomics would take minutes for the last
+        out[engine] = {
+            "lesions": {n: own_process("--many", str(n), own, threads, engine) for n in counts},
+            "diameter_mm": {d: own_process("--diameter", str(d), own, threads, engine) for d in DIAMETERS_MM},
+        }
+    return out
+
+
+def draw(measured: dict, plot: Path) -> None:
+    """A figure of what `scaling` measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    counts, sizes = (1, 5, 20, 100, 500), (5, 10, 20, 40, 80)
-    out: dict = {}
-    for engine in radiomics.ENGINES:
-        own = device if engine == "torch" else "cpu"
-        few = counts if engine == "torch" else counts[:4]  # PyRadiomics would take minutes for the last
-        out[engine] = {
-            "lesions": {n: own_process("--many", str(n), own, threads, engine) for n in few},
-            "diameter_mm": {d: own_process("--diameter", str(d), own, threads, engine) for d in sizes},
-        }
     figure, axes = pyplot.subplots(2, 2, figsize=(8, 6), layout="constrained")
-    titles = {"lesions": "lesions of 10 to 40 mm in one case", "diameter_mm": "diameter of one lesion (mm)"}
-    for column, (what, title) in enumerate(titles.items()):
+    columns = {
+        "lesions": ("lesions of 10 to 40 mm in one case", COUNTS),
+        "diameter_mm": ("diameter of one lesion (mm)", DIAMETERS_MM),
+    }
+    for column, (what, (title, ticks)) in enumerate(columns.items()):
         for row, (key, unit) in enumerate({"seconds": "seconds", "peak_gib": "peak memory (GiB)"}.items()):
+            panel = axes[row, column]
             for engine, colour in zip(radiomics.ENGINES, ("#0072B2", "#D55E00")):
-                rows = out[engine][what]
+                rows = measured[engine][what]
                 label = "workbench" if engine == "torch" else "PyRadiomics, one process"
-                axes[row, column].loglog(list(rows), [r[key] for r in rows.values()], "o-", color=colour, label=label)
-            axes[row, column].set(xlabel=title, ylabel=unit)
-            axes[row, column].set_xticks(
-                counts if what == "lesions" else sizes, labels=counts if what == "lesions" else sizes
-            )
-            axes[row, column].minorticks_off()
-            axes[row, column].yaxis.set_major_formatter("{x:g}")
-            axes[row, column].grid(alpha=0.3)
+                panel.plot([float(n) for n in rows], [r[key] for r in rows.values()], "o-", color=colour, label=label)
+            panel.set(xlabel=title, ylabel=unit, xscale="log", yscale="log" if key == "seconds" else "linear")
+            panel.set_xticks(ticks, labels=ticks)
+            panel.minorticks_off()
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.grid(alpha=0.3)
+            if key != "seconds":
+                panel.set_ylim(bottom=0)
     axes[0, 0].legend()
     figure.savefig(plot, dpi=110)
-    return out
 
 
 def main() -> int:
@@ -263,7 +273,8 @@ def main() -> int:
         return 0
     figures = measure(chosen.quick, chosen.device, chosen.threads)
     if chosen.plot:
-        figures["scaling"] = scaling(chosen.device, chosen.threads, chosen.plot)
+        figures["scaling"] = scaling(chosen.device, chosen.threads)
+        draw(figures["scaling"], chosen.plot)
     text = json.dumps(figures, indent=2)
     print(text)
     if chosen.json:
