@@ -355,7 +355,7 @@ def compare_with_ibsi(reference, hu, region, kept, levels, spacing):
     given = torch.from_numpy(levels)[inside]
     top = given.max()[None]
     own = discretise.Levels(
-        boxes.voxels, torch.cat([given, given.new_zeros(1)])[None], top, torch.zeros(1, dtype=torch.bool)
+        boxes.voxels, torch.cat([given, given.new_zeros(1)])[None], top, *torch.zeros((2, 1), dtype=torch.bool)
     )
     with open(reference) as file:
         rows = {r["tag"]: r for r in csv.DictReader(file, delimiter=";")}
@@ -422,3 +422,14 @@ def test_groups_that_are_asked_for_are_those_of_all():
     assert not radiomics.describe(image, labels, spacing, groups=["shape"]).reason.str.contains("liver mask").any()
     with pytest.raises(Refused, match="some of intensity"):
         radiomics.describe(image, labels, spacing, groups=["colour"])
+
+
+def test_a_region_of_too_many_grey_levels_leaves_the_others_alone():
+    """An image in another unit, or metal: the matrices would fill the memory. No made-up number, and a reason."""
+    image, labels, spacing = blobs(4, "f8", regions=3)
+    wild = torch.where(labels == 2, image * 1e4, image)
+    whole, table = radiomics.describe(image, labels, spacing), radiomics.describe(wild, labels, spacing)
+    assert "more than 1000 grey levels" in table.reason[1] and "grey levels" not in table.reason[0]
+    texture = list(CATALOGUE[CATALOGUE.group == "texture"]["name"])
+    assert table.loc[1, [*texture, "intensity_entropy"]].isna().all() and np.isfinite(table.intensity_mean[1])
+    assert np.allclose(table.loc[0, texture].to_numpy(float), whole.loc[0, texture].to_numpy(float))

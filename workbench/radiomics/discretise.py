@@ -22,6 +22,7 @@ from workbench.radiomics.ragged import Voxels
 
 BIN_WIDTH = 25.0
 TABLE = 32_000_000  # most counts that a table of matrices holds at once (bytes: 8 times that)
+MOST = 1000  # rule: levels in one segment, 25,000 HU; the square of it is the size of a matrix
 _STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
@@ -31,13 +32,14 @@ class Levels:
 
     `level` `[i n + 1]`, 1 .. `top`, and 0 in the last column for no neighbour (uint8 where that suffices); a segment is
     image * lesions + lesion; `top` `[s]` the largest level; `constant` `[s]` whether all values are equal but for
-    rounding.
+    rounding, `beyond` `[s]` whether there would be more than `MOST` levels; both have the one level 1.
     """
 
     voxels: Voxels
     level: Tensor
     top: Tensor
     constant: Tensor
+    beyond: Tensor
 
     @property
     def images(self) -> int:
@@ -153,9 +155,11 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     constant = high - low <= noise
     edge = (low - low.remainder(width)).double()
     top = torch.where(constant, 0, torch.floor((high.double() - edge) / width)).long() + 1
+    beyond = top > MOST
+    top = torch.where(beyond, 1, top)
     level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
     for image in range(images):  # one at a time: float64 of all would be the largest thing in memory
         bins = (values[image].double() - edge[image].repeat_interleave(voxels.count)).div_(width).floor_()
+        bins[(constant[image] | beyond[image]).repeat_interleave(voxels.count)] = 0
         level[image, :-1] = bins.add_(1)
-        level[image, :-1][constant[image].repeat_interleave(voxels.count)] = 1
-    return Levels(voxels, level, top.flatten(), constant.flatten())
+    return Levels(voxels, level, top.flatten(), constant.flatten(), beyond.flatten())

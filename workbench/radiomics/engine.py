@@ -50,24 +50,28 @@ def describe(
     if "texture" in groups or "wavelet" in groups:
         found = torch.cat([module.describe(levels) for module in _TEXTURE.values()], 1)
         undefined = torch.tensor(_IF_CONSTANT, device=found.device)
-        found = torch.where(levels.constant[:, None] & undefined, torch.nan, found).view(len(flat), l, -1)
+        undefined = levels.constant[:, None] & undefined | levels.beyond[:, None]
+        found = torch.where(undefined, torch.nan, found).view(len(flat), l, -1)
         first = 0 if "texture" in groups else 1
         texture[:, first : len(flat)] = found[first:].transpose(0, 1)
     if "intensity" in groups:
         found = intensity.describe(hu, voxels, levels, math.prod(boxes.spacing_mm))
         undefined = torch.tensor([n in intensity.UNDEFINED_IF_CONSTANT for n in intensity.NAMES], device=found.device)
-        out[:, : _FIRST["shape"]] = torch.where(flat[0][:, None] & undefined, torch.nan, found)
+        binned = torch.tensor([n in intensity.BINNED for n in intensity.NAMES], device=found.device)
+        undefined = flat[0][:, None] & undefined | levels.beyond[:l, None] & binned
+        out[:, : _FIRST["shape"]] = torch.where(undefined, torch.nan, found)
     if "shape" in groups:
         out[:, _FIRST["shape"] : _FIRST["boundary"]] = shape.describe(boxes)
     if "boundary" in groups:
         out[:, _FIRST["boundary"] : _FIRST["texture"]] = boundary.describe(boxes)
     values = out[:, _TO_CATALOGUE]
-    return values, _reasons(values, boxes, flat, groups)
+    return values, _reasons(values, boxes, flat, levels.beyond.view(-1, l), groups)
 
 
-def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, groups: Collection[str]) -> list[str]:
+def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, groups: Collection[str]) -> list[str]:
     count, flat = boxes.voxels.count.tolist(), flat.T.tolist()
     edge = (_at_border(boxes)).tolist()
+    many = beyond.any(0).tolist()
     asked = torch.tensor([group in groups for group in CATALOGUE["group"]])
     missing = values.isnan().cpu() & asked
     out = []
@@ -80,6 +84,8 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, groups: Collection[str]
             words.append("flat region")
         elif any(flat[lesion]):
             words.append("flat sub-band")
+        elif many[lesion]:
+            words.append(f"more than {discretise.MOST} grey levels")
         elif any("gl" in name for name in names):
             words.append("no two voxels are neighbours")
         margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]

@@ -19,6 +19,7 @@ NAMES = (
     "rmad", "rms", "skewness", "total_energy", "uniformity", "variance",
 )  # fmt: skip
 UNDEFINED_IF_CONSTANT = ("kurtosis", "skewness")
+BINNED = ("entropy", "uniformity")
 
 
 def describe(values: Tensor, voxels: Voxels, levels: Levels, voxel_mm3: float) -> Tensor:
