@@ -178,7 +178,8 @@ def perturbed(image: torch.Tensor, labels: torch.Tensor, device: str, threads: i
         boxes = ragged.crop(image, some, None, SPACING_MM, found, [i], extent, more)
         sd = perturb.noise_hu(image)
         for k in range(len(changes)):
-            copy = perturb.perturb(boxes, CHAIN, sd, torch.Generator().manual_seed(k))
+            start = [m + a for m, a in zip(ragged.margins(SPACING_MM), more)]
+            copy = perturb.perturb(boxes, CHAIN, sd, perturb.Draw.of(found, [i], start, (0, k), SPACING_MM))
             jobs.append((copy.hu[0].numpy(), copy.region[0].numpy().astype(np.int64)))
     peer, _ = pyradiomics(jobs, threads)
     return {

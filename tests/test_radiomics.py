@@ -433,3 +433,13 @@ def test_a_region_of_too_many_grey_levels_leaves_the_others_alone():
     texture = list(CATALOGUE[CATALOGUE.group == "texture"]["name"])
     assert table.loc[1, [*texture, "intensity_entropy"]].isna().all() and np.isfinite(table.intensity_mean[1])
     assert np.allclose(table.loc[0, texture].to_numpy(float), whole.loc[0, texture].to_numpy(float))
+
+
+def test_whole_millimetres_and_a_missing_voxel():
+    image, labels, _ = blobs(4, "f8", regions=3)
+    whole, given = radiomics.describe(image, labels, (2.0, 1.0, 1.0)), radiomics.describe(image, labels, (2, 1, 1))
+    np.testing.assert_allclose(given[list(NAMES)].to_numpy(), whole[list(NAMES)].to_numpy())
+    holed = image.clone()
+    holed[tuple((labels == 2).nonzero()[0])] = torch.nan
+    table = radiomics.describe(holed, labels, (2.0, 1.0, 1.0), groups=["intensity", "texture"])
+    assert table.loc[1, "glcm_contrast"] != table.loc[1, "glcm_contrast"] and np.isfinite(table.glcm_contrast[0])

@@ -94,3 +94,20 @@ def test_a_steady_descriptor_is_the_mean_over_the_lesion_and_its_copies():
     assert not np.allclose(table.intensity_mean, plain.intensity_mean, rtol=1e-9)
     own = plain[list(NAMES)].isna().to_numpy()
     assert own.any() and np.array_equal(table[list(NAMES)].isna().to_numpy(), own)  # liver contact, without a liver
+
+
+def test_a_lesions_copies_do_not_depend_on_its_neighbours():
+    """The same numbers whether a lesion is described alone or in a batch with a larger one, whose box is larger."""
+    image, labels = two_lesions()
+    together, _ = radiomics.steady(image, labels, SPACING)
+    alone, _ = radiomics.steady(image, torch.where(labels == 8, labels, 0), SPACING)
+    names = [name for name in NAMES if name != "boundary_liver_contact"]
+    a, b = together[names].to_numpy()[1], alone[names].to_numpy()[0]
+    assert np.mean(np.abs(a - b) > 1e-3 * np.abs(b) + 1e-6) < 0.02, "but for a voxel on a bin's edge"
+
+
+def test_growing_stays_within_the_volume():
+    region = torch.ones((1, 3, 8, 8), dtype=torch.bool)
+    padded = torch.nn.functional.pad(region, (6,) * 6)
+    grown = perturb._resized(padded, padded, (1.0, 1.0, 1.0), 0.15)
+    assert torch.equal(grown, padded)

@@ -35,7 +35,7 @@ def describe(
     bin_width: float = BIN_WIDTH,
     groups: Collection[str] = tuple(GROUPS),
 ) -> pd.DataFrame:
-    """All 728 descriptors of every label value, or those of some `groups`; what is not asked for is not computed.
+    """All 728 descriptors of every label value, or those of some `groups`; the torch engine computes no more than was asked for.
 
     `image` HU `[z y x]`, `lesions` integer labels `[z y x]` (0 is background), `liver` a mask `[z y x]` or None. One
     row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and

@@ -316,7 +316,8 @@ def _hull_fill(boxes: Boxes) -> Tensor:
     inner = boxes.inner(0)
     axes = [torch.arange(s.start, s.stop, device=boxes.hu.device) * mm for s, mm in zip(inner[1:], boxes.spacing_mm)]
     zyx, lesion = voxels.edge  # a half-space touches a region at its edge
-    height = (zyx * boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)) @ axes[0].new_tensor(_HULL).T
+    mm = boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
+    height = (zyx * mm) @ mm.new_tensor(_HULL).T
     lesion = lesion[:, None].expand_as(height)
     lows = height.new_full((l, len(_HULL)), torch.inf).scatter_reduce(0, lesion, height, "amin") - 1e-3
     highs = height.new_full((l, len(_HULL)), -torch.inf).scatter_reduce(0, lesion, height, "amax") + 1e-3

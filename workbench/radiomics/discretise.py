@@ -154,9 +154,9 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     high = ends.scatter_reduce(1, lesion, values, "amax", include_self=False)
     constant = high - low <= noise
     edge = (low - low.remainder(width)).double()
-    top = torch.where(constant, 0, torch.floor((high.double() - edge) / width)).long() + 1
-    beyond = top > MOST
-    top = torch.where(beyond, 1, top)
+    span = torch.where(constant, 0, torch.floor((high.double() - edge) / width))
+    beyond = ~(span < MOST)  # not a number counts as beyond
+    top = torch.where(beyond, 0, span).long() + 1
     level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
     for image in range(images):  # one at a time: float64 of all would be the largest thing in memory
         bins = (values[image].double() - edge[image].repeat_interleave(voxels.count)).div_(width).floor_()

@@ -84,10 +84,10 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, groups:
             words.append("flat region")
         elif any(flat[lesion]):
             words.append("flat sub-band")
-        elif many[lesion]:
-            words.append(f"more than {discretise.MOST} grey levels")
-        elif any("gl" in name for name in names):
+        elif not many[lesion] and any("gl" in name for name in names):
             words.append("no two voxels are neighbours")
+        if many[lesion]:
+            words.append(f"more than {discretise.MOST} grey levels, in the image or a sub-band")
         margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]
         if margin:
             words.append("boundary not defined: " + " ".join(name.removeprefix("boundary_") for name in margin))

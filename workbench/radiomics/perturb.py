@@ -28,6 +28,7 @@ from workbench.radiomics.catalogue import GROUPS, NAMES
 from workbench.radiomics.ragged import (
     BATCH_VOXELS,
     Boxes,
+    Found,
     blur,
     crop,
     find,
@@ -42,6 +43,7 @@ from workbench.volume import Refused, Spacing
 NOISE_VOXELS = 4_000_000  # rule: enough to know the noise to a thousandth
 _SMOOTH_MM = 1.0  # blur of the mask that ranks voxels by their distance to the contour
 _FIELD_MM = 3.0  # width of the smooth random field that moves the contour
+_NEAR = 8  # voxels around a lesion's own box in which its contour may be drawn anew
 _CLEAR = 4  # voxels along a box's faces that stay empty: the wavelet reads 3 beyond the region
 
 
@@ -112,10 +114,10 @@ def describe_perturbed(
 
     def work(item: tuple[int, range], tell: Callable) -> None:
         number, some = item
-        draws = [torch.Generator().manual_seed((seed * 1_000_003 + k) * 1_000_003 + number) for k in some]
+        index = batches[number][0]
+        draws = [Draw.of(found, index, margin, (seed, k), spacing_mm) for k in some]
         copies = [perturb(boxes[number], perturbations[k], sd, draw) for k, draw in zip(some, draws)]
         values, _ = engine.describe(joined(copies), groups=groups)
-        index = batches[number][0]
         out[some.start : some.stop, index] = values.cpu().numpy().reshape(len(some), len(index), -1)
         tell(perturbations[some[-1]].name, len(index) * len(some))
 
@@ -162,8 +164,55 @@ def noise_hu(image: Tensor, liver: Tensor | None = None) -> float:
     return float(band.abs().median()) / 0.6745
 
 
-def perturb(boxes: Boxes, change: Perturbation, noise_sd: float, draw: torch.Generator) -> Boxes:
-    """The same lesions with image and mask changed; `draw` is a generator on the CPU, so that devices agree."""
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers of each lesion that depend on the lesion alone: not on its neighbours, its batch or the device.
+
+    `seeds` `[l]`; the lesions' own boxes begin at `start` in the common box and measure `extent` `[l][3]` voxels.
+    """
+
+    seeds: Sequence[int]
+    start: Sequence[int]
+    extent: Sequence[Sequence[int]]
+    spacing_mm: Spacing
+
+    @staticmethod
+    def of(found: Found, index: Sequence[int], start: Sequence[int], key: Sequence[int], spacing_mm: Spacing) -> Draw:
+        """For the lesions `index` of `found`: seeds from `key` and from where and how large each lesion is."""
+        low, high = (v[index].tolist() for v in (found.low, found.high))
+        seeds = [_seed((*key, *a, *b)) for a, b in zip(low, high)]
+        return Draw(seeds, start, [[n - m + 1 for m, n in zip(a, b)] for a, b in zip(low, high)], spacing_mm)
+
+    def white(self, like: Tensor) -> Tensor:
+        """White noise, sd 1, around each lesion in boxes `[l z y x]`; 0 further away than any descriptor reads."""
+        return self._fields(like, [m + _NEAR for m in margins(self.spacing_mm)], 0, lambda field: field)
+
+    def smooth(self, like: Tensor, blur_mm: float) -> Tensor:
+        """The same noise blurred to a smooth field, sd 1."""
+        shares = [torch.exp(-0.5 * (torch.arange(-60, 61) / (max(blur_mm, s) / s)) ** 2) for s in self.spacing_mm]
+        sd = math.prod(float((w / w.sum()).square().sum().sqrt()) for w in shares)
+        return self._fields(like, [_NEAR] * 3, 1, lambda field: blur(field[None], self.spacing_mm, blur_mm)[0] / sd)
+
+    def _fields(self, like: Tensor, reach: Sequence[int], more: int, made: Callable[[Tensor], Tensor]) -> Tensor:
+        out = torch.zeros(like.shape, dtype=torch.float32)
+        for one, seed, extent in zip(out, self.seeds, self.extent):
+            draw = torch.Generator().manual_seed(seed + more)
+            field = made(torch.randn([n + 2 * r for n, r in zip(extent, reach)], generator=draw))
+            first = [s - r for s, r in zip(self.start, reach)]
+            inside = [slice(max(0, f), min(n, f + m)) for f, n, m in zip(first, one.shape, field.shape)]
+            one[tuple(inside)] = field[tuple(slice(s.start - f, s.stop - f) for s, f in zip(inside, first))]
+        return out.to(like)
+
+
+def _seed(numbers: Sequence[int]) -> int:
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**62 - 57)
+    return seed
+
+
+def perturb(boxes: Boxes, change: Perturbation, noise_sd: float, draw: Draw) -> Boxes:
+    """The same lesions with image and mask changed."""
     hu, region, seen, liver = boxes.hu, boxes.region, boxes.seen, boxes.liver
     if change.turn_deg or any(change.shift):
         grid, up = _grid(boxes, change), change.shift[0]
@@ -172,16 +221,14 @@ def perturb(boxes: Boxes, change: Perturbation, noise_sd: float, draw: torch.Gen
         region = _kept((_sampled(region, grid, up) >= 0.5) & seen, region)
         hu = _sampled(hu, grid, up).to(hu.dtype)
     if change.noise and noise_sd:
-        hu = hu + change.noise * noise_sd * _normal(hu, draw)
+        hu = hu + change.noise * noise_sd * draw.white(hu)
     if change.volume:
         region = _kept(_resized(region, seen, boxes.spacing_mm, change.volume), region)
     if change.contour_mm:
-        region = _kept(_moved(region, boxes.spacing_mm, change.contour_mm, draw) & seen, region)
+        region = _kept(
+            _moved(region, boxes.spacing_mm, change.contour_mm * draw.smooth(region.float(), _FIELD_MM)) & seen, region
+        )
     return Boxes(hu, region, seen, liver, boxes.spacing_mm)
-
-
-def _normal(like: Tensor, draw: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=draw, dtype=torch.float32).to(like)
 
 
 def _kept(region: Tensor, before: Tensor) -> Tensor:
@@ -235,23 +282,23 @@ def _resized(region: Tensor, seen: Tensor, spacing_mm: Spacing, share: float) ->
     rank, inside = blur(own.float(), spacing_mm, _SMOOTH_MM).flatten(1), own.flatten(1)
     change = (inside.sum(1) * abs(share)).round().long()
     rank = torch.where(inside | ~seen[cut].flatten(1), -1.0, rank) if share > 0 else torch.where(inside, -rank, -2.0)
+    if share > 0:
+        change = torch.minimum(change, (rank >= 0).sum(1))  # no more than there is room for in the volume
     order = rank.argsort(dim=1, descending=True, stable=True)
     first = torch.arange(inside.shape[1], device=inside.device) < change[:, None]
     out[cut] = (inside ^ torch.zeros_like(inside).scatter(1, order, first)).view_as(own)
     return out
 
 
-def _moved(region: Tensor, spacing_mm: Spacing, sd_mm: float, draw: torch.Generator) -> Tensor:
-    """Move the contour by a smooth random field with this standard deviation."""
+def _moved(region: Tensor, spacing_mm: Spacing, field_mm: Tensor) -> Tensor:
+    """Move the contour by a field of distances `[l z y x]`, outwards where it is positive."""
     cut = _around(region)
     own, out = region[cut], region.clone()
-    field = blur(_normal(own.float(), draw), spacing_mm, _FIELD_MM)
-    field = field / field.flatten(1).std(1)[:, None, None, None]
     sigma = max(_SMOOTH_MM, *spacing_mm)
     depth = sigma * torch.special.ndtri(blur(own.float(), spacing_mm, _SMOOTH_MM).clamp(0.001, 0.999))
     # a blurred small region is below one half at its own edge: the level that holds its volume is its contour
     ranked = depth.flatten(1).sort(dim=1, descending=True).values
     depth = depth - ranked.gather(1, own.flatten(1).sum(1, keepdim=True))[..., None, None]
     depth = torch.where(own, depth.clamp_min(0.05), depth.clamp_max(-0.05))  # mm inside; the mask itself without a move
-    out[cut] = torch.where(depth.abs() < 2 * sigma, depth + sd_mm * field > 0, own)
+    out[cut] = torch.where(depth.abs() < 2 * sigma, depth + field_mm[cut] > 0, own)
     return out
