@@ -74,7 +74,7 @@ def real(realdata):
         sizes = np.bincount(pieces.ravel())
         sizes[0] = 0
         wanted = [k for k in np.argsort(-sizes) if 3 <= sizes[k] and sizes[k] * np.prod(spacing) < 30_000]
-        if not wanted:  # one tumor of 970 ml: minutes in PyRadiomics
+        if not wanted:  # only large ones: minutes in PyRadiomics
             continue
         chosen = wanted[:: max(1, len(wanted) // 4)][:4]
         box = tuple(

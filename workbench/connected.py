@@ -2,8 +2,8 @@
 
 No loop over voxels or pieces. Each voxel first points to one touching voxel ahead of it in the raster, which makes a
 forest without cycles; pointer jumping finds the roots; the few edges that are left join roots (hooking the larger to the
-smaller). An edge is looked at only where no touching voxel already joins its ends: in one slice through 26 neighbours
-one to two edges a voxel remain of thirteen.
+smaller). An edge is looked at only where no touching voxel already joins its ends: in the levels of noisy CT that leaves
+1.2 edges a voxel of 4.1 (docs/benchmarks.md).
 
 Source: pointer jumping and hooking as Shiloach and Vishkin (1982); skipping what is joined already as Wu, Otoo and Suzuki (2009).
 """
