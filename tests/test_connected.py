@@ -11,7 +11,8 @@ from workbench import connected
 def numbered(values: np.ndarray) -> np.ndarray:
     """Pieces of equal value (0 is background) by `connected.pieces`, as numbers on the grid."""
     padded = torch.from_numpy(np.pad(values, 1))[None]
-    at, ahead, _ = connected.neighbours(padded > 0)
+    at = connected.true_at((padded > 0).flatten())
+    ahead, _ = connected.neighbours(padded > 0, at)
     level = torch.cat([padded.flatten()[at], torch.zeros(1, dtype=padded.dtype)])
     piece, voxel = connected.pieces([(level[a] == level[:-1])[None] for a in ahead], ahead)
     assert torch.equal(piece[0][voxel[piece[0].long()].long()], piece[0])  # a piece's own voxel belongs to it
@@ -47,7 +48,9 @@ def test_a_winding_line_is_one_piece():
 
 
 def test_several_images_share_the_voxels_and_not_the_pieces():
-    at, ahead, _ = connected.neighbours(torch.nn.functional.pad(torch.ones((1, 2, 2, 3)), (1, 1, 1, 1, 1, 1)) > 0)
+    inside = torch.nn.functional.pad(torch.ones((1, 2, 2, 3)), (1, 1, 1, 1, 1, 1)) > 0
+    at = connected.true_at(inside.flatten())
+    ahead, _ = connected.neighbours(inside, at)
     joined = [torch.stack([a < at.numel(), torch.zeros_like(a, dtype=torch.bool)]) for a in ahead]
     piece, _ = connected.pieces(joined, ahead)
     assert (

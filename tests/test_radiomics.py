@@ -352,8 +352,8 @@ def compare_with_ibsi(reference, hu, region, kept, levels, spacing):
     """What lies outside its tolerance, `{name: (ours, reference, tolerance)}`, and how many values were compared."""
     image, whole, inside = torch.from_numpy(hu), torch.from_numpy(region), torch.from_numpy(kept)
     boxes = ragged.crop(image, inside.long(), None, spacing, ragged.find(inside.long()), [0], sizes_of(inside))
-    given = torch.from_numpy(levels)[inside]
-    top = given.max()[None]
+    given = torch.from_numpy(levels)[inside].short()
+    top = given.max()[None].long()
     own = discretise.Levels(
         boxes.voxels, torch.cat([given, given.new_zeros(1)])[None], top, *torch.zeros((2, 1), dtype=torch.bool)
     )

@@ -19,27 +19,26 @@ from torch import Tensor
 # The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
 DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
 
-# Along an axis first: such a neighbour touches most of the others. _BEFORE: which earlier ones touch a neighbour.
-_ORDER = sorted(range(len(DIRECTIONS)), key=lambda d: (sum(map(abs, DIRECTIONS[d])), -DIRECTIONS[d][0]))
-_BEFORE = {
-    d: [e for e in _ORDER[:k] if all(abs(a - b) <= 1 for a, b in zip(DIRECTIONS[d], DIRECTIONS[e]))]
-    for k, d in enumerate(_ORDER)
+# Along an axis first: such a neighbour touches most of the others. BEFORE: which earlier ones touch a neighbour.
+ORDER = sorted(range(len(DIRECTIONS)), key=lambda d: (sum(map(abs, DIRECTIONS[d])), -DIRECTIONS[d][0]))
+BEFORE = {
+    d: [e for e in ORDER[:k] if all(abs(a - b) <= 1 for a, b in zip(DIRECTIONS[d], DIRECTIONS[e]))]
+    for k, d in enumerate(ORDER)
 }
 
 
-def neighbours(region: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxels of `[l z y x]` regions in raster order, and who is next to whom.
+def neighbours(region: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Who is next to whom among the voxels `at` `[n]` (flat index) of `[l z y x]` regions, in raster order.
 
-    Flat index `[n]`; position in this list of the neighbour in each direction and against it, int32 `[13 n]` both, n
-    where there is none. Regions keep clear of their box's faces by a voxel or more.
+    Position in this list of the neighbour in each direction and against it, int32 `[13 n]` both, n where there is
+    none. Regions keep clear of their box's faces by a voxel or more.
     """
     _, _, y, x = region.shape
-    at = true_at(region.flatten())
     n = at.numel()
     place = torch.full((region.numel(),), n, dtype=torch.int32, device=region.device)
     place[at] = torch.arange(n, dtype=torch.int32, device=region.device)
     near, steps = at.int(), [dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS]
-    return at, *(torch.stack([place.index_select(0, near + sign * step) for step in steps]) for sign in (1, -1))
+    return tuple(torch.stack([place.index_select(0, near + sign * step) for step in steps]) for sign in (1, -1))
 
 
 def true_at(flags: Tensor) -> Tensor:
@@ -67,13 +66,13 @@ def pieces(joined: Sequence[Tensor] | Tensor, ahead: Tensor) -> tuple[Tensor, Te
     parent = torch.arange(images * n, dtype=torch.int32, device=ahead.device)
     known = torch.zeros_like(joined[0])
     edges = []
-    for d in _ORDER:
+    for d in ORDER:
         open_ = joined[d]
-        for e in _BEFORE[d]:
+        for e in BEFORE[d]:
             open_ = open_ > joined[e]  # and not
         a, b = ends(open_ > known, d)
         parent[a] = b.int()
-        if _BEFORE[d]:
+        if BEFORE[d]:
             edges.append(ends(open_ & known, d))
         known = known | joined[d]
     parent = _jump(parent)
@@ -109,7 +108,8 @@ def _joined(nodes: int, a: Tensor, b: Tensor) -> Tensor:
 def label(mask: Tensor) -> tuple[Tensor, int]:
     """The pieces of a mask `[z y x]` numbered 1.. in the order of their first voxels, int32, and how many there are."""
     inside = torch.nn.functional.pad(mask, (1, 1, 1, 1, 1, 1))[None]
-    at, ahead, _ = neighbours(inside)
+    at = true_at(inside.flatten())
+    ahead, _ = neighbours(inside, at)
     n = at.numel()
     out = torch.zeros(inside.numel(), dtype=torch.int32, device=mask.device)
     count = 0

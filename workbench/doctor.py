@@ -15,6 +15,7 @@ import torch
 import workbench
 from workbench import experiment, slabs
 from workbench.network import SlabNet
+from workbench.radiomics import compiled
 
 PACKAGES = (
     "torch numpy scipy pandas scikit-learn scikit-image nibabel SimpleITK pydicom pyradiomics mlflow papermill jupyterlab "
@@ -49,6 +50,7 @@ def examine() -> dict:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "bfloat16": bool(bf16),
         "display": display,
+        "compiled_loops": compiled.library() is not None,
         "missing_system_packages": lacking,
         "packages": {p: _package(p) for p in PACKAGES},
         "networks": {name: _networks(make()) for name, make in experiment.PRESETS.items()},
@@ -64,6 +66,10 @@ def words(found: dict) -> str:
         f"{'bfloat16' if found['bfloat16'] else 'float32 only'}",
         "packages  " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in found["packages"].items()),
     ]
+    if not found["compiled_loops"]:
+        lines.append(
+            "loops     not compiled: radiomics takes twice as long. With a C compiler: pip install --no-deps -e . (or make .venv)"
+        )
     for preset, nets in found["networks"].items():
         lines.append(
             f"networks  {preset}: "

@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from workbench.radiomics.compiled import Tally, tally, usable
 from workbench.radiomics.ragged import Voxels
 
 BIN_WIDTH = 25.0
@@ -57,12 +58,26 @@ class Levels:
     @cached_property
     def ahead(self) -> Tensor:
         """Level of the neighbour in each of the 13 directions `[13 i n]`, 0 where there is none."""
-        return torch.stack([picked(self.level, at) for at in self.voxels.ahead])
+        return torch.stack([picked(self.level, at) for at in self.voxels.beside[0]])
 
     @cached_property
     def behind(self) -> Tensor:
         """Level of the neighbour against each direction."""
-        return torch.stack([picked(self.level, at) for at in self.voxels.behind])
+        return torch.stack([picked(self.level, at) for at in self.voxels.beside[1]])
+
+    @cached_property
+    def tally(self) -> Tally | None:
+        """The counts that compiled code has made, or None where torch counts."""
+        return tally(self) if usable(self.level) else None
+
+    @cached_property
+    def paired(self) -> Tensor:
+        """In which directions two voxels of each lesion are neighbours `[13 l]`."""
+        if self.tally:
+            return self.tally.paired
+        end = self.voxels.count.cumsum(0)
+        met = torch.nn.functional.pad((self.voxels.beside[0] < self.voxels.lesion.numel()).cumsum(1), (1, 0))
+        return met[:, end] > met[:, end - self.voxels.count]
 
     @cached_property
     def equal(self) -> Tensor:

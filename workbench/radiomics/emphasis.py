@@ -29,6 +29,15 @@ class Cells:
     owners: int
 
     @classmethod
+    def counted(cls, levels: Levels, table: Tensor) -> Cells:
+        """From counts by row (`Levels`) and size less 1, several tables `[r t j]`: the matrices of the first come first."""
+        _, tables, wide = table.shape
+        at = true_at(table.flatten() > 0)
+        row = at // (wide * tables)
+        owner = at // wide % tables * levels.segments + levels.row_segment[row]
+        return cls(owner, levels.row_level[row], at % wide + 1, table.flatten()[at], tables * levels.segments)
+
+    @classmethod
     def of(cls, levels: Levels, row: Tensor, size: Tensor) -> Cells:
         """From a list of zones or dependences: the row (`Levels`) and size of each, one matrix a segment."""
         rows = levels.row_segment.numel()

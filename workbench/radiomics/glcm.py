@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.connected import DIRECTIONS
+from workbench.radiomics import compiled
 from workbench.radiomics.discretise import Group, Levels
 
 NAMES = (
@@ -32,6 +33,8 @@ def matrices(levels: Levels, group: Group) -> Tensor:
 
     A matrix has one more column than rows: the first counts voxels without a neighbour, and is not used.
     """
+    if compiled.usable(levels.level):
+        return compiled.pairs(levels, group.start, group.width, group.cells)
     width, start = (levels.by_voxel(v.int()) for v in (group.width, group.start))
     row = torch.where(start >= 0, start + (levels.own - 1) * (width + 1), group.cells)
     some = bool((group.start < 0).any())

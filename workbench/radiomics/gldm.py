@@ -32,9 +32,18 @@ UNDEFINED_IF_CONSTANT = ()
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 14]`."""
+    if levels.tally:
+        cells = emphasis.Cells.counted(levels, levels.tally.dependences[:, None])
+    else:
+        cells = emphasis.Cells.of(levels, levels.row.flatten(), dependences(levels).flatten())
+    values = emphasis.describe(cells)
+    return torch.stack([values[name] for name in NAMES.values()], 1)
+
+
+def dependences(levels: Levels) -> Tensor:
+    """How many of each voxel and its neighbours have its level `[i n]`."""
     own = levels.own
     equal = torch.ones_like(own, dtype=torch.uint8)
     for beside in (*levels.ahead, *levels.behind):
         equal += beside == own
-    values = emphasis.describe(emphasis.Cells.of(levels, levels.row.flatten(), equal.flatten()))
-    return torch.stack([values[name] for name in NAMES.values()], 1)
+    return equal

@@ -45,7 +45,7 @@ def along(voxels: Voxels, d: int) -> tuple[Tensor, Tensor]:
     z, y, x = voxels.shape
     step = sum(s * m for s, m in zip(DIRECTIONS[d], (y * x, x, 1)))
     n = voxels.at.numel()
-    ahead = voxels.ahead[d]
+    ahead = voxels.beside[0][d]
     if step == 1:
         order = torch.arange(n, dtype=torch.int32, device=ahead.device)  # the list runs along x already
     else:
@@ -69,13 +69,11 @@ def lines(voxels: Voxels, d: int) -> Tensor:
     return torch.bincount(key, minlength=voxels.count.numel() * wide).view(-1, wide).amax(1) > 1
 
 
-def counted(voxels: Voxels) -> Tensor:
+def counted(levels: Levels) -> Tensor:
     """For which directions each lesion counts, `[13 l]`: some line along it holds two of the lesion's voxels."""
-    pairs = torch.nn.functional.pad((voxels.ahead < voxels.lesion.numel()).cumsum(1), (1, 0))
-    end = voxels.count.cumsum(0)
-    held = pairs[:, end] > pairs[:, end - voxels.count]
+    held = levels.paired.clone()
     for d in (~held).any(1).nonzero().flatten().tolist():  # two voxels of a line need not touch
-        held[d] = lines(voxels, d)
+        held[d] = lines(levels.voxels, d)
     return held
 
 
@@ -99,12 +97,9 @@ def runs(levels: Levels, d: int) -> Tensor:
 def describe(levels: Levels) -> Tensor:
     """Values `[s 16]`; NaN where no line holds two region voxels."""
     s, directions = levels.segments, range(len(DIRECTIONS))
-    held = counted(levels.voxels).repeat(1, levels.images)
-    table = torch.stack([runs(levels, d) for d in directions])
-    d, row, length = (table > 0).nonzero(as_tuple=True)
-    cells = emphasis.Cells(
-        d * s + levels.row_segment[row], levels.row_level[row], length + 1, table[d, row, length], len(directions) * s
-    )
+    held = counted(levels).repeat(1, levels.images)
+    table = levels.tally.runs if levels.tally else torch.stack([runs(levels, d) for d in directions], 1)
+    cells = emphasis.Cells.counted(levels, table)
     values = emphasis.describe(cells)
     values["percentage"] = values["count"] / values["voxels"]
     values = torch.stack([values[name].view(-1, s) for name in NAMES.values()], 2)

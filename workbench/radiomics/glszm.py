@@ -35,7 +35,9 @@ UNDEFINED_IF_CONSTANT = ()
 
 def zones(levels: Levels) -> tuple[Tensor, Tensor]:
     """Row (`Levels`) and size of every zone."""
-    piece, voxel = pieces(levels.equal, levels.voxels.ahead)
+    if levels.tally:
+        return levels.tally.zone_row, levels.tally.zone_size
+    piece, voxel = pieces(levels.equal, levels.voxels.beside[0])
     size = torch.bincount(piece.flatten(), minlength=voxel.numel())
     zone = true_at(size > 0)
     return levels.row.flatten()[voxel[zone]], size[zone]

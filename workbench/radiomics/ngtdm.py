@@ -18,24 +18,28 @@ CAP = 1e6  # PyRadiomics's coarseness where all distances are 0
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 5]`; NaN where no two region voxels are neighbours."""
-    voxels, own = levels.voxels, levels.own
-    around = torch.zeros_like(own, dtype=torch.int16 if own.dtype == torch.uint8 else torch.int32)
-    for beside in (*levels.ahead, *levels.behind):
-        around += beside
-    count = (voxels.ahead < voxels.lesion.numel()).sum(0) + (voxels.behind < voxels.lesion.numel()).sum(0)
-    distance = around.double().div_(count.clamp_min(1)).sub_(own).abs_().mul_(count > 0)
     n = levels.row_count.double()
-    s = torch.bincount(levels.row.flatten(), weights=distance.flatten(), minlength=n.numel())
-    out = torch.empty((levels.segments, len(NAMES)), dtype=torch.float64, device=own.device)
+    s = levels.tally.distance if levels.tally else distances(levels)
+    out = torch.empty((levels.segments, len(NAMES)), dtype=torch.float64, device=n.device)
     first = levels.top.cumsum(0) - levels.top
     for group in levels.groups(1):
         for some, width, _ in group.parts:
-            level = torch.arange(width, device=own.device)
+            level = torch.arange(width, device=n.device)
             held = level < levels.top[some, None]
             at = (first[some, None] + level).clamp_max(n.numel() - 1)
             out[some] = features(torch.where(held, n[at], 0.0), torch.where(held, s[at], 0.0))
-    met = torch.bincount(voxels.lesion[count > 0], minlength=voxels.count.numel()) > 0
-    return torch.where(met.repeat(levels.images)[:, None], out, torch.nan)
+    return torch.where(levels.paired.any(0).repeat(levels.images)[:, None], out, torch.nan)
+
+
+def distances(levels: Levels) -> Tensor:
+    """Summed distance of the voxels to the mean level of their neighbours, by row `[r]`."""
+    own, n = levels.own, levels.voxels.lesion.numel()
+    around = torch.zeros_like(own, dtype=torch.int16 if own.dtype == torch.uint8 else torch.int32)
+    for beside in (*levels.ahead, *levels.behind):
+        around += beside
+    count = sum((beside < n).sum(0) for beside in levels.voxels.beside)
+    distance = around.double().div_(count.clamp_min(1)).sub_(own).abs_().mul_(count > 0)
+    return torch.bincount(levels.row.flatten(), weights=distance.flatten(), minlength=levels.row_segment.numel())
 
 
 def features(n: Tensor, s: Tensor) -> Tensor:

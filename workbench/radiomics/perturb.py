@@ -297,8 +297,9 @@ def _moved(region: Tensor, spacing_mm: Spacing, field_mm: Tensor) -> Tensor:
     sigma = max(_SMOOTH_MM, *spacing_mm)
     depth = sigma * torch.special.ndtri(blur(own.float(), spacing_mm, _SMOOTH_MM).clamp(0.001, 0.999))
     # a blurred small region is below one half at its own edge: the level that holds its volume is its contour
-    ranked = depth.flatten(1).sort(dim=1, descending=True).values
-    depth = depth - ranked.gather(1, own.flatten(1).sum(1, keepdim=True))[..., None, None]
+    rank = own[0].numel() - own.flatten(1).sum(1)
+    level = torch.stack([one.flatten().kthvalue(k).values for one, k in zip(depth, rank.tolist())])
+    depth = depth - level[:, None, None, None]
     depth = torch.where(own, depth.clamp_min(0.05), depth.clamp_max(-0.05))  # mm inside; the mask itself without a move
     out[cut] = torch.where(depth.abs() < 2 * sigma, depth + field_mm[cut] > 0, own)
     return out

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench.connected import DIRECTIONS
+from workbench.radiomics import compiled
 from workbench.radiomics.ragged import Boxes, Voxels, total
 from workbench.volume import Spacing
 
@@ -77,8 +78,9 @@ def describe(boxes: Boxes) -> Tensor:
     """Values `[l 14]`; NaN for the axes' ratios of a single voxel."""
     voxels, l, spacing_mm = boxes.voxels, boxes.count, boxes.spacing_mm
     voxel_mm3 = math.prod(spacing_mm)
-    area, volume = _surface(boxes)
-    d_xy, d_xz, d_yz, d_3d = diameters(boxes)
+    area, volume, d_xy, d_xz, d_yz, d_3d = (
+        _compiled(boxes) if compiled.usable(boxes.hu) else (*_surface(boxes), *diameters(boxes))
+    )
     axes = _axes(voxels, spacing_mm)
     least, minor, major = (4 * axes.sqrt()).unbind(1)
     several = voxels.count > 1
@@ -95,22 +97,34 @@ def describe(boxes: Boxes) -> Tensor:
 
 def _surface(boxes: Boxes) -> tuple[Tensor, Tensor]:
     area_of, terms_of = (t.to(boxes.hu.device) for t in tables(boxes.spacing_mm))
-    inner = boxes.inner(1)
-    cut = boxes.region[inner].to(torch.uint8)
+    cut = boxes.voxels.inner.to(torch.uint8)
     z, y, x = (n - 1 for n in cut.shape[1:])
     code = torch.zeros((cut.shape[0], z, y, x), dtype=torch.uint8, device=cut.device)
     for bit, (dz, dy, dx) in enumerate(_CORNERS):
         code |= cut[:, dz : dz + z, dy : dy + y, dx : dx + x] << bit
     lesion, *place = ((code > 0) & (code < 255)).nonzero(as_tuple=True)
     code = code[(lesion, *place)].long()
+    low, terms = _low(boxes), terms_of[code]
+    volume = terms[:, 0]
+    for axis in range(3):
+        volume = volume + terms[:, axis + 1] * (place[axis] - low[lesion, axis])
+    return total(area_of[code], lesion, boxes.count), total(volume, lesion, boxes.count) * math.prod(boxes.spacing_mm)
+
+
+def _low(boxes: Boxes) -> Tensor:
+    """One less than the first voxel of each region in the boxes of `inner`, along each axis `[l 3]`."""
     voxels = boxes.voxels
     low = voxels.zyx.new_full((boxes.count, 3), 1 << 30)
     low = low.scatter_reduce(0, voxels.lesion[:, None].expand(-1, 3), voxels.zyx, "amin") - 1
-    terms = terms_of[code]
-    volume = terms[:, 0]
-    for axis in range(3):
-        volume = volume + terms[:, axis + 1] * (place[axis] + inner[axis + 1].start - low[lesion, axis])
-    return total(area_of[code], lesion, boxes.count), total(volume, lesion, boxes.count) * math.prod(boxes.spacing_mm)
+    return low - low.new_tensor([cut.start for cut in boxes.inner(1)[1:]])
+
+
+def _compiled(boxes: Boxes) -> tuple[Tensor, ...]:
+    """What `_surface` and `diameters` give."""
+    half = torch.tensor(boxes.spacing_mm, dtype=torch.float64) / 2
+    found = compiled.surface(boxes.voxels, _low(boxes), torch.tensor(_CORNERS), *tables(boxes.spacing_mm), half)
+    area, volume, *distances = found.unbind(1)
+    return area, volume * math.prod(boxes.spacing_mm), *(d.sqrt() for d in distances)
 
 
 def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
@@ -127,7 +141,7 @@ def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
 
 def diameters(boxes: Boxes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Largest distance of mesh vertices `[l]` in mm: of one z, of one y, of one x, of all."""
-    l, cut = boxes.count, boxes.region[boxes.inner(1)]
+    l, cut = boxes.count, boxes.voxels.inner
     lesion, place = [], []
     for axis in range(3):  # a vertex in the middle of each edge between region and background; half voxels as integers
         n = cut.shape[axis + 1] - 1

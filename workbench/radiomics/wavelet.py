@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from workbench.radiomics import compiled
 from workbench.radiomics.catalogue import BANDS
 from workbench.radiomics.ragged import Boxes
 
@@ -33,6 +34,8 @@ def scaled(taps: tuple[float, ...], dtype: torch.dtype) -> list[float]:
 def filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
     """One pass along an axis, shorter by 5: out[i] = sum_j taps[j] image[i + 5 - j]."""
     n, scale = image.shape[axis] - BEFORE - AFTER, scaled(taps, image.dtype)
+    if compiled.usable(image) and image.dtype in compiled.FILTERS:
+        return compiled.filtered(image, scale, axis)
     out = image.narrow(axis, 5, n) * scale[0]
     for j in range(1, 6):
         out = out + image.narrow(axis, 5 - j, n) * scale[j]
