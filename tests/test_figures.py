@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench import figures, selection
 from workbench.ledger import CODES
+from workbench.network import NetworkSettings, SlabNet
 from workbench.volume import Refused
 
 CONTRIBUTIONS = pd.DataFrame({"name": ["a", "b"], "value": [3.0, 4.0], "contribution": [0.1, -0.2]})
@@ -308,6 +309,21 @@ def test_a_dot_for_each_case_and_its_mean():
 def test_right_and_wrong_say_their_share():
     ax = figures.right_and_wrong(pd.DataFrame({"right": [3, 0], "wrong": [1, 0]}, ["restored", "suppressed"])).axes[0]
     assert {t.get_text().strip() for t in ax.texts} == {"75% of 4 right", "none"}
+
+
+def test_the_architecture_names_the_channels_that_flow():
+    settings = NetworkSettings(layers=(1, 2, 3))
+    net, seen = SlabNet(settings), {}
+    for level, part in enumerate(net.encode):
+        part.register_forward_hook(lambda *call, level=level: seen.setdefault(level, call[-1].shape))
+    for level, part in enumerate(reversed(net.merge)):
+        part.register_forward_hook(lambda *call, level=level: seen.setdefault(f"up {level}", call[-1].shape))
+    net(torch.zeros(1, 3, 32, 48))
+    layout = net.layout(32, 48)
+    assert [(row["encoded"], *row["pixels"]) for row in layout] == [tuple(seen[k][1:]) for k in range(3)]
+    assert [row["decoded"] for row in layout[:-1]] == [seen[f"up {k}"][1] for k in range(2)]
+    words = " ".join(t.get_text() for t in figures.architecture(layout, 3, 0).axes[0].texts)
+    assert all(f"{row['encoded']} channels" in words for row in layout) and "16 x 24" in words
 
 
 def test_steps_and_attention_are_drawn_in_mm():

@@ -491,6 +491,67 @@ def attention(image, maps, pixel_mm: float, title: str = "") -> Figure:
     return figure
 
 
+def architecture(layout, slices: int, extra: int, title: str = "") -> Figure:
+    """The 2.5D network as `SlabNet.layout` describes it: encoder down the left, gates in the middle, decoder up the right."""
+    depth = len(layout)
+    figure = Picture(10.5, 1.05 * depth + 1.0)
+    ax = figure.subplots()
+    ax.set_axis_off()
+    ax.set_xlim(-0.3, 10.3)
+    ax.set_ylim(-depth + 0.5, 1.0)
+
+    def box(x, y, text, colour):
+        ax.text(
+            x, y, text, ha="center", va="center", fontsize=8.5, linespacing=1.35,
+            bbox={"boxstyle": "round,pad=0.45", "facecolor": (*to_rgb(colour), 0.25), "edgecolor": colour},
+        )  # fmt: skip
+
+    def arrow(start, end, colour=BLACK, style="-"):
+        ax.annotate(
+            "",
+            end,
+            start,
+            arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "shrinkA": 3, "shrinkB": 3},
+        )
+
+    inputs = f"slab: {slices} slices" + (f" + {extra} map" if extra else "")
+    ax.text(1.5, 0.85, inputs, ha="center", fontsize=9)
+    ax.text(8.6, 0.85, "logits of the middle slice", ha="center", fontsize=9)
+    arrow((1.5, 0.8), (1.5, 0.25))
+    arrow((8.6, 0.25), (8.6, 0.8))
+    for level, row in enumerate(layout):
+        h, w = row["pixels"]
+        ax.text(-0.3, -level, f"{h} x {w}", fontsize=8.5, va="center", color="#555555")
+        last = "raised" not in row
+        words = f"{row['layers']} dense layers\n{row['encoded']} channels"
+        box(5.2 if last else 1.5, -level, words, SKY)
+        if last:
+            arrow((1.5, -level + 0.75), (4.4, -level + 0.08))
+            arrow((6.0, -level + 0.08), (8.5, -level + 0.75))
+            continue
+        box(5.2, -level, "attention gate", GREEN)
+        box(8.6, -level, f"sub-pixel x2: {row['raised']}\nmerged: {row['decoded']} channels", ORANGE)
+        arrow((2.25, -level), (4.5, -level))
+        arrow((5.9, -level), (7.6, -level))
+        arrow((7.7, -level + 0.2), (5.9, -level + 0.12), GREEN, ":")  # the decoder at its own scale
+        if level + 2 < depth:
+            arrow((1.5, -level - 0.25), (1.5, -level - 0.75))
+            arrow((8.6, -level - 0.75), (8.6, -level - 0.25))
+            arrow((7.8, -level - 0.72), (5.7, -level - 0.18), GREEN, ":")  # and the coarser one
+        ax.text(
+            1.4,
+            -level - 0.5,
+            f"{row['passed']} channels, pooled",
+            fontsize=7.5,
+            color="#555555",
+            va="center",
+            ha="right",
+        )
+        ax.text(8.72, -level + 0.48 if level else 0.48, "logits too" if level else "", fontsize=7.5, color=VERMILLION)
+    figure.suptitle(title or "the network of both cascade stages", fontsize=11)
+    return figure
+
+
 def _draw_ledger(view: View, ax, codes: np.ndarray) -> None:
     for code in np.unique(_cut(codes, view.plane, view.at)):
         if int(code) == 1:

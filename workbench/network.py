@@ -75,6 +75,27 @@ class SlabNet(nn.Module):
         for head in self.head:
             nn.init.constant_(head.bias, -2.0)  # lesions are rare: start low
 
+    def layout(self, h: int, w: int) -> list[dict]:
+        """The scales for an input of h x w pixels, finest first: pixels, dense layers, and channels of each part.
+
+        `encoded` what the dense block gives (the skip), `passed` what goes down from it, `raised` and `decoded` on the way
+        up; the coarsest scale has none of the last three.
+        """
+        rows = []
+        ups = [*zip(self.up, self.merge)][::-1]
+        for level, encode in enumerate(self.encode):
+            shrink = 2**level * self.settings.stem_stride
+            row = {"pixels": (h // shrink, w // shrink), "layers": len(encode.layers), "encoded": encode.channels_out}
+            if level < len(self.shrink):
+                up, merge = ups[level]
+                row |= {
+                    "passed": self.shrink[level][0].out_channels,
+                    "raised": up.expand.out_channels // 4,
+                    "decoded": merge[0].out_channels,
+                }
+            rows.append(row)
+        return rows
+
     def forward(self, x: Tensor, attention: bool = False):
         skips, x = [], self.stem(x)
         for level, encode in enumerate(self.encode):
