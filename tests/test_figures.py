@@ -314,10 +314,14 @@ def test_right_and_wrong_say_their_share():
 def test_the_architecture_names_the_channels_that_flow():
     settings = NetworkSettings(layers=(1, 2, 3))
     net, seen = SlabNet(settings), {}
+
+    def watch(part, key):
+        part.register_forward_hook(lambda module, given, out: seen.update({key: out.shape}))
+
     for level, part in enumerate(net.encode):
-        part.register_forward_hook(lambda *call, level=level: seen.setdefault(level, call[-1].shape))
+        watch(part, level)
     for level, part in enumerate(reversed(net.merge)):
-        part.register_forward_hook(lambda *call, level=level: seen.setdefault(f"up {level}", call[-1].shape))
+        watch(part, f"up {level}")
     net(torch.zeros(1, 3, 32, 48))
     layout = net.layout(32, 48)
     assert [(row["encoded"], *row["pixels"]) for row in layout] == [tuple(seen[k][1:]) for k in range(3)]
