@@ -46,6 +46,17 @@ def test_predict_keeps_an_odd_grid_and_averages_nets():
     assert p.shape == (3, 5, 7) and torch.allclose(p, torch.tensor(0.5))
 
 
+def test_predict_takes_fewer_large_slices_at_once(monkeypatch):
+    net, seen = Echo(0), []
+    net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    hu = torch.rand(7, 8, 8)
+    whole = slabs.predict([net], hu, None, (-1.0, 1.0), "cpu")
+    monkeypatch.setitem(slabs.AT_ONCE, "cpu", 130)
+    assert torch.equal(slabs.predict([net], hu, None, (-1.0, 1.0), "cpu"), whole) and seen == [7, 2, 2, 2, 1]
+    monkeypatch.setitem(slabs.AT_ONCE, "cpu", 10)  # a slice is never cut
+    assert torch.equal(slabs.predict([net], hu, None, (-1.0, 1.0), "cpu"), whole)
+
+
 def test_a_batch_follows_from_seed_and_step_alone():
     bank = SlabBank([case(), case(level=50, lesion=2)], "cpu")
     moving = SlabSettings(crop=(8, 12), flip=True)

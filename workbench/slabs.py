@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AIR = -1024
+AT_ONCE = {"cpu": 500_000, "cuda": 4_000_000}  # rule: pixels in one batch; the paper preset takes about 4 kB for each
 SURE = 9.0  # a choice: no net's say in the mean is stronger than odds of 8000 to 1
 
 
@@ -216,9 +217,11 @@ def predict(
 ) -> Tensor:
     """Foreground probability of the fold models' mean logit, [z y x] float32 on the CPU.
 
-    hu and prior: [z y x]. A device that runs out of memory gets half the batch, and says so.
+    hu and prior: [z y x]. At most `batch` slices at once, fewer if they are large (`AT_ONCE`). A device that runs out of
+    memory gets half the batch, and says so.
     """
     z, h, w = hu.shape
+    batch = max(1, min(batch, AT_ONCE[torch.device(device).type] // (h * w)))
     settings = nets[0].settings
     pad_h, pad_w = -h % settings.multiple, -w % settings.multiple
     offset = torch.arange(settings.slices) - settings.slices // 2
