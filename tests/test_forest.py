@@ -11,14 +11,18 @@ import pandas as pd
 import pytest
 import skops.io
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from workbench.forest import (
     Forest,
     ForestSettings,
+    alike,
     auc,
     baselines,
+    boosted,
+    calibration,
     explain,
     fit,
     grouped_folds,
@@ -317,14 +321,57 @@ def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
         ForestSettings(trees=40, folds=3, recall=0.9),
         draws=50,
     ).set_index("features")
-    assert table.index.tolist() == ["size", "shape", "selected", "all"]
-    assert table["columns"].tolist() == [1, 2, 1, 4]
+    assert table.index.tolist() == ["size", "shape", "selected", "all", "boosting"]
+    assert table["columns"].tolist() == [1, 2, 1, 4, 1]
     assert table.loc["selected", "auc"] > table.loc["size", "auc"]
     assert table.loc["selected", "removed"] > table.loc["size", "removed"]
     assert (table["recall"] >= 0.9).all() and (table["false_positives"] == (~target).sum()).all()
     assert (table["removed_share"] == table["removed"] / table["false_positives"]).all()
     for column in ("auc", "removed_share", "recall"):
         assert (table[f"{column}_low"] <= table[column]).all() and (table[column] <= table[f"{column}_high"]).all()
+
+
+def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():
+    features, target, patients = candidates()
+    features.iloc[3, 0] = np.nan
+    settings = ForestSettings(folds=3)
+    found = out_of_fold(features, target, patients, None, settings, make=boosted)
+    model = HistGradientBoostingClassifier(
+        class_weight="balanced", min_samples_leaf=3, early_stopping=False, random_state=0
+    )
+    train = found.fold != 1
+    model.fit(features[train].to_numpy(np.float32), target[train])
+    expected = model.predict_proba(features[~train].to_numpy(np.float32))[:, 1]
+    assert np.array_equal(found.scores[~train], expected) and auc(found.scores, target) > 0.8
+
+
+def test_alike_is_the_share_of_common_leaves(fitted):
+    features, _, _ = candidates()
+    leaves = fitted.model.apply(fitted.table(features))
+    shares = (leaves[5] == leaves).mean(1)
+    found = alike(fitted, features.iloc[[5]], features, count=4)
+    assert found.place[0] == 5 and found.alike[0] == 1.0
+    assert found.alike.to_numpy() == pytest.approx(np.sort(shares)[::-1][:4])
+    assert shares[found.place] == pytest.approx(found.alike)
+    with pytest.raises(Refused, match="one candidate"):
+        alike(fitted, features, features)
+
+
+def test_calibration_by_hand():
+    found = calibration([0.1, 0.2, 0.8, 0.9], [0, 1, 1, 1], bins=2)
+    assert found.bins.score.tolist() == pytest.approx([0.15, 0.85]) and found.bins.share.tolist() == [0.5, 1.0]
+    assert found.error == pytest.approx((0.35 + 0.15) / 2)
+    assert found.brier == pytest.approx((0.01 + 0.64 + 0.04 + 0.01) / 4)
+    assert (found.bins.low < found.bins.share).all() and found.bins.n.tolist() == [2, 2]
+    with pytest.raises(Refused, match="finite score"):
+        calibration([0.5, math.nan], [0, 1])
+
+
+def test_calibrated_scores_have_no_error():
+    rng = np.random.default_rng(0)
+    scores = rng.random(20_000)
+    assert calibration(scores, rng.random(20_000) < scores).error < 0.02
+    assert calibration(scores**3, rng.random(20_000) < scores).error > 0.15
 
 
 # ---------------------------------------------------------------------------------------------- on disk

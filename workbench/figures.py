@@ -1282,6 +1282,25 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
     return figure
 
 
+def calibration(bins: pd.DataFrame, brier: float, error: float, patients: int, title: str = "") -> Figure:
+    """Share of lesions among candidates of about one score, with 95 % intervals: `forest.calibration`'s bins."""
+    figure = Picture(5.2, 4.8)
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="a score that is a chance")
+    spread = [bins.share - bins.low, bins.high - bins.share]
+    ax.errorbar(bins.score, bins.share, spread, color=BLUE, marker="o", capsize=3, label="candidates")
+    for row in bins.itertuples():
+        ax.annotate(str(row.n), (row.score, row.share), xytext=(6, -11), textcoords="offset points", fontsize=7)
+    ax.set_xlabel("score of the forest (mean of the bin)")
+    ax.set_ylabel("share that are lesions")
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.02)
+    ax.legend(fontsize=8, loc="upper left")
+    words = f"{int(bins.n.sum())} candidates, {patients} patients; Brier {brier:.3f}, calibration error {error:.3f}"
+    figure.suptitle(f"{title or 'calibration'}\n{words}", fontsize=10)
+    return figure
+
+
 def what_if(table: pd.DataFrame, threshold: float, title: str = "") -> Figure:
     """The forest at a threshold of one's own: who is kept, who is lost (columns patient, is_lesion, score)."""
     figure, table = Picture(10, 4.2), _once(table)

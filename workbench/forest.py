@@ -33,7 +33,7 @@ import sklearn
 import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
@@ -98,7 +98,7 @@ class Forest:
 
     names: tuple[str, ...]
     medians: np.ndarray  # [feature], float32
-    model: RandomForestClassifier
+    model: RandomForestClassifier | HistGradientBoostingClassifier
     settings: ForestSettings = field(default_factory=ForestSettings)
     threshold: RecallThreshold | None = None
 
@@ -161,6 +161,16 @@ def fit(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | No
     return Forest(tuple(str(name) for name in features.columns), medians, model, settings)
 
 
+def boosted(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | None = None) -> Forest:
+    """Gradient boosting in the forest's place, scikit-learn's by histograms: the baseline, not stored."""
+    settings = settings or ForestSettings()
+    truth = _truth(target, len(features), settings)
+    model = HistGradientBoostingClassifier(
+        class_weight="balanced", min_samples_leaf=settings.min_leaf, early_stopping=False, random_state=settings.seed
+    ).fit(_single(features), truth.astype(np.int64))
+    return Forest(tuple(features.columns), np.full(features.shape[1], np.nan, np.float32), model, settings)
+
+
 Choose = Callable[[np.ndarray], Sequence[str]]  # positions of the training rows -> names of the features
 
 
@@ -192,8 +202,9 @@ def out_of_fold(
     choose: Choose | Sequence[str] | None = None,
     settings: ForestSettings | None = None,
     fold: np.ndarray | None = None,
+    make: Callable[..., Forest] = fit,
 ) -> OutOfFold:
-    """Scores of every row by a forest of the other patients.
+    """Scores of every row by a forest of the other patients, made by `fit` (or `boosted`).
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
     inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
@@ -209,7 +220,7 @@ def out_of_fold(
     for number in np.unique(fold):
         train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
-        forest = fit(features.iloc[train][names], truth[train], replace(settings, min_candidates=2))
+        forest = make(features.iloc[train][names], truth[train], replace(settings, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
         forests.append(forest)
     return OutOfFold(scores, fold, tuple(forests))
@@ -384,6 +395,46 @@ def importance(
     return result.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
 
 
+def alike(forest: Forest, row: pd.DataFrame, features: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """The rows of `features` that the forest takes for most alike to one candidate: place, `alike`, the nearest first.
+
+    How alike two candidates are is the share of trees in which they end in one leaf (Breiman's proximity). Give it the
+    rows that it was trained on, without the candidate itself.
+    """
+    if len(row) != 1:
+        raise Refused("alike", f"{len(row)} rows", "one candidate")
+    flat = TensorForest.of(forest)
+    own, others = (flat.paths(torch.from_numpy(forest.table(rows)))[..., -1] for rows in (row, features))
+    share = (own == others).double().mean(1).numpy()
+    order = np.argsort(-share, kind="stable")[:count]
+    return pd.DataFrame({"place": order, "alike": share[order]})
+
+
+class Calibration(NamedTuple):
+    """Bins of about as many candidates: `score` their mean, `share` of lesions, `low`, `high` (Wilson), `n`; the Brier
+    score, and how far scores and shares are apart in the mean (expected calibration error)."""
+
+    bins: pd.DataFrame
+    brier: float
+    error: float
+
+
+def calibration(scores: ArrayLike, target: ArrayLike, bins: int = 8) -> Calibration:
+    """How often candidates of about one score are lesions: a balanced forest's scores are votes, not chances."""
+    scores, truth = np.asarray(scores, float), np.asarray(target).astype(bool)
+    if not len(scores) or len(scores) != len(truth) or not np.isfinite(scores).all():
+        raise Refused(
+            "calibration", f"{len(scores)} scores, {len(truth)} verdicts", "a finite score for each candidate"
+        )
+    rows = []
+    for part in np.array_split(np.argsort(scores, kind="stable"), min(bins, len(scores))):
+        low, high = wilson(int(truth[part].sum()), len(part))
+        rows.append((scores[part].mean(), truth[part].mean(), low, high, len(part)))
+    table = pd.DataFrame(rows, columns=["score", "share", "low", "high", "n"])
+    error = float((table.n * (table.score - table.share).abs()).sum() / len(scores))
+    return Calibration(table, float(((scores - truth) ** 2).mean()), error)
+
+
 # ---------------------------------------------------------------------------------------------- baselines
 
 
@@ -408,7 +459,8 @@ def baselines(
     draws: int = 1000,
     lesions: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """The same forest, folds and recall on size alone, shape alone, the selected features and all of them.
+    """The same folds and recall for a forest on size alone, shape alone, the selected features and all of them, and for
+    gradient boosting on the selected ones.
 
     `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
     themselves. One row each: features (what), columns (how many), auc, threshold, recall, false_positives, removed,
@@ -424,12 +476,13 @@ def baselines(
         "shape": list(shape_columns),
         "selected": selected,
         "all": list(features.columns),
+        "boosting": selected,
     }
     rows = []
     for what, columns in sets.items():
         if columns is None:
             continue
-        found = out_of_fold(features, truth, patients, columns, settings, fold)
+        found = out_of_fold(features, truth, patients, columns, settings, fold, boosted if what == "boosting" else fit)
         chosen = threshold_for_recall(found.scores, truth, settings.recall, lesions)
         removed = (found.scores < chosen.threshold) & ~truth
         low, high = _by_patient(found.scores, truth, removed, groups, draws, settings.seed)

@@ -189,7 +189,7 @@ def verdicts(scores: pd.DataFrame) -> str:
 
 
 def baselines_held_out(made: Experiment) -> pd.DataFrame:
-    """The forest on size, shape, the selected and all descriptors: fitted on all training candidates, each at its own
+    """The forest on size, shape, the selected and all descriptors, and gradient boosting on the selected: fitted on all training candidates, each at its own
     out-of-fold threshold, counted on the held-out patients."""
     scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
     features = made.table("radiomics", "features.csv", dtype=AS_TEXT)
@@ -197,10 +197,11 @@ def baselines_held_out(made: Experiment) -> pd.DataFrame:
     groups = radiomics.CATALOGUE.set_index("name").group
     chosen = json.loads((made.path("selection") / "selected.json").read_text())["all"]
     sets = {"size": list(pipeline.SIZE), "shape": list(groups.index[groups == "shape"]), "selected": chosen,
-            "all": list(radiomics.NAMES)}  # fmt: skip
+            "all": list(radiomics.NAMES), "boosting": chosen}  # fmt: skip
     train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
     for row in made.table("forest", "baselines.csv").itertuples():
-        model = forest.fit(x[train][sets[row.features]], y[train], made.settings.forest)
+        make = forest.boosted if row.features == "boosting" else forest.fit
+        model = make(x[train][sets[row.features]], y[train], made.settings.forest)
         kept, truth = model.score(x[~train]) >= row.threshold, y[~train]
         found = scores[~train & y].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
         counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": len(found),
