@@ -89,9 +89,9 @@ class SlabNet(nn.Module):
             if level < len(self.shrink):
                 up, merge = ups[level]
                 row |= {
-                    "passed": self.shrink[level][0].out_channels,
+                    "passed": next(self.shrink[level].children()).out_channels,
                     "raised": up.expand.out_channels // 4,
-                    "decoded": merge[0].out_channels,
+                    "decoded": next(merge.children()).out_channels,
                 }
             rows.append(row)
         return rows
