@@ -26,7 +26,9 @@ from jaxtyping import Shaped
 from scipy import ndimage
 from torch import Tensor
 
-from workbench.phantom.abdomen import _blur_weights, _budding, _Draw, _form, _Lesion
+from workbench.phantom.lesions import Lesion, budding, form
+from workbench.phantom.scanner import blur_weights
+from workbench.phantom.shapes import Draw
 from workbench.volume import Box, Refused, Spacing, bounding_box, components
 
 SMOOTH_MM = 1.0  # a choice: smoothing before vessels are told from noise
@@ -82,7 +84,7 @@ COLUMNS = (
 
 def implant(
     hu: Shaped[Tensor, "z y x"],
-    labels: Shaped[Tensor, "z y x"],
+    labels: Shaped[Tensor, "_ _ _"],
     spacing_mm: Spacing,
     seed: int,
     count: tuple[int, int] = (1, 4),
@@ -98,7 +100,7 @@ def implant(
     box = bounding_box(labels == 1, spacing_mm, 0)
     if box is None:
         raise Refused("the labels", "no voxel of liver (label 1)", "a liver to draw tumors into")
-    d = _Draw(seed)
+    d = Draw(seed)
     liver = _Liver(hu[box].to(torch.float32, copy=True), labels[box].clone(), spacing_mm)
     rows = []
     for _ in range(d.integer(*count)):
@@ -139,9 +141,6 @@ def _judge(hu: Tensor, labels: Tensor, spacing_mm: Spacing, seed: int, count, ki
         raise Refused("kinds", ", ".join(unknown) or "none", "some of " + ", ".join(IMPLANTS))
 
 
-# ---------------------------------------------------------------------------------------------------- the host
-
-
 class _Liver:
     """The box of a liver: what is known of it, and what has been drawn so far."""
 
@@ -170,7 +169,7 @@ class _Liver:
         self.to_vessel = _distance(coarse(self.vessel), cell)
         self.to_tumor = _distance(coarse(self.labels == 2), cell)
 
-    def place(self, d: _Draw, r: float, at_capsule: bool) -> tuple[tuple[float, ...], float] | None:
+    def place(self, d: Draw, r: float, at_capsule: bool) -> tuple[tuple[float, ...], float] | None:
         """A random point (mm) for a ball of radius `r`, as far from vessels as can be had, and how far; None without room."""
         free = self.inside & (self.to_tumor >= 1.3 * r + 3)
         cut = free & (self.to_edge >= 0.3 * r) & (self.to_edge <= 0.8 * r)
@@ -209,12 +208,15 @@ class _Liver:
 def _smooth(image: Tensor, mask: Tensor, sd_mm: Spacing, spacing_mm: Spacing) -> Tensor:
     """Gaussian mean over the masked voxels `[z y x]`, as matrix products; 0 far from all of them."""
 
+    down, back, left = (
+        torch.where(
+            (w := blur_weights(n, max(sd / s, 0.1), image.device)) < 1e-6, 0, w
+        )  # products of denormals are slow
+        for n, sd, s in zip(image.shape, sd_mm, spacing_mm)
+    )
+
     def blur(a: Tensor) -> Tensor:
-        for axis, (sd, s) in enumerate(zip(sd_mm, spacing_mm)):
-            if sd > 0.2 * s:
-                weights = _blur_weights(a.shape[axis], sd / s, a.device)
-                a = torch.movedim(torch.tensordot(weights, a, dims=([1], [axis])), 0, axis)
-        return a
+        return (down @ ((back @ a) @ left.T).flatten(1)).view(a.shape)
 
     weight = mask.float()
     return blur(image * weight) / blur(weight).clamp_min(1e-4)
@@ -271,7 +273,7 @@ class _Grain:
             lags = lags.index_select(axis, lag % size[axis]) * fade.view([-1 if a == axis else 1 for a in range(3)])
         return _Grain(lags, float(lags[tuple(reach)].sqrt()))
 
-    def draw(self, d: _Draw, shape: Sequence[int]) -> Tensor:
+    def draw(self, d: Draw, shape: Sequence[int]) -> Tensor:
         """Noise `[z y x]` of unit sd with this autocorrelation (its spectrum, made positive, on white noise)."""
         size = [max(n, k) for n, k in zip(shape, self.lags.shape)]
         kernel = torch.zeros(size, device=self.lags.device)
@@ -283,10 +285,7 @@ class _Grain:
         return noise[tuple(slice(0, n) for n in shape)]
 
 
-# ---------------------------------------------------------------------------------------------------- one tumor
-
-
-def _one(d: _Draw, liver: _Liver, name: str, mass_effect: bool) -> dict | None:
+def _one(d: Draw, liver: _Liver, name: str, mass_effect: bool) -> dict | None:
     """Find a place for one tumor and draw it; smaller where there is no room for it, None where there is none at all."""
     kind = IMPLANTS[name]
     low, high = kind.diameter_mm
@@ -303,9 +302,9 @@ def _one(d: _Draw, liver: _Liver, name: str, mass_effect: bool) -> dict | None:
     return row
 
 
-def _planned(d: _Draw, name: str, centre, r: float, base: float, at_vessel: bool) -> _Lesion:
+def _planned(d: Draw, name: str, centre, r: float, base: float, at_vessel: bool) -> Lesion:
     kind = IMPLANTS[name]
-    shape, outline, lobes = _form(d, name, centre, r)
+    shape, outline, lobes = form(d, name, centre, r)
     contrast = d.uniform(*kind.contrast_hu)
     if kind.level_hu is not None:
         contrast = min(d.uniform(*kind.level_hu) - base, -12.0)
@@ -317,11 +316,11 @@ def _planned(d: _Draw, name: str, centre, r: float, base: float, at_vessel: bool
     core, soft, mottle = (d.uniform(*span) for span in (kind.core_hu, kind.soft_mm, kind.mottle_hu))
     buds = ()
     if name not in ("cyst", "tiny") and r > 7 and d.chance(0.4):
-        shape, buds = _budding(d, shape, r)
-    return _Lesion(name, shape, r, outline, lobes, contrast, rim_hu, rim_mm, soft, core, at_vessel, buds, mottle)
+        shape, buds = budding(d, shape, r)
+    return Lesion(name, shape, r, outline, lobes, contrast, rim_hu, rim_mm, soft, core, at_vessel, buds, mottle)
 
 
-def _draw_in(d: _Draw, liver: _Liver, lesion: _Lesion, mass_effect: bool) -> dict:
+def _draw_in(d: Draw, liver: _Liver, lesion: Lesion, mass_effect: bool) -> dict:
     """Draw a lesion into the liver's HU and labels; its row of the table."""
     spacing_mm, device, r = liver.spacing_mm, liver.hu.device, lesion.reach_mm
     low, high = lesion.bounds()
@@ -385,7 +384,7 @@ def _draw_in(d: _Draw, liver: _Liver, lesion: _Lesion, mass_effect: bool) -> dic
     }
 
 
-def _push(liver: _Liver, lesion: _Lesion, box: Box, axes: tuple[Tensor, Tensor, Tensor]) -> None:
+def _push(liver: _Liver, lesion: Lesion, box: Box, axes: tuple[Tensor, Tensor, Tensor]) -> None:
     """Move what surrounds a lesion away from it, within the liver and clear of its edge and of other tumors.
 
     Only the smoothed image is moved, the noise stays: no interpolation changes its grain.
