@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from workbench import phantom, readers
+from workbench.phantom import implants
 from workbench.volume import Refused
 
 LIVER_HU, NOISE_HU = 105.0, 14.0
@@ -154,18 +155,22 @@ def test_kinds_have_the_contrast_that_they_say(liver, kind):
 
 
 def test_thick_slices_have_partial_volume():
-    """A 6 to 8 mm tumor in slices of 5 mm: full contrast in no more than two, part of it in the slices beside."""
+    """At the ends of a ball in slices of 5 mm the contrast is the share of the slice that the ball fills."""
     spacing = (5.0, 0.8, 0.8)
     hu, labels, _ = made((20, 130, 130), spacing, tube=False)
-    quiet = torch.where(labels == 1, LIVER_HU, -100.0) + 0.02 * hu  # nearly without noise
-    new = phantom.implant(quiet, labels, spacing, 3, (1, 1), kinds=("cyst",))
-    (row,) = new.lesions.itertuples()
-    y, x = round(row.y_mm / 0.8), round(row.x_mm / 0.8)
-    depth = (quiet - new.hu)[:, y - 1 : y + 2, x - 1 : x + 2].mean((1, 2))
-    full = float(depth.max())
-    between = (depth > 0.05 * full) & (depth < 0.9 * full)
-    assert full > 60 and bool(between.any())
-    assert int((new.labels == 2).any(2).any(1).sum()) <= math.ceil(1.6 * row.diameter_mm / 5) + 1
+    hu = torch.where(labels == 1, LIVER_HU, -100.0) + 0.02 * hu  # nearly without noise
+    partial = 0
+    for seed in (1, 2, 6, 7):
+        new = phantom.implant(hu, labels, spacing, seed, (1, 1), kinds=("cyst",))
+        (row,) = new.lesions.itertuples()
+        y, x, r = round(row.y_mm / 0.8), round(row.x_mm / 0.8), row.diameter_mm / 2
+        depth = (hu - new.hu)[:, y - 1 : y + 2, x - 1 : x + 2].mean((1, 2))
+        at = 5.0 * torch.arange(20)
+        filled = ((row.z_mm + r - at).clamp(max=2.5) + (at - row.z_mm + r).clamp(max=2.5)).clamp(0, 5) / 5
+        some = (filled > 0.1) & (filled < 0.9)
+        partial += int(some.sum())
+        assert torch.allclose((depth / depth.max())[some], filled[some], atol=0.12)
+    assert partial >= 5
 
 
 def test_mass_effect_moves_a_vessel_away():
@@ -176,7 +181,6 @@ def test_mass_effect_moves_a_vessel_away():
         still, pushed = (
             phantom.implant(hu, labels, (1, 1, 1), seed, (1, 1), kinds=("cyst",), mass_effect=m) for m in (False, True)
         )
-        assert still.lesions[["z_mm", "y_mm"]].equals(pushed.lesions[["z_mm", "y_mm"]]) or moved >= 0
         moved += bool((pushed.hu - still.hu)[(labels == 1) & (pushed.labels == 1)].abs().max() > 20)
     assert moved
 
@@ -191,6 +195,8 @@ def test_integers_clipped_values_and_crops(liver):
     assert new.hu.dtype == torch.int16 and int(new.hu.max()) <= 115
     assert len(new.lesions) == 3
     assert bool((labels[crop][new.hu != whole[crop]] == 1).all())
+    real = phantom.implant(whole[crop].float(), labels[crop], SPACING, 2, (3, 3))
+    assert torch.equal(real.hu.round().to(torch.int16), new.hu)
 
 
 def test_a_liver_that_fills_the_whole_field(liver):
@@ -198,6 +204,8 @@ def test_a_liver_that_fills_the_whole_field(liver):
     crop = (slice(25, 45), slice(40, 90), slice(50, 100))
     full = torch.ones([s.stop - s.start for s in crop], dtype=torch.uint8)
     assert len(phantom.implant(hu[crop], full, SPACING, 0, (1, 1), kinds=("tiny",)).lesions) == 1
+    nowhere = np.zeros((3, 4, 5), bool)
+    assert implants._distance(nowhere, (2.0, 2.0, 2.0)).min() > 500  # where no edge is seen, it is far
 
 
 def test_what_cannot_be_done_is_refused(liver):
@@ -228,6 +236,7 @@ def test_what_cannot_be_done_is_refused(liver):
 
 def test_in_real_livers(realdata):
     """Noise and place in every real liver with labels: sd within 20 % of the liver's, neighbours' correlation within .12."""
+    measured = 0
     for row in pd.read_csv(realdata / "cohort.csv").itertuples():
         if not row.ct.endswith(".nii.gz"):
             continue
@@ -248,6 +257,8 @@ def test_in_real_livers(realdata):
         host = torch.from_numpy(plain) & (rest.abs() < 3 * rest[torch.from_numpy(plain)].std())
         if int(core.sum()) < 800:
             continue
+        measured += 1
         inside = new.hu - new.hu[core].mean()
         assert math.isclose(float(inside[core].std()), float(rest[host].std()), rel_tol=0.2), row.case
         assert lag_1(inside, core, 2) == pytest.approx(lag_1(rest, host, 2), abs=0.12), row.case
+    assert measured >= 3
