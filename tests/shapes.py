@@ -15,6 +15,7 @@ SCIENCE = [
     "losses",
     "fit",
     "cascade",
+    "phantom",
     "liver",
     "tumor",
     "consistency",

@@ -268,3 +268,37 @@ def test_a_name_too_long_for_a_file_is_refused(call, files):
 def test_a_manifest_that_is_no_text_is_refused(call, files):
     refused(call("train", "all", "--cohort", files / "toy.nii.gz", "-o", files / "e"), "no CSV text")
     assert not (files / "e").exists()
+
+
+@pytest.mark.parametrize("code", ["LPS", "SRA"])
+def test_implant_writes_on_the_input_s_own_grid(call, files, code):
+    turned(files / "toy.nii.gz", code, files / "ct.nii.gz")
+    words = ("implant", files / "ct.nii.gz", files / "labels.nii.gz", "-o", files / "out", "--count", 2, 2)
+    status, out, err = call(*words, "--kinds", "cyst,tiny", "--seed", 3)
+    assert status == 0, err
+    before, after = nibabel.load(files / "ct.nii.gz"), nibabel.load(files / "out" / "ct.nii.gz")
+    drawn = nibabel.load(files / "out" / "labels.nii.gz")
+    assert np.array_equal(before.affine, after.affine) and np.array_equal(before.affine, drawn.affine)
+    turned(files / "labels.nii.gz", code, files / "turned.nii.gz")
+    mask, new = np.asarray(nibabel.load(files / "turned.nii.gz").dataobj), np.asarray(drawn.dataobj)
+    changed = np.asarray(before.dataobj) != np.asarray(after.dataobj)
+    assert changed.any() and (mask[changed] == 1).all() and ((new != mask) <= (mask == 1)).all()
+    table = pd.read_csv(files / "out" / "lesions.csv")
+    assert len(table) == 2 and set(table.kind) <= {"cyst", "tiny"}
+    refused(call(*words), "ct.nii.gz", "a free place")  # a second time: nothing is overwritten
+
+
+@pytest.mark.parametrize(
+    "labels, words, said",
+    [
+        ("empty", (), "no voxel of liver"),
+        ("other_grid", (), "grid"),
+        ("seven", (), "7"),
+        ("labels", ("--kinds", "wart"), "wart"),
+        ("labels", ("--count", "3", "1"), "count"),
+        ("labels", ("--seed", "-1"), "seed"),
+    ],
+)
+def test_implant_refuses_and_leaves_nothing(call, files, labels, words, said):
+    refused(call("implant", files / "toy.nii.gz", files / f"{labels}.nii.gz", "-o", files / "out", *words), said)
+    assert not (files / "out").exists()

@@ -68,6 +68,38 @@ def phantom(
 
 
 @app.command()
+def implant(
+    ct: Path,
+    labels: Annotated[Path, typer.Argument(help="0, 1 liver, 2 tumor, on the CT's grid.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder for ct.nii.gz, labels.nii.gz and lesions.csv.")],
+    seed: int = 0,
+    count: Annotated[tuple[int, int], typer.Option(help="The least and the most tumors.")] = (1, 4),
+    kinds: Annotated[str, typer.Option(help="Some kinds, with commas between them; all by default.")] = "",
+    mass_effect: Annotated[bool, typer.Option("--mass-effect", help="Push the liver around each tumor away.")] = False,
+) -> None:
+    """Draw made-up tumors into the liver of a CT; everything but that liver keeps its HU."""
+    from workbench import experiment as folder
+    from workbench import phantom, readers
+    from workbench.readers import nifti
+    from workbench.volume import Refused
+
+    _writable(out)
+    names = ("ct.nii.gz", "labels.nii.gz", "lesions.csv")
+    if held := [name for name in names if (out / name).exists()]:
+        raise Refused(out, ", ".join(held), "a free place", "Choose another folder with -o.")
+    with _said():
+        volume = readers.read(ct)
+        mask = readers.read_labels(labels, like=volume)
+    chosen = kinds.split(",") if kinds else list(phantom.IMPLANTS)
+    made = phantom.implant(volume.array, mask.array, volume.spacing_mm, seed, count, chosen, mass_effect)
+    out.mkdir(parents=True, exist_ok=True)
+    nifti.write(volume.with_array(made.hu), out / names[0])
+    nifti.write(volume.with_array(made.labels), out / names[1])
+    folder.write_table(out / names[2], made.lesions)
+    print(f"{len(made.lesions)} tumors: {', '.join(made.lesions.kind)} -> {out}")
+
+
+@app.command()
 def check(paths: list[Path]) -> None:
     """Look at images before use: a verdict for each, exit status 1 when one is refused."""
     from workbench import readers
