@@ -71,12 +71,9 @@ def read_manifest(path: str | Path) -> list[Case]:
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
+    said = [[r.get(name, known[0]) for name, known in OPTIONAL.items()] for r in rows]
     cases = [
-        Case(
-            *(r["case"], r["patient"], path.parent / r["ct"], path.parent / r["labels"]),
-            **{name: r[name] for name in OPTIONAL if name in reader.fieldnames},
-        )
-        for r in rows
+        Case(r["case"], r["patient"], path.parent / r["ct"], path.parent / r["labels"], *o) for r, o in zip(rows, said)
     ]
     names = [c.case for c in cases]
     if len(set(names)) < len(names):
