@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from workbench import phantom
+from workbench.phantom import abdomen
 from workbench.volume import Refused, same_grid
 
 SEEDS = (0, 1, 2, 3, 4, 5)
@@ -171,7 +172,7 @@ def test_hu_contrast_and_noise_are_those_of_real_scans(cases):
 
 def test_noise_is_correlated_in_the_plane_and_stronger_in_the_middle():
     generator = torch.Generator().manual_seed(3)
-    noise = phantom._noise((6, 96, 80), (1.0, 0.8, 0.8), 0.5, 2.0, generator, "cpu")
+    noise = abdomen._noise((6, 96, 80), (1.0, 0.8, 0.8), 0.5, 2.0, generator, "cpu")
     assert math.isclose(float(noise.std()), 1, abs_tol=1e-3)
     near = float((noise[:, :, 1:] * noise[:, :, :-1]).mean())
     far = float((noise[:, :, 4:] * noise[:, :, :-4]).mean())
@@ -183,7 +184,7 @@ def test_noise_is_correlated_in_the_plane_and_stronger_in_the_middle():
 
 
 def test_the_cohort_has_all_kinds_and_some_cases_without_a_lesion():
-    plans = [phantom._plan(seed)[0] for seed in range(24)]
+    plans = [abdomen._plan(seed)[0] for seed in range(24)]
     assert {lesion.kind for p in plans for lesion in p.lesions} == set(phantom.KINDS)
     assert any(not p.lesions for p in plans) and max(len(p.lesions) for p in plans) <= 8
     assert {p.body.phase for p in plans} == {"portal", "arterial", "late"}
@@ -198,9 +199,9 @@ def test_what_cannot_be_generated_is_refused():
 
 def test_unequal_planned_grid_paints_the_same_anatomy():
     """Painting fewer rows than columns gives the same values at the same places: no axis is mixed up with another."""
-    plan = phantom._plan(2)[0]
+    plan = abdomen._plan(2)[0]
     z, y, x = torch.arange(0.0, 12, 4), torch.arange(-60.0, 60, 3), torch.arange(-120.0, 90, 3)
-    whole = phantom._paint_slices(plan, z, y, x, 3.0)["hu"]
-    part = phantom._paint_slices(plan, z, y[5:30], x, 3.0)["hu"]
+    whole = abdomen._paint_slices(plan, z, y, x, 3.0)["hu"]
+    part = abdomen._paint_slices(plan, z, y[5:30], x, 3.0)["hu"]
     assert whole.shape == (3, 40, 70)
     assert torch.allclose(whole[:, 5:30], part, atol=0.5)

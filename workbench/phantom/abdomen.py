@@ -737,23 +737,39 @@ class _Lesion:
     core_hu: float
     at_vessel: bool
     buds: tuple[_Ellipsoid, ...] = ()
+    mottle_hu: float = 2.5
 
     def bounds(self):
         return tuple(c - 1.75 * self.reach_mm - 4 for c in self.shape.centre), tuple(
             c + 1.75 * self.reach_mm + 4 for c in self.shape.centre
         )
 
-    def sdf(self, g: _Grid, box: Box, liver: Tensor) -> Tensor:
-        p = tuple(
-            a.expand(tuple(len(v[s]) for v, s in zip((g.z, g.y, g.x), box)))
-            for a in (g.z[box[0], None, None], g.y[None, box[1], None], g.x[None, None, box[2]])
-        )
+    def sdf(self, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """[z y x] on the product of three axes (mm)."""
+        shape = (len(z), len(y), len(x))
+        p = tuple(a.expand(shape) for a in (z[:, None, None], y[None, :, None], x[None, None, :]))
         sdf = self.shape.sdf(p)
         for bud in self.buds:
             sdf = _join(sdf, bud.sdf(p), 0.35 * self.reach_mm)
         if self.lobes_mm:
-            sdf = sdf + self.lobes_mm * self.outline.at(g.z[box[0]], g.y[box[1]], g.x[box[2]])[0]
-        return torch.maximum(sdf, liver)
+            sdf = sdf + self.lobes_mm * self.outline.at(z, y, x)[0]
+        return sdf
+
+    def hu(self, distance: Tensor, base: float, mottle: Tensor) -> Tensor:
+        """HU of its tissue in a liver of `base` HU: core, rim and mottle."""
+        level = base + self.contrast_hu + self.mottle_hu * mottle
+        if self.core_hu:
+            level = level + self.core_hu * (-(distance + 0.35 * self.reach_mm) / (0.3 * self.reach_mm)).clamp(0, 1)
+        if self.rim_mm:
+            ring = (1 - ((distance + self.rim_mm) / self.rim_mm).abs()).clamp(0, 1)
+            level = level + ring * (self.rim_hu - self.contrast_hu)
+        return level
+
+    def cover(self, distance: Tensor, width: float, mottle: Tensor) -> Tensor:
+        """How much of each voxel is seen as lesion, where `width` mm is what the scanner makes of a sharp edge."""
+        if self.soft_mm > 2:
+            return torch.sigmoid(-distance / (0.5 * self.soft_mm) + 0.5 * mottle)
+        return (0.5 - distance / math.hypot(width, self.soft_mm)).clamp(0, 1)
 
 
 def _gap(point, tubes: list[_Capsule]) -> float:
@@ -811,8 +827,8 @@ def _lesions(d: _Draw, body: _Body, survey: _Map, veins: list[_Capsule]) -> list
     return lesions
 
 
-def _lesion(d: _Draw, body: _Body, kind: str, centre: Point, r: float, base: float, at_vessel: bool) -> _Lesion:
-    arterial = body.phase == "arterial"
+def _form(d: _Draw, kind: str, centre: Point, r: float) -> tuple[_Ellipsoid, _Smooth, float]:
+    """An ellipsoid of the volume of a ball of radius `r`, the field that makes it lobed, and by how many mm."""
     stretch = np.exp([d.normal(0, 0.13) for _ in range(3)])
     stretch /= stretch.prod() ** (1 / 3)
     if kind == "cyst":
@@ -823,6 +839,19 @@ def _lesion(d: _Draw, body: _Body, kind: str, centre: Point, r: float, base: flo
     cell = max(3.0, 0.75 * r)
     outline = d.smooth(cell, tuple(c - reach - cell for c in centre), tuple(c + reach + cell for c in centre))
     lobes = {"cyst": 0.03, "infiltrative": 0.16}.get(kind, d.uniform(0.04, 0.13)) * r
+    return shape, outline, lobes
+
+
+def _budding(d: _Draw, shape: _Ellipsoid, r: float) -> tuple[_Ellipsoid, tuple[_Ellipsoid, ...]]:
+    """The same, a little smaller, with a second lobe at its side."""
+    away = d.direction()
+    bud = _Ellipsoid(tuple(float(c + 0.75 * r * a) for c, a in zip(shape.centre, away)), (0.55 * r,) * 3)
+    return _Ellipsoid(shape.centre, tuple(0.92 * v for v in shape.radii), shape.turn), (bud,)
+
+
+def _lesion(d: _Draw, body: _Body, kind: str, centre: Point, r: float, base: float, at_vessel: bool) -> _Lesion:
+    arterial = body.phase == "arterial"
+    shape, outline, lobes = _form(d, kind, centre, r)
     rim_hu = rim_mm = soft = core = 0.0
     if kind == "metastasis":
         contrast = -d.uniform(30, 60) * (0.75 if arterial else 1) * base
@@ -846,9 +875,7 @@ def _lesion(d: _Draw, body: _Body, kind: str, centre: Point, r: float, base: flo
     contrast = max(contrast, 0.0 - body.hu["liver"])
     buds = ()
     if kind in ("metastasis", "rim-enhancing", "infiltrative") and r > 7 and d.chance(0.45):
-        away = d.direction()
-        buds = (_Ellipsoid(tuple(float(c + 0.75 * r * a) for c, a in zip(centre, away)), (0.55 * r,) * 3),)
-        shape = _Ellipsoid(centre, tuple(0.92 * v for v in shape.radii), turn)
+        shape, buds = _budding(d, shape, r)
     return _Lesion(kind, shape, r, outline, lobes, contrast, rim_hu, rim_mm, soft, core, at_vessel, buds)
 
 
@@ -1300,7 +1327,7 @@ def _paint_liver(slab: _Slab, plan: _Plan, wall: Tensor, chest: Tensor) -> tuple
             continue
         at = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(at, box))
         local = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(at, box))
-        distance = lesion.sdf(g, at, sdf[local])
+        distance = torch.maximum(lesion.sdf(g.z[at[0]], g.y[at[1]], g.x[at[2]]), sdf[local])
         seen.append((number, lesion, at, local, distance))
         clear[local] = torch.minimum(clear[local], distance)
     fade = (clear / 5 - 0.4).clamp(0, 1)
@@ -1348,18 +1375,8 @@ def _paint_liver(slab: _Slab, plan: _Plan, wall: Tensor, chest: Tensor) -> tuple
 
 def _paint_lesion(slab, lesion, number, at, local, distance, tissue, base, lesion_share, instance) -> None:
     mottle = slab.mottle[at]
-    level = base + lesion.contrast_hu + 2.5 * mottle
-    if lesion.core_hu:
-        level = level + lesion.core_hu * (-(distance + 0.35 * lesion.reach_mm) / (0.3 * lesion.reach_mm)).clamp(0, 1)
-    if lesion.rim_mm:
-        ring = (1 - ((distance + lesion.rim_mm) / lesion.rim_mm).abs()).clamp(0, 1)
-        level = level + ring * (lesion.rim_hu - lesion.contrast_hu)
-    if lesion.soft_mm > 2:
-        alpha = torch.sigmoid(-distance / (0.5 * lesion.soft_mm) + 0.5 * mottle)
-    else:
-        alpha = (0.5 - distance / math.hypot(slab.width, lesion.soft_mm)).clamp(0, 1)
     view = tissue[local]
-    view.add_(alpha * (level - view))
+    view.add_(lesion.cover(distance, slab.width, mottle) * (lesion.hu(distance, base, mottle) - view))
     share = (0.5 - distance / slab.width).clamp(0, 1)
     more = share > lesion_share[at]
     lesion_share[at] = torch.maximum(lesion_share[at], share)
