@@ -42,6 +42,9 @@ VARIANTS = {
     "d": "+ both",
 }
 PHANTOMS, FRESH, COPIES = 80, 24, 2  # to begin with; beside the real ones; made-up copies of a scan
+KINDS = (
+    "tiny", "tiny", "metastasis", "metastasis", "metastasis", "rim-enhancing", "cyst", "hypervascular", "infiltrative", "necrotic",
+)  # fmt: skip  # a choice: mostly small and darker than the liver, as most metastases are
 OVER_MM = (5.0, 10.0)
 
 
@@ -84,17 +87,16 @@ def on_work_grid(case: cohort.Case, s: Settings) -> tuple[Tensor, Tensor, Spacin
 
 
 def painted_over(hu: Tensor, labels: Tensor, spacing: Spacing, seed: int) -> tuple[Tensor, Tensor]:
-    """A liver without its tumors: their voxels, and those 3 mm around, get the healthy liver's level, its coarse and its fine texture."""
+    """A liver without its tumors: their voxels, and those 3 mm around, get the healthy liver's level and its noise."""
     if not bool((labels == 2).any()):
         return hu, labels
     near = candidates.near(labels == 2, spacing, 3.0) & (labels >= 1)
     healthy = (labels == 1) & ~near
-    level = hu[healthy].median()
-    values = hu[healthy & ((hu - level).abs() < 60)]
-    noise = np.random.default_rng(seed).standard_normal(hu.shape)
-    texture = sum(part / part.std() for part in (ndimage.gaussian_filter(noise, sigma) for sigma in (0.6, 1.5)))
+    fine = hu - torch.from_numpy(ndimage.gaussian_filter(hu.numpy(), (0, 2, 2)))
+    sd = 1.4826 * float(fine[healthy].abs().median())
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(hu.shape), (0, 0.6, 0.6))
     out = hu.clone()
-    out[near] = (level + float(values.std()) * torch.from_numpy(texture / texture.std()).float())[near]
+    out[near] = (hu[healthy].median() + sd * torch.from_numpy(noise / noise.std()).float())[near]
     return out.round(), labels.clamp(max=1)
 
 
@@ -120,7 +122,7 @@ def prepare(case: cohort.Case, variant: str, work: Path, s: Settings, copies: in
             if seed is not None and variant == "b":
                 image, truth = painted_over(hu, labels, spacing, seed)
             if seed is not None:
-                implanted = phantom.implant(image.float(), truth, spacing, seed, (2, 5))
+                implanted = phantom.implant(image.float(), truth, spacing, seed, (3, 8), KINDS)
                 image, truth = implanted.hu, implanted.labels
             keep_scan(folder, image, truth, spacing)
     return list(folders)
