@@ -9,7 +9,7 @@ from workbench.cohort import Case
 from workbench.volume import Refused
 
 
-def manifest(folder, rows, columns=cohort.COLUMNS):
+def manifest(folder, rows, columns=(*cohort.COLUMNS, "split")):
     (folder / "x.nii.gz").touch()
     pd.DataFrame(rows, columns=columns).to_csv(folder / "m.csv", index=False)
     return folder / "m.csv"
@@ -38,8 +38,21 @@ def test_what_is_refused(tmp_path, rows, says):
         cohort.read_manifest(manifest(tmp_path, rows))
 
 
+def test_all_train_where_no_split_is_given(tmp_path):
+    (case,) = cohort.read_manifest(manifest(tmp_path, [row("a")[:4]], cohort.COLUMNS))
+    assert case.split == "train" and case.field_of_view == "whole"
+
+
+def test_a_cut_field_of_view_is_read_and_a_strange_one_refused(tmp_path):
+    columns = (*cohort.COLUMNS, "field_of_view")
+    path = manifest(tmp_path, [[*row("a")[:4], "liver box"], [*row("b")[:4], "whole"]], columns)
+    assert [c.field_of_view for c in cohort.read_manifest(path)] == ["liver box", "whole"]
+    with pytest.raises(Refused, match="field_of_view 'half'; expected whole or liver box"):
+        cohort.read_manifest(manifest(tmp_path, [[*row("a")[:4], "half"]], columns))
+
+
 def test_missing_columns_are_named(tmp_path):
-    with pytest.raises(Refused, match="Add labels, split"):
+    with pytest.raises(Refused, match="Add labels"):
         cohort.read_manifest(manifest(tmp_path, [["a", "p", "x.nii.gz"]], ["case", "patient", "ct"]))
     with pytest.raises(Refused, match="no such file"):
         cohort.read_manifest(tmp_path / "none.csv")
@@ -66,6 +79,12 @@ def test_tumor_load_is_spread():
     of = cohort.folds(made, dict(zip([c.case for c in made], [60, 50, 40, 3, 2, 1], strict=True)), 3)
     load = [sum(ml for c, ml in zip(made, [60, 50, 40, 3, 2, 1], strict=True) if of[c.case] == f) for f in range(3)]
     assert max(load) - min(load) <= 20
+
+
+def test_each_fold_has_whole_fields_of_view():
+    made = [Case(n, n, None, None, field_of_view="whole" if n in "be" else "liver box") for n in "abcdef"]
+    of = cohort.folds(made, dict(zip("abcdef", [60, 50, 40, 3, 0, 1], strict=True)), 2)
+    assert of["b"] != of["e"]
 
 
 def test_too_few_patients_are_refused():

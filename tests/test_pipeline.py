@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -264,6 +265,75 @@ def test_air_is_no_liver(models):
     ct, _ = tiny.patient(50)
     empty = pipeline.segment(ct.with_array(torch.full_like(ct.array, -1000)), models)
     assert empty.status == "no liver" and int(empty.labels.max()) == 0 and len(empty.lesions) == 0
+
+
+def test_a_scan_cut_to_the_liver_is_given_its_liver(models, segmented):
+    result, truth = segmented
+    given = pipeline.segment(result.volume, models, liver_given=truth.array >= 1)
+    assert bool((given.liver == (truth.array >= 1)).float().mean() > 0.995)
+    assert not bool((given.liver_probability[truth.array == 0] > 0.5).float().mean() > 0.005)
+
+
+@pytest.fixture(scope="module")
+def cut_cohort(toy_cohort, tmp_path_factory):
+    """Five toy patients without a split: two whole scans, three cut to the liver's box."""
+    table = pd.read_csv(toy_cohort).head(5).drop(columns="split")
+    table["field_of_view"] = ["whole", "liver box", "liver box", "whole", "liver box"]
+    for column in ("ct", "labels"):
+        table[column] = [toy_cohort.parent / p for p in table[column]]
+    path = tmp_path_factory.mktemp("cut") / "manifest.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_scans_cut_to_the_liver_train_no_liver_net(cut_cohort, trained, tmp_path, monkeypatch):
+    seen = []
+    real = liver.bank_case
+    monkeypatch.setattr(liver, "bank_case", lambda *a: seen.append(1) or real(*a))
+    made = Experiment.create(tmp_path, cut_cohort, tiny.settings(), "cpu", start=trained.folder)
+    for stage in ("cohort", "liver"):
+        pipeline.run(made, stage)
+    assert len(seen) == 2
+    table = pd.read_csv(tmp_path / "liver" / "cases.csv").set_index("case")
+    cut = made.cases().field_of_view != "whole"
+    assert table.dice.isna().tolist() == cut.tolist()
+    for case in made.cases().case[cut]:
+        assert torch.equal(made.array("liver", "maps", case).float(), (made.work(case)[1] >= 1).float())
+
+
+def test_nets_begin_with_those_of_another_experiment(cut_cohort, trained, tmp_path):
+    still = tiny.settings()
+    still = replace(still, liver=replace(still.liver, cascade=replace(still.liver.cascade, fit=replace(still.liver.cascade.fit, steps=1, rate=0.0))))  # fmt: skip
+    made = Experiment.create(tmp_path, cut_cohort, still, "cpu", start=trained.folder)
+    for stage in ("cohort", "liver"):
+        pipeline.run(made, stage)
+    for fold in range(2):
+        ours, theirs = (
+            dict(cascade.load_fold(e.path("liver"), still.liver.cascade, fold, "cpu").named_parameters())
+            for e in (made, trained)
+        )
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    with pytest.raises(Refused, match="other start"):
+        Experiment.create(tmp_path, cut_cohort, still, "cpu")
+    with pytest.raises(Refused, match="no experiment.json"):
+        Experiment.create(tmp_path / "other", cut_cohort, still, "cpu", start=tmp_path / "none")
+
+
+def test_a_fold_without_a_whole_scan_is_refused(cut_cohort, tmp_path):
+    table = pd.read_csv(cut_cohort).assign(field_of_view=["whole"] + ["liver box"] * 4)
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    made = Experiment.create(tmp_path / "e", tmp_path / "manifest.csv", tiny.settings(), "cpu")
+    pipeline.run(made, "cohort")
+    with pytest.raises(Refused, match="liver net of fold 0"):
+        pipeline.run(made, "liver")
+
+
+def test_without_held_out_cases_the_last_stage_is_left_out(cut_cohort, tmp_path, monkeypatch, capsys):
+    made = Experiment.create(tmp_path, cut_cohort, tiny.settings(), "cpu")
+    ran = []
+    monkeypatch.setattr(pipeline, "run", lambda experiment, stage, keep: ran.append(stage))
+    pipeline.train(made)
+    assert ran == list(STAGES[:-1]) and "holds no case out" in capsys.readouterr().out
 
 
 def test_a_single_slice_is_refused(models):

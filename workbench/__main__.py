@@ -130,6 +130,7 @@ def train(
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV).")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
     preset: str = "demo",
+    start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an experiment that is there.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -150,7 +151,7 @@ def train(
             "Leave --resume out to start it.",
         )
     _writable(experiment)
-    made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device)
+    made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device, start=start)
     pipeline.train(made, stage, results.keep)
     print(tracking.sync(experiment))
 

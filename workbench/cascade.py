@@ -41,12 +41,19 @@ def train_fold(
     fold: int,
     device: torch.device | str,
     progress=None,
+    start: Path | None = None,
 ) -> pd.DataFrame:
-    """Train one fold's net on `training`; its curve shows the Dice on slabs of `held_out`. Saves `folder/fold<n>`."""
+    """Train one fold's net on `training`; its curve shows the Dice on slabs of `held_out`. Saves `folder/fold<n>`.
+
+    It begins with the same fold's net in the folder `start`, if one is given, else with random weights.
+    """
     seed = settings.fit.seed + 101 * fold
-    with _DRAWING:
-        torch.manual_seed(seed)
-        net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
+    if start is None:
+        with _DRAWING:
+            torch.manual_seed(seed)
+            net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
+    else:
+        net = load_fold(start, settings, fold, device)
     bank = slabs.SlabBank(training, device)
     still = replace(
         settings.slabs,

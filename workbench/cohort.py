@@ -1,7 +1,8 @@
 """The cohort: which case belongs to which patient, who is held out, who is in which fold.
 
-A manifest is a CSV with the columns case, patient, ct, labels and split (train or test); paths are relative to it. A patient never stands
-on both sides of a split nor in two folds.
+A manifest is a CSV with the columns case, patient, ct and labels; paths are relative to it. A column split (train or test) holds patients
+out, without it all train. A column field_of_view marks what was cut to the liver's box (docs/decisions/0009). A patient never stands on
+both sides of a split nor in two folds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from workbench import phantom
 from workbench.files import write_atomic
 from workbench.volume import Refused, Volume
 
-COLUMNS = ("case", "patient", "ct", "labels", "split")
+COLUMNS = ("case", "patient", "ct", "labels")
+OPTIONAL = {
+    "split": ("train", "test"),
+    "field_of_view": ("whole", "liver box"),
+}  # the first is taken where it is not said
 MINIMUM_PATIENTS = 3
 
 
@@ -37,7 +42,8 @@ class Case:
     patient: str
     ct: Path
     labels: Path
-    split: str
+    split: str = "train"
+    field_of_view: str = "whole"
 
     def read(self) -> tuple[Volume, Volume]:
         """CT and labels, both canonical and on one grid."""
@@ -65,13 +71,17 @@ def read_manifest(path: str | Path) -> list[Case]:
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
-    cases = [Case(r["case"], r["patient"], path.parent / r["ct"], path.parent / r["labels"], r["split"]) for r in rows]
+    said = [[r.get(name, known[0]) for name, known in OPTIONAL.items()] for r in rows]
+    cases = [
+        Case(r["case"], r["patient"], path.parent / r["ct"], path.parent / r["labels"], *o) for r, o in zip(rows, said)
+    ]
     names = [c.case for c in cases]
     if len(set(names)) < len(names):
         raise Refused(path, f"case {next(n for n in names if names.count(n) > 1)} more than once", "each case once")
     for c in cases:
-        if c.split not in ("train", "test"):
-            raise Refused(f"{path}, case {c.case}", f"split {c.split!r}", "train or test")
+        for name, known in OPTIONAL.items():
+            if getattr(c, name) not in known:
+                raise Refused(f"{path}, case {c.case}", f"{name} {getattr(c, name)!r}", " or ".join(known))
         for file in (c.ct, c.labels):
             if not file.exists():
                 raise Refused(f"{path}, case {c.case}", f"no file {file}", "CT and labels of each case")
@@ -87,10 +97,11 @@ def read_manifest(path: str | Path) -> list[Case]:
 
 
 def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str, int]:
-    """Fold of each training case: patients grouped, tumor load spread evenly (snake order)."""
+    """Fold of each training case: patients grouped, whole fields of view and then tumor load spread evenly (snake order)."""
     patients: dict[str, float] = {}
     for c in cases:
         patients[c.patient] = patients.get(c.patient, 0.0) + tumor_ml[c.case]
+    whole = {c.patient for c in cases if c.field_of_view == "whole"}
     if len(patients) < max(count, MINIMUM_PATIENTS):
         raise Refused(
             "the cohort",
@@ -98,7 +109,7 @@ def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str
             f"at least {max(count, MINIMUM_PATIENTS)}, one for each fold",
             "Add patients or use fewer folds.",
         )
-    order = sorted(patients, key=lambda p: (-patients[p], p))
+    order = sorted(patients, key=lambda p: (p not in whole, -patients[p], p))
     snake = [*range(count), *reversed(range(count))]
     of = {p: snake[i % len(snake)] for i, p in enumerate(order)}
     return {c.case: of[c.patient] for c in cases}
@@ -138,7 +149,7 @@ def write_phantoms(
         for i, (f, *_) in enumerate(jobs)
     ]
     text = io.StringIO()
-    pd.DataFrame(rows, columns=COLUMNS).to_csv(text, index=False)
+    pd.DataFrame(rows, columns=[*COLUMNS, "split"]).to_csv(text, index=False)
     write_atomic(out / "manifest.csv", text.getvalue().encode())
     return out / "manifest.csv"
 

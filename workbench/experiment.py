@@ -158,8 +158,12 @@ class Experiment:
         settings: Settings,
         device: str = "auto",
         progress: Progress | None = None,
+        start: str | Path | None = None,
     ) -> Experiment:
-        """Make or open the folder; refused when it already holds other settings or another cohort."""
+        """Make or open the folder; refused when it already holds other settings or another cohort.
+
+        The nets of the cascade begin with those of the experiment `start`, if one is given.
+        """
         folder, manifest = Path(folder), Path(manifest)
         cohort.read_manifest(manifest)
         about = {
@@ -169,11 +173,12 @@ class Experiment:
             "manifest_sha256": sha256(manifest),
             "version": workbench.__version__,
             "seed": settings.seed,
+            "start": None if start is None else os.path.relpath(cls(start, "cpu").folder, folder),
         }
         held = folder / "experiment.json"
         if held.is_file():
             stored = read_json(held)
-            differs = [k for k in ("settings", "manifest_sha256") if stored.get(k) != about[k]]
+            differs = [k for k in ("settings", "manifest_sha256", "start") if stored.get(k) != about[k]]
             if differs:
                 raise Refused(
                     folder,
@@ -188,6 +193,11 @@ class Experiment:
     @property
     def manifest(self) -> Path:
         return (self.folder / self.about["manifest"]).resolve()
+
+    @property
+    def start(self) -> Path | None:
+        """The experiment whose nets those of this one begin with."""
+        return (self.folder / self.about["start"]).resolve() if self.about.get("start") else None
 
     def path(self, stage: str) -> Path:
         return self.folder / stage
@@ -229,6 +239,8 @@ class Experiment:
             k: self.about["settings"][k] for k in ("pixel_mm", "slice_mm", "folds", "seed")
         }
         inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
+        if self.start and stage in ("liver", "tumor"):
+            inputs["start"] = sha256(self.start / stage / "stage.json")
         return {
             "stage": stage,
             "version": workbench.__version__,

@@ -94,8 +94,12 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
 
 
 def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, Path], object] | None = None) -> None:
-    """All stages in order, or one."""
-    for stage in STAGES if stages == "all" else (stages,):
+    """All stages in order, or one. Of all, the last is left out when no case is held out."""
+    wanted = STAGES if stages == "all" else (stages,)
+    if stages == "all" and not any(c.split == "test" for c in cohort.read_manifest(experiment.manifest)):
+        print(f"{experiment.manifest.name} holds no case out: all train, and the stage metrics has nothing to measure")
+        wanted = wanted[: wanted.index("metrics")]
+    for stage in wanted:
         fresh = (
             not experiment.finished(stage)
             if all((experiment.path(n) / "stage.json").is_file() for n in NEEDS[stage])
@@ -129,6 +133,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "case": case.case,
                 "patient": case.patient,
                 "split": case.split,
+                "field_of_view": case.field_of_view,
                 "slices": ct.shape[0],
                 "spacing_z_mm": ct.spacing_mm[0],
                 "spacing_y_mm": ct.spacing_mm[1],
@@ -188,13 +193,21 @@ def _train_folds(
     table, count = experiment.cases("train"), experiment.settings.folds
     missing = [n for n in range(count) if not (folder / f"fold{n}.json").is_file()]
     banks = {c: bank(c) for c in table.case} if missing else {}
+    start = experiment.start / folder.name if experiment.start else None
 
     def train(fold: int, show: Progress) -> None:
         split = {
             side: [banks[r.case] for r in table.itertuples() if (r.fold == fold) == side and banks[r.case] is not None]
             for side in (True, False)
         }
-        cascade.train_fold(split[False], split[True], settings, folder, fold, experiment.device, show)
+        if not split[False]:
+            raise Refused(
+                experiment.manifest,
+                f"nothing for the {folder.name} net of fold {fold} to learn from",
+                "patients in each fold whose liver, for its net in a whole field of view, is there",
+                "Add such patients or use fewer folds.",
+            )
+        cascade.train_fold(split[False], split[True], settings, folder, fold, experiment.device, show, start)
 
     side_by_side(
         train,
@@ -210,14 +223,16 @@ def _train_folds(
 
 def _run_liver(experiment: Experiment, folder: Path) -> dict:
     s = experiment.settings.liver
+    table = experiment.cases()
+    cut = set(table.case[table.field_of_view != "whole"])  # their reference takes the net's place
 
     def bank(case: str):
         hu, labels, spacing = experiment.work(case)
-        return liver.bank_case(hu, labels, spacing, s)
+        return None if case in cut else liver.bank_case(hu, labels, spacing, s)
 
     def predict(nets: list, case: str) -> Tensor:
-        hu, _, spacing = experiment.work(case)
-        return liver.probability(nets, hu, spacing, s, experiment.device)
+        hu, labels, spacing = experiment.work(case)
+        return (labels >= 1).float() if case in cut else liver.probability(nets, hu, spacing, s, experiment.device)
 
     _train_folds(experiment, folder, s.cascade, bank)
     _fold_maps(experiment, folder, s.cascade, predict)
@@ -232,7 +247,7 @@ def _run_liver(experiment: Experiment, folder: Path) -> dict:
                 "patient": row.patient,
                 "split": row.split,
                 "fold": row.fold,
-                "dice": _dice(found, labels >= 1),
+                "dice": math.nan if row.case in cut else _dice(found, labels >= 1),
             }
         )
     write_table(folder / "cases.csv", pd.DataFrame(rows))
@@ -507,9 +522,12 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
     reports: dict[str, list[dict]] = {stage: [] for stage in ABLATION}
     for i, case in enumerate(chosen):
         ct, truth = case.read()
-        result = segment(replace(ct, name=case.case), models)
+        cut = case.field_of_view != "whole"
+        result = segment(replace(ct, name=case.case), models, liver_given=truth.array >= 1 if cut else None)
         for stage in ABLATION:
             measured = metrics.evaluate_case(truth.array, result.labels_after(stage), ct.spacing_mm, case.case)
+            if cut:  # the reference beside itself says nothing
+                measured["liver"] = dict.fromkeys(measured["liver"], math.nan)
             reports[stage].append(measured)
             rows.append({"stage": stage, "case": case.case, "patient": case.patient, **_flat(measured)})
         if keep is not None:
@@ -653,8 +671,13 @@ def _agree(level: Tensor, mask: Tensor) -> Tensor:
     return torch.where((level >= 0) == mask, level, -level - 1e-4 * (~mask).float())
 
 
-def segment(volume: Volume, models: Models, progress: Progress | None = None) -> Result:
-    """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own."""
+def segment(
+    volume: Volume, models: Models, progress: Progress | None = None, liver_given: Tensor | None = None
+) -> Result:
+    """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
+
+    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box.
+    """
     s, show = models.settings, progress or (lambda *_: None)
     timings: dict[str, float] = {}
     if volume.shape[0] < gates.MIN_SLICES:
@@ -675,7 +698,10 @@ def segment(volume: Volume, models: Models, progress: Progress | None = None) ->
         shape, spacing = s.work_grid(volume.shape, volume.spacing_mm)
         hu = resample(volume.array, shape).clamp(-1024, 3071).round()
     with timed("liver"):
-        p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
+        if liver_given is None:
+            p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
+        else:
+            p_liver = (resample(liver_given, shape) >= 0.5).float()
         found = liver.mask(p_liver, spacing, s.liver)
     with timed("tumor"):
         p = tumor.probability(models.tumor, hu, p_liver, tumor.box(found, spacing, s.tumor), s.tumor, models.device)
