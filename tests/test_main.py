@@ -302,3 +302,17 @@ def test_implant_writes_on_the_input_s_own_grid(call, files, code):
 def test_implant_refuses_and_leaves_nothing(call, files, labels, words, said):
     refused(call("implant", files / "toy.nii.gz", files / f"{labels}.nii.gz", "-o", files / "out", *words), said)
     assert not (files / "out").exists()
+
+
+def test_export_nnunet_writes_a_dataset_once(call, tmp_path, toy_cohort):
+    words = ("export", "nnunet", toy_cohort, "-o", tmp_path / "raw", "--dataset", 12, "--name", "Toy", "--folds", 2)
+    status, out, err = call(*words)
+    assert status == 0 and out.strip() == str(tmp_path / "raw" / "Dataset012_Toy"), err
+    about = json.loads((tmp_path / "raw" / "Dataset012_Toy" / "dataset.json").read_text())
+    assert about["numTraining"] == 8 and len(list(tmp_path.glob("raw/*/imagesTs/*_0000.nii.gz"))) == 2
+    refused(call(*words), "Dataset012_Toy", "--dataset")
+
+
+def test_export_nnunet_refuses_what_is_not_there(call, tmp_path):
+    refused(call("export", "nnunet", tmp_path / "none.csv", "-o", tmp_path / "raw"), "no such file")
+    assert not (tmp_path / "raw").exists()

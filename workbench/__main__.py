@@ -23,6 +23,9 @@ app = typer.Typer(
     help="Liver tumor segmentation in CT, stage by stage. Research use only: not a medical device.",
 )
 
+exports = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a cohort as other programs read it.")
+app.add_typer(exports, name="export")
+
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
@@ -303,6 +306,22 @@ def report(
     html = r.case_report(result) if (result / "result.json").is_file() else r.experiment_report(result)
     write_atomic(out, html.encode())
     print(out)
+
+
+@exports.command()
+def nnunet(
+    manifest: Path,
+    out: Annotated[Path, typer.Option("-o", help="Where the dataset goes: nnUNet_raw.")],
+    dataset: Annotated[int, typer.Option(help="nnU-Net's number of the dataset.")] = 501,
+    name: Annotated[str, typer.Option(help="And its name.")] = "Liver",
+    folds: Annotated[int, typer.Option(help="Folds in splits_final.json, by patient.")] = 5,
+) -> None:
+    """A cohort in nnU-Net v2's raw layout: the same patients held out, folds by patient, names in cases.csv."""
+    from workbench import nnunet as layout
+
+    _writable(out)
+    with _said():
+        print(layout.export(manifest, out, dataset, name, folds, _count))
 
 
 def _parameters(words: list[str]) -> dict[str, object]:
