@@ -17,9 +17,9 @@ def draw(step):
     return x, x @ torch.tensor([[1.0], [-2.0], [0.5]])
 
 
-def train(folder, stop_at=None, settings=SETTINGS):
+def train(folder, stop_at=None, settings=SETTINGS, progress=None, between=nn.Identity):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    net = nn.Sequential(nn.Linear(3, 8), between(8), nn.Tanh(), nn.Linear(8, 1))
 
     def objective(net, batch):
         return (net(batch[0]) - batch[1]).square().mean()
@@ -29,19 +29,41 @@ def train(folder, stop_at=None, settings=SETTINGS):
             raise KeyboardInterrupt
         return draw(step)
 
-    curve = fit.fit(net, interrupt, objective, settings, folder, "net", {"a": 1})
+    curve = fit.fit(net, interrupt, objective, settings, folder, "net", {"a": 1}, progress=progress)
     return net, curve
 
 
-def test_resume_is_exact(tmp_path):
-    whole, curve = train(tmp_path / "whole")
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 9, 11])
+def test_resume_is_exact(tmp_path, stop_at):
+    """Wherever it is cut, also between two rows of the curve."""
+    whole, curve = train(tmp_path / "whole", between=nn.BatchNorm1d)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", stop_at=9)
+        train(tmp_path / "cut", stop_at=stop_at, between=nn.BatchNorm1d)
     assert (tmp_path / "cut" / "net-resume.json").is_file() and not (tmp_path / "cut" / "net.json").exists()
-    again, resumed = train(tmp_path / "cut")
+    again, resumed = train(tmp_path / "cut", between=nn.BatchNorm1d)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
     assert resumed.loss.tolist() == curve.loss.tolist()
     assert not list((tmp_path / "cut").glob("*resume*"))
+
+
+def test_progress_goes_by_the_clock_and_the_curve_by_steps(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(fit, "TELL_S", 0.0)
+    _, often = train(tmp_path / "often", progress=lambda *a: told.append(a))
+    assert [t[1] for t in told] == list(range(13)) and all(t[0] == "net" and t[2] == 12 for t in told)
+    between = [row for _, done, _, row in told if done % 4]
+    assert all(set(row) == {"loss", "steps_per_s", "left_s"} and row["left_s"] > 0 for row in between)
+    assert [row for _, done, _, row in told if done % 4 == 0 and done] == often.to_dict("records")
+    monkeypatch.setattr(fit, "TELL_S", 1e9)
+    told.clear()
+    _, seldom = train(tmp_path / "seldom", progress=lambda *a: told.append(a))
+    assert [t[1] for t in told] == [0, 4, 8, 12] and seldom.loss.tolist() == often.loss.tolist()
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, curve = train(None)
+    assert len(curve) == 3 and list(tmp_path.iterdir()) == []
 
 
 def test_loss_falls(tmp_path):

@@ -2,8 +2,8 @@
 
 Chooses: AdamW, one cycle of warm-up and cosine decay, gradient clipping, bfloat16 autocast where it is native. A checkpoint holds
 weights, optimiser and step as safetensors with the settings and a SHA-256 beside it in JSON; it is written
-under another name and moved into place, and the one before is kept until then. Since every batch follows from (seed, step),
-a resumed run ends in the same weights as an uninterrupted one.
+under another name and moved into place, and the one before is kept until then. Checkpoints and progress go by the clock, the
+curve by steps. Since every batch follows from (seed, step), a resumed run ends in the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class FitSettings:
     seed: int = 0
 
 
+TELL_S = 10.0  # a choice: the longest that a run stays silent, unless one step takes longer
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
     """`path`.safetensors and `path`.json, which holds `about` and the checksum. The JSON goes last: without it nothing counts."""
     data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -60,8 +63,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     about_path = path.with_suffix(".json")
     if not about_path.is_file():
         raise Refused(about_path, "no such model", "a trained one", "Train this stage first.")
-    about = read_json(about_path, "file", "sha256")
-    held = path.parent / about["file"]
+    about = read_json(about_path, "sha256")
+    held = path.parent / about.get("file", f"{path.name}.safetensors")
     if not held.is_file() or hashlib.sha256(held.read_bytes()).hexdigest() != about["sha256"]:
         raise Refused(
             held,
@@ -85,7 +88,7 @@ def fit(
     draw: Callable[[int], tuple],
     objective: Callable[[nn.Module, tuple], Tensor],
     settings: FitSettings,
-    folder: Path,
+    folder: Path | None,
     name: str,
     about: dict,
     validate: Callable[[nn.Module], dict] | None = None,
@@ -95,73 +98,83 @@ def fit(
     """Train `net` in place and return its curve (step, loss, seconds and what `validate` gives).
 
     draw(step) gives a batch, objective(net, batch) its loss. Saves `folder/name` (safetensors + JSON) at the end, and a
-    checkpoint `folder/name-resume` on the way, from which an interrupted run goes on.
+    checkpoint `folder/name-resume` on the way, from which an interrupted run goes on; without a folder it keeps nothing.
+    progress(name, step, steps, row) is told each row of the curve, and every `TELL_S` how far it is.
     """
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     config = {"fit": asdict(settings), **about}
-    start, rows, spent = 0, [], 0.0
-    point = folder / f"{name}-resume"
-    if point.with_suffix(".json").is_file():
+    tell = progress or (lambda *_: None)
+    start, rows, spent, running = 0, [], 0.0, []
+    point = None if folder is None else folder / f"{name}-resume"
+    if point is not None and point.with_suffix(".json").is_file():
         tensors, saved = load_tensors(point)
         if saved["config"] == json.loads(json.dumps(config)):
-            net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
             _restore(optimiser, net, tensors)
-            start, rows, spent = saved["step"], saved["curve"], saved["seconds"]
+            start, rows, spent, running = saved["step"], saved["curve"], saved["seconds"], list(tensors["running"])
     net.train()
-    began = saved_at = time.monotonic()
-    running = []
+    began = saved_at = told_at = time.monotonic()
+    tell(name, start, settings.steps, {})
     for step in range(start, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, settings)
+        batch = draw(step)  # in full precision: autocast would round the grid that slabs are resampled on
         with autocast(device):
-            loss = objective(net, draw(step))
+            loss = objective(net, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
         optimiser.step()
         running.append(loss.detach())
-        last = step + 1 == settings.steps
-        if (step + 1) % settings.check_every == 0 or last:
-            mean_loss = float(torch.stack(running).mean())
-            if not math.isfinite(mean_loss):
-                raise Refused(
-                    f"training {name}, step {step + 1}",
-                    f"a loss of {mean_loss}",
-                    "a finite one",
-                    "Lower the learning rate or check the cohort's voxels.",
-                )
-            row = {"step": step + 1, "loss": mean_loss, "seconds": spent + time.monotonic() - began}
+        done, last = step + 1, step + 1 == settings.steps
+        if done % settings.check_every == 0 or last:
+            row = {"step": done, "loss": _mean(running, name, done), "seconds": spent + time.monotonic() - began}
             if validate is not None:
                 net.eval()
                 row |= validate(net)
                 net.train()
             rows.append(row)
             running = []
-            if progress is not None:
-                progress(name, step + 1, settings.steps, row)
-            if not last and time.monotonic() - saved_at > settings.save_every_s:
-                state = {f"net.{k}": v for k, v in net.state_dict().items()} | _state(optimiser, net)
-                save_tensors(
-                    point, state, {"config": config, "step": step + 1, "curve": rows, "seconds": row["seconds"]}
-                )
-                saved_at = time.monotonic()
+            tell(name, done, settings.steps, row)
+            told_at = time.monotonic()
+        elif time.monotonic() - told_at > TELL_S:
+            told_at = time.monotonic()
+            pace = (done - start) / (told_at - began)
+            row = {"loss": _mean(running, name, done), "steps_per_s": pace, "left_s": (settings.steps - done) / pace}
+            tell(name, done, settings.steps, row)
+        if point is not None and not last and time.monotonic() - saved_at > settings.save_every_s:
+            about_point = {"config": config, "step": done, "curve": rows, "seconds": spent + time.monotonic() - began}
+            save_tensors(point, _state(optimiser, net, running), about_point)
+            saved_at = time.monotonic()
     net.eval()
-    save_tensors(folder / name, dict(net.state_dict()), {"config": config, "step": settings.steps, "curve": rows})
-    for old in folder.glob(f"{name}-resume.*"):
-        old.unlink()
+    if folder is not None:
+        save_tensors(folder / name, dict(net.state_dict()), {"config": config, "step": settings.steps, "curve": rows})
+        for old in folder.glob(f"{name}-resume.*"):
+            old.unlink()
     return pd.DataFrame(rows)
 
 
-def _state(optimiser: torch.optim.AdamW, net: nn.Module) -> dict[str, Tensor]:
-    out = {}
+def _mean(losses: list[Tensor], name: str, step: int) -> float:
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise Refused(
+            f"training {name}, step {step}",
+            f"a loss of {mean}",
+            "a finite one",
+            "Lower the learning rate or check the cohort's voxels.",
+        )
+    return mean
+
+
+def _state(optimiser: torch.optim.AdamW, net: nn.Module, running: list[Tensor]) -> dict[str, Tensor]:
+    """All that the next step depends on; `running`: the losses since the curve's last row."""
+    out = {f"net.{k}": v for k, v in net.state_dict().items()}
     for key, parameter in net.named_parameters():
-        for what, value in optimiser.state[parameter].items():
-            out[f"opt.{what}.{key}"] = value.reshape(-1) if value.ndim == 0 else value
-    return out
+        out |= {f"opt.{what}.{key}": value for what, value in optimiser.state[parameter].items()}
+    return out | {"running": torch.stack(running) if running else torch.zeros(0)}
 
 
 def _restore(optimiser: torch.optim.AdamW, net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
     for key, parameter in net.named_parameters():
-        state = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
-        state["step"] = state["step"].reshape(())
-        optimiser.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in state.items()}
+        held = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in held.items()}

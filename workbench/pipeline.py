@@ -492,8 +492,11 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
                 experiment.array("liver", "masks", row.case),
             )
         )
-    model = boundary.train(examples, s, experiment.settings.seed, experiment.progress, experiment.device)
-    model.save(folder)
+
+    def show(_: str, *rest) -> None:
+        experiment.progress("boundary", *rest)
+
+    model = boundary.train(examples, s, experiment.settings.seed, show, experiment.device, folder)
     write_table(folder / "curves.csv", model.curves)
     return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}
 
