@@ -90,6 +90,7 @@ class BoundarySettings:
     tile: Size = (8, 20, 20)  # voxels of a training tile that carry a loss
     rate: float = 8e-3
     weight_decay: float = 1e-2
+    ema: float = 0.0  # as in FitSettings
     noise_hu: float = 8.0
     shift_hu: float = 15.0
     validation_share: float = 0.15  # of the patients; for the curve only
@@ -644,11 +645,12 @@ def train(
             weight_decay=settings.weight_decay,
             check_every=max(1, settings.steps // 8),
             seed=seed,
+            ema=settings.ema,
         ),
         folder,
         "model",
         {"format": FORMAT, "settings": asdict(settings), "skipped": skipped + none},
-        (lambda net: _errors(net, checking)) if checking.parts else None,
+        (lambda net, _: _errors(net, checking)) if checking.parts else None,
         device,
         progress,
     )

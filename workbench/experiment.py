@@ -173,7 +173,10 @@ class Experiment:
         held = folder / "experiment.json"
         if held.is_file():
             stored = read_json(held)
-            differs = [k for k in ("settings", "manifest_sha256") if stored.get(k) != about[k]]
+            kept = from_dict(Settings, stored.get("settings", {}))  # what it does not name yet is at its default
+            differs = ["settings"] * (kept != settings) + ["manifest_sha256"] * (
+                stored.get("manifest_sha256") != about["manifest_sha256"]
+            )
             if differs:
                 raise Refused(
                     folder,

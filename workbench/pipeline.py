@@ -190,11 +190,22 @@ def _train_folds(
     banks = {c: bank(c) for c in table.case} if missing else {}
 
     def train(fold: int, show: Progress) -> None:
-        split = {
-            side: [banks[r.case] for r in table.itertuples() if (r.fold == fold) == side and banks[r.case] is not None]
-            for side in (True, False)
-        }
-        cascade.train_fold(split[False], split[True], settings, folder, fold, experiment.device, show)
+        aside = _set_aside(table[table.fold != fold], settings.fit.inner, experiment.settings.seed + fold)
+        sides: dict[str, list] = {"held out": [], "choosing": [], "training": []}
+        for r in table.itertuples():
+            if banks[r.case] is not None:
+                side = "held out" if r.fold == fold else "choosing" if r.patient in aside else "training"
+                sides[side].append(banks[r.case])
+        cascade.train_fold(
+            sides["training"],
+            sides["held out"],
+            settings,
+            folder,
+            fold,
+            experiment.device,
+            show,
+            sides["choosing"],
+        )
 
     side_by_side(
         train,
@@ -206,6 +217,15 @@ def _train_folds(
         pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
     ]
     write_table(folder / "curves.csv", pd.concat(curves))
+
+
+def _set_aside(training: pd.DataFrame, share: float, seed: int) -> set[str]:
+    """A share of the training patients, at least one of them, that takes no part in the training; none for 0."""
+    patients = sorted(training.patient.unique())
+    count = max(1, round(share * len(patients))) if share > 0 else 0
+    if count and len(patients) - count < 1:
+        raise Refused("inner", f"{len(patients)} training patients", "at least two", "Use more patients, or inner 0.")
+    return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
 
 
 def _run_liver(experiment: Experiment, folder: Path) -> dict:
