@@ -90,3 +90,13 @@ def test_patients_are_set_aside_whole():
     assert pipeline._set_aside(table, 0.0, 1) == set() and len(pipeline._set_aside(table, 0.01, 1)) == 1
     with pytest.raises(Refused, match="at least two"):
         pipeline._set_aside(table[:2], 0.5, 1)
+
+
+def test_a_cohort_that_does_not_fit_is_learnt_from_all_the_same(tmp_path, monkeypatch):
+    run(folder=tmp_path / "resident")
+    monkeypatch.setattr(slabs, "room", lambda device: 0)
+    real, made = slabs.SlabBank.__init__, []
+    monkeypatch.setattr(slabs.SlabBank, "__init__", lambda self, *a: made.append(a[2]) or real(self, *a))
+    run(folder=tmp_path / "mapped")
+    one, other = (load_tensors(tmp_path / name / "fold0")[0] for name in ("resident", "mapped"))
+    assert made == [False, False] and all(torch.equal(one[k], other[k]) for k in one)

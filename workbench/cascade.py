@@ -53,19 +53,30 @@ def train_fold(
     with _DRAWING:
         torch.manual_seed(seed)
         net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
-    bank = slabs.SlabBank(training, device)
+    resident = sum(c.bytes for c in training) <= slabs.room(device)
+    bank = slabs.SlabBank(training, device, resident)
+
+    def draw(step: int) -> tuple:
+        return bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step)
+
     still = replace(
         settings.slabs,
         scale=0.0,
         rotate_degrees=0.0,
         flip=False,
+        elastic=0.0,
+        thick=0.0,
         shift_hu=0.0,
         contrast=0.0,
         noise_hu=0.0,
         blur=0.0,
         blobs=0.0,
     )
-    check = slabs.SlabBank(held_out, device).draw(still, settings.network.slices, 64, seed, 0) if held_out else None
+    check = (
+        slabs.SlabBank(held_out, device, resident).draw(still, settings.network.slices, 64, seed, 0)
+        if held_out
+        else None
+    )
 
     shown = held_out[:: max(1, len(held_out) // max(1, settings.fit.volumes))][: settings.fit.volumes]
 
@@ -83,7 +94,7 @@ def train_fold(
 
     return fit.fit(
         net,
-        lambda step: bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step),
+        draw if resident else slabs.ahead(draw),
         lambda net, batch: deep_supervision(net(batch[0]), batch[1]),
         settings.fit,
         folder,

@@ -93,7 +93,9 @@ def paper() -> Settings:
     train = FitSettings(steps=40_000, batch=24, rate=1e-3, check_every=500, save_every_s=300)
 
     def finer(slabs: SlabSettings, crop: int) -> SlabSettings:
-        return replace(slabs, crop=(crop, crop), blob_pixels=(3.0, 30.0), blob_slices=(0.15, 0.8))
+        return replace(
+            slabs, crop=(crop, crop), blob_pixels=(3.0, 30.0), blob_slices=(0.15, 0.8), elastic=4.0, thick=0.3
+        )
 
     return Settings(
         preset="paper",

@@ -34,6 +34,7 @@ from workbench import (
     metrics,
     radiomics,
     selection,
+    slabs,
     tumor,
 )
 from workbench.experiment import (
@@ -187,7 +188,12 @@ def _train_folds(
     """The net of each fold, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
     table, count = experiment.cases("train"), experiment.settings.folds
     missing = [n for n in range(count) if not (folder / f"fold{n}.json").is_file()]
-    banks = {c: bank(c) for c in table.case} if missing else {}
+    banks, used, scratch = {}, 0, folder / "slices"
+    for case in table.case if missing else ():
+        made = bank(case)
+        used += made.bytes if made is not None else 0
+        spare = made is None or used <= slabs.room(experiment.device)
+        banks[case] = made if spare else made.in_files(scratch / case)
 
     def train(fold: int, show: Progress) -> None:
         aside = _set_aside(table[table.fold != fold], settings.fit.inner, experiment.settings.seed + fold)
@@ -213,6 +219,7 @@ def _train_folds(
         lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
         experiment.device,
     )
+    shutil.rmtree(scratch, ignore_errors=True)
     curves = [
         pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
     ]
