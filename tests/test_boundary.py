@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from workbench import boundary
 from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet
+from workbench.fit import FitSettings
 from workbench.volume import Refused
 
 SPACING = (4.0, 2.5, 2.5)
@@ -343,8 +345,15 @@ def surface_figures(truth, other):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return boundary.train([blurred_case(s) for s in range(8)], replace(SMALL, validation_share=0.25), seed=4)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("boundary")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return boundary.train(
+        [blurred_case(s) for s in range(8)], replace(SMALL, validation_share=0.25), seed=4, folder=folder
+    )
 
 
 def test_training_brings_the_contour_closer_on_unseen_lesions(trained):
@@ -406,31 +415,74 @@ def test_cases_without_a_band_are_counted_and_none_at_all_is_refused():
 # -- saving -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_saved_model_answers_the_same(trained, tmp_path):
-    trained.save(tmp_path / "boundary")
-    again = boundary.load(tmp_path / "boundary", trained.settings)
+def test_a_saved_model_answers_the_same(trained, folder):
+    again = boundary.load(folder, trained.settings)
     channels, wanted = torch.randn(boundary.CHANNELS, 6, 15, 14), torch.ones(6, 15, 14, dtype=torch.bool)
     assert torch.equal(*(boundary.dense_logits(m.net, channels, wanted) for m in (trained, again)))
     assert again.settings == trained.settings and again.curves.step.tolist() == trained.curves.step.tolist()
-    assert sorted(p.name for p in (tmp_path / "boundary").iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors"]
 
 
 def test_a_damaged_or_different_model_is_refused(tmp_path):
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(Refused, match="no such model"):
         boundary.load(tmp_path)
-    says(1.0).save(tmp_path)
+    boundary.train([blurred_case(0)], replace(SMALL, steps=1), folder=tmp_path)
     with pytest.raises(Refused, match=r"band_mm 6\.0 instead of 4\.0"):
-        boundary.load(tmp_path, replace(SMALL, band_mm=4.0))
-    path = tmp_path / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
+        boundary.load(tmp_path, replace(SMALL, steps=1, band_mm=4.0))
+    path = next(tmp_path.glob("*.safetensors"))
+    data, about = path.read_bytes(), json.loads((tmp_path / "model.json").read_text())
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
     with pytest.raises(Refused, match="checksum"):
         boundary.load(tmp_path)
-    about = json.loads((tmp_path / "model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps(about | {"format": 0}))
+    path.write_bytes(data)
+    about["config"]["format"] = 0
+    (tmp_path / "model.json").write_text(json.dumps(about))
     with pytest.raises(Refused, match="format 0"):
         boundary.load(tmp_path)
+
+
+def test_a_model_of_the_former_format_is_read(trained, folder, tmp_path):
+    """Format 2: settings and curves on one level, weights in a file without a digest in its name, fewer settings."""
+    about = json.loads((folder / "model.json").read_text())
+    settings = {k: v for k, v in about["config"]["settings"].items() if k != "ema"}
+    former = {"format": 2, "settings": settings, "skipped": 0, "curves": about["curve"], "sha256": about["sha256"]}
+    (tmp_path / "model.json").write_text(json.dumps(former))
+    (tmp_path / "model.safetensors").write_bytes((folder / about["file"]).read_bytes())
+    again = boundary.load(tmp_path, trained.settings)
+    assert torch.equal(again.net.fc8.weight, trained.net.fc8.weight) and len(again.curves) == len(trained.curves)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """Killed at a random step, with a checkpoint after each; dropout and batches follow from (seed, step)."""
+    cases, settings = [blurred_case(s) for s in range(3)], replace(SMALL, steps=9, dropout=0.3)
+    monkeypatch.setattr(boundary, "FitSettings", partial(FitSettings, save_every_s=0.0))
+    whole = boundary.train(cases, settings, seed=3, folder=tmp_path / "whole")
+    draw, at = boundary._draw, int(np.random.default_rng().integers(1, settings.steps))
+
+    def killed(bank, settings, seed, step):
+        if step == at:
+            raise KeyboardInterrupt
+        return draw(bank, settings, seed, step)
+
+    monkeypatch.setattr(boundary, "_draw", killed)
+    with pytest.raises(KeyboardInterrupt):
+        boundary.train(cases, settings, seed=3, folder=tmp_path / "cut")
+    seen = []
+    monkeypatch.setattr(boundary, "_draw", lambda *a: seen.append(a[3]) or draw(*a))
+    again = boundary.train(cases, settings, seed=3, folder=tmp_path / "cut")
+    assert seen == list(range(at, settings.steps)), f"killed at step {at}"
+    state = whole.net.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in again.net.state_dict().items()), f"killed at step {at}"
+    assert again.curves.loss.tolist() == whole.curves.loss.tolist()
+
+
+def test_each_tile_drops_by_its_own_seed():
+    net = untrained(replace(SMALL, dropout=0.5)).train()
+    x = torch.ones(3, 4, 2, 5, 5)
+    a, b = net._drop(x, [7, 8, 9], 0), net._drop(x[1:], [8, 9], 0)
+    assert torch.equal(a[1:], b) and not torch.equal(a[0], a[1]) and not torch.equal(a, net._drop(x, [7, 8, 9], 1))
+    assert a.unique().tolist() == [0, 2] and 0.3 < (a > 0).float().mean() < 0.7
+    assert torch.equal(net.eval()._drop(x, [7, 8, 9], 0), x)
 
 
 # -- the benchmark ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +19,9 @@ def draw(step):
     return x, x @ torch.tensor([[1.0], [-2.0], [0.5]])
 
 
-def train(folder, stop_at=None, settings=SETTINGS):
+def train(folder, stop_at=None, settings=SETTINGS, progress=None, between=nn.Identity):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    net = nn.Sequential(nn.Linear(3, 8), between(8), nn.Tanh(), nn.Linear(8, 1))
 
     def objective(net, batch):
         return (net(batch[0]) - batch[1]).square().mean()
@@ -29,19 +31,112 @@ def train(folder, stop_at=None, settings=SETTINGS):
             raise KeyboardInterrupt
         return draw(step)
 
-    curve = fit.fit(net, interrupt, objective, settings, folder, "net", {"a": 1})
+    curve = fit.fit(net, interrupt, objective, settings, folder, "net", {"a": 1}, progress=progress)
     return net, curve
 
 
-def test_resume_is_exact(tmp_path):
-    whole, curve = train(tmp_path / "whole")
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 9, 11])
+def test_resume_is_exact(tmp_path, stop_at, ema):
+    """Wherever it is cut, also between two rows of the curve, and with averaged weights."""
+    train = partial(globals()["train"], settings=replace(SETTINGS, ema=ema))
+    whole, curve = train(tmp_path / "whole", between=nn.BatchNorm1d)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", stop_at=9)
+        train(tmp_path / "cut", stop_at=stop_at, between=nn.BatchNorm1d)
     assert (tmp_path / "cut" / "net-resume.json").is_file() and not (tmp_path / "cut" / "net.json").exists()
-    again, resumed = train(tmp_path / "cut")
+    again, resumed = train(tmp_path / "cut", between=nn.BatchNorm1d)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
     assert resumed.loss.tolist() == curve.loss.tolist()
     assert not list((tmp_path / "cut").glob("*resume*"))
+
+
+def best_of(folder, scores, **changes):
+    """A run whose `score` at each row of the curve is given; the weights at each row."""
+    torch.manual_seed(0)
+    net, at = nn.Linear(3, 1), []
+    settings = replace(SETTINGS, volume_checks=9, inner=0.1, **changes)
+
+    def validate(net, whole):
+        at.append({k: v.clone() for k, v in net.state_dict().items()})
+        return {"score": scores[len(at) - 1]} if whole else {}
+
+    def objective(net, batch):
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    fit.fit(net, draw, objective, settings, folder, "net", {}, validate, best="score")
+    return net, at
+
+
+def test_the_best_is_kept_and_the_last_beside_it(tmp_path):
+    net, at = best_of(tmp_path, [0.3, 0.9, 0.9])
+    kept, last = (fit.load_tensors(tmp_path / name) for name in ("net", "net-last"))
+    assert torch.equal(kept[0]["weight"], at[1]["weight"]) and torch.equal(net.weight, at[1]["weight"])
+    assert torch.equal(last[0]["weight"], at[2]["weight"]) and not torch.equal(at[1]["weight"], at[2]["weight"])
+    assert (kept[1]["step"], last[1]["step"]) == (8, 12)
+
+
+def test_without_a_choice_the_last_is_kept(tmp_path):
+    train(tmp_path)
+    assert fit.load_tensors(tmp_path / "net")[1]["step"] == 12 and not (tmp_path / "net-last.json").exists()
+
+
+def test_the_average_is_that_of_the_weights(tmp_path):
+    """By hand: decay (1 + step) / (10 + step) until it reaches `ema`."""
+    weights = []
+
+    def objective(net, batch):
+        weights.append(net.weight.detach().clone())
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    def run(folder, ema, seen=()):
+        torch.manual_seed(0)
+        net = nn.Linear(3, 1)
+        settings = replace(SETTINGS, ema=ema)
+        validate = lambda net, _: seen.append(net.weight.detach().clone()) or {}  # noqa: E731
+        fit.fit(net, draw, objective, settings, folder, "net", {}, validate if seen is not None else None)
+        return net.weight.detach()
+
+    last, checked = run(tmp_path / "raw", 0.0, []), []
+    raw, averaged = [*weights[1:], last], run(tmp_path / "ema", 0.3, checked)
+    expected = weights[0]
+    for step, weight in enumerate(raw):
+        expected = expected.lerp(weight, 1 - min(0.3, (1 + step) / (10 + step)))
+    assert torch.allclose(averaged, expected, atol=1e-7) and not torch.allclose(averaged, last, atol=1e-5)
+    assert torch.equal(checked[-1], averaged) and torch.equal(weights[-1], weights[11]), (
+        "what is trained is not averaged"
+    )
+
+
+def test_whole_volumes_are_asked_for_evenly_and_at_the_end():
+    at = lambda **k: [s for s in (3, 6, 9, 10) if FitSettings(steps=10, check_every=3, **k).whole_at(s)]  # noqa: E731
+    assert at(volume_checks=2) == [6, 10] and at(volume_checks=1) == [10]
+    assert at(volume_checks=99) == [3, 6, 9, 10] and at(volume_checks=0) == []
+
+
+def test_impossible_settings_are_refused():
+    for wrong in ({"ema": 1.0}, {"inner": -0.1}, {"inner": 0.1, "volume_checks": 0}):
+        with pytest.raises(Refused, match="ema and inner from 0"):
+            FitSettings(**wrong)
+
+
+def test_progress_goes_by_the_clock_and_the_curve_by_steps(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(fit, "TELL_S", 0.0)
+    _, often = train(tmp_path / "often", progress=lambda *a: told.append(a))
+    assert [t[1] for t in told] == list(range(13)) and all(t[0] == "net" and t[2] == 12 for t in told)
+    between = [row for _, done, _, row in told if done % 4]
+    assert all(set(row) == {"loss", "steps_per_s", "left_s"} and row["left_s"] > 0 for row in between)
+    assert [row for _, done, _, row in told if done % 4 == 0 and done] == often.to_dict("records")
+    monkeypatch.setattr(fit, "TELL_S", 1e9)
+    told.clear()
+    _, seldom = train(tmp_path / "seldom", progress=lambda *a: told.append(a))
+    assert [t[1] for t in told] == [0, 4, 8, 12] and seldom.loss.tolist() == often.loss.tolist()
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, curve = train(None)
+    assert len(curve) == 3 and list(tmp_path.iterdir()) == []
 
 
 def test_loss_falls(tmp_path):

@@ -66,14 +66,18 @@ def test_maps_are_out_of_fold(trained):
 def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path):
     seen = {}
 
-    def train_fold(training, held, settings, folder, fold, *_):
-        seen[fold] = (len(training), len(held))
+    def train_fold(training, held, settings, folder, fold, device, show, choosing):
+        seen[fold] = (len(training), len(held), len(choosing))
+        folder.mkdir(exist_ok=True)
         (folder / f"fold{fold}.json").write_text('{"curve": []}')
 
     monkeypatch.setattr(cascade, "train_fold", train_fold)
     pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, lambda case: case)
     sizes = trained.cases("train").fold.value_counts()
-    assert seen == {f: (8 - sizes[f], sizes[f]) for f in range(2)}
+    assert seen == {f: (8 - sizes[f], sizes[f], 0) for f in range(2)}
+    s = trained.settings.liver.cascade
+    pipeline._train_folds(trained, tmp_path / "chosen", replace(s, fit=replace(s.fit, inner=0.25)), lambda case: case)
+    assert seen == {f: (7 - sizes[f], sizes[f], 1) for f in range(2)}
 
 
 def test_the_held_out_are_nowhere_in_training(trained):
@@ -131,6 +135,18 @@ def test_settings_survive_json():
 
         stored = json.loads(json.dumps(asdict(make())))
         assert experiment.from_dict(experiment.Settings, stored) == make()
+
+
+def test_settings_that_a_stored_experiment_does_not_name_yet_are_at_their_defaults(tmp_path, toy_cohort):
+    made = Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    about = json.loads((tmp_path / "experiment.json").read_text())
+    del about["settings"]["liver"]["cascade"]["fit"]["ema"], about["settings"]["boundary"]["ema"]
+    (tmp_path / "experiment.json").write_text(json.dumps(about))
+    assert Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu").settings == made.settings
+    about["settings"]["liver"]["cascade"]["fit"]["ema"] = 0.5
+    (tmp_path / "experiment.json").write_text(json.dumps(about))
+    with pytest.raises(Refused, match="other settings"):
+        Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
 
 
 def test_ledger_adds_up(segmented, models):
@@ -337,8 +353,6 @@ def test_without_held_out_cases_the_last_stage_is_left_out(cut_cohort, tmp_path,
 
 
 def test_a_single_slice_is_refused(models):
-    from dataclasses import replace
-
     ct, _ = tiny.patient(50)
     with pytest.raises(Refused, match="at least 3"):
         pipeline.segment(replace(ct, array=ct.array[:1]), models)

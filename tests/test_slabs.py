@@ -107,6 +107,62 @@ def test_image_and_target_move_together():
     assert ((x[:, 1:2] > 0) == (y > 0.5)).float().mean() > 0.995
 
 
+def test_elastic_deformation_is_smooth_and_moves_image_and_target_together():
+    hu = torch.full((3, 24, 32), -500)
+    target = torch.zeros(3, 24, 32)
+    target[:, 6:18, 8:24] = 1
+    hu[target > 0] = 500
+    bank = SlabBank([BankCase(hu, target)], "cpu")
+    bent = replace(STILL, crop=(24, 32), elastic=2.0, elastic_pixels=8.0)
+    x, y = bank.draw(bent, 3, 16, 3, 1)
+    assert ((x[:, 1:2] > 0) == (y > 0.5)).float().mean() > 0.995 and torch.allclose(x[:, 0], x[:, 2])
+    still = bank.draw(replace(bent, elastic=0.0), 3, 16, 3, 1)[1]
+    changed = ((y > 0.5) != (still > 0.5)).float().mean((1, 2, 3))
+    assert changed.max() > 0.03 and changed.unique().numel() > 8, "each slab by its own field and its own strength"
+    pixels = bank._bent(4000, bent, torch.Generator().manual_seed(0)) * torch.tensor([16.0, 12.0])
+    corner = pixels[:, 0, 0]
+    assert corner.std(0).tolist() == pytest.approx([2 / 3**0.5] * 2, rel=0.1)  # 2 pixels, times a uniform strength
+    assert pixels.diff(dim=1).std() < 0.5 * pixels.std(), "neighbouring pixels go the same way"
+
+
+def test_thicker_slices_are_means_of_neighbours():
+    """Slices at 0, 100, 0, 0 HU: the neighbours of the bright one get up to a third of it, and it keeps the rest."""
+    hu = torch.zeros(4, 8, 12)
+    hu[1] = 100
+    bank = SlabBank([BankCase(hu, torch.zeros_like(hu))], "cpu")
+    x = bank.draw(replace(STILL, thick=0.5), 3, 400, 0, 0)[0].mean((2, 3)) * 1000
+    centre = x[(x[:, 1] > x[:, 0] + 1) & (x[:, 1] > x[:, 2] + 1)]  # slabs around the bright slice
+    assert torch.allclose(centre.sum(1), torch.tensor(100.0), atol=0.1) and torch.allclose(
+        centre[:, 0], centre[:, 2], atol=1e-3
+    )
+    assert 33.3 < centre[:, 1].min() < 45 and 0.35 < (centre[:, 1] > 99.9).float().mean() < 0.65
+
+
+def test_batches_from_files_drawn_ahead_are_those_of_the_resident_bank(tmp_path):
+    cases = [case(h=8, w=12, lesion=1), case(h=6, w=10, level=50, lesion=0)]
+    cases = [replace(c, prior=torch.rand(c.hu.shape)) for c in cases]
+    moving = SlabSettings(crop=(8, 12), flip=True, blobs=0.5, blob_is_target=True, elastic=1.0, thick=0.5)
+    resident = SlabBank(cases, "cpu")
+    mapped = SlabBank([c.in_files(tmp_path / str(n)) for n, c in enumerate(cases)], "cpu", resident=False)
+    assert isinstance(mapped.hu, slabs._Canvas) and len(list(tmp_path.glob("*.npy"))) == 8
+    draw = slabs.ahead(lambda step: mapped.draw(moving, 3, 6, 1, step))
+    for step in (0, 1, 2, 7, 8, 3):  # in order, and after a jump
+        one, other = resident.draw(moving, 3, 6, 1, step), draw(step)
+        assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_an_error_while_drawing_ahead_is_told_when_its_batch_is_asked_for():
+    def draw(step):
+        if step == 1:
+            raise ValueError("step 1")
+        return (step,)
+
+    taken = slabs.ahead(draw)
+    assert taken(0) == (0,)
+    with pytest.raises(ValueError, match="step 1"):
+        taken(1)
+
+
 def made_up(is_target):
     """64 slabs of a liver of 0 HU in air, half of them with a lesion of -400 HU."""
     hu = torch.full((5, 24, 32), -900)

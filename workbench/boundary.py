@@ -47,10 +47,7 @@ and none merge (added voxels that would join two are dropped); what happened to 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -61,15 +58,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from scipy import ndimage
 from torch import Tensor, nn
 
-from workbench.files import read_json, write_atomic
+from workbench.fit import FitSettings, fit, load_tensors
 from workbench.volume import Box, Refused, Spacing, bounding_box
 
-FORMAT = 2  # of the saved model
+FORMAT = 3  # of the saved model
 CHANNELS = 4  # CT, tumor probability, signed distance to the mask, contrast relative to the lesion's own
 CORE_MM, AROUND_MM, LEAST_HU = 1.5, (4.0, 12.0), 8.0  # choices: where a lesion and its surroundings are read
 MIDDLE = 8  # features of the unpooled middle of a patch
@@ -95,6 +90,7 @@ class BoundarySettings:
     tile: Size = (8, 20, 20)  # voxels of a training tile that carry a loss
     rate: float = 8e-3
     weight_decay: float = 1e-2
+    ema: float = 0.0  # as in FitSettings
     noise_hu: float = 8.0
     shift_hu: float = 15.0
     validation_share: float = 0.15  # of the patients; for the curve only
@@ -270,7 +266,6 @@ class PatchNet(nn.Module):
         self.middle = nn.Conv3d(CHANNELS, MIDDLE, 3, bias=False)
         self.fc7 = nn.Conv3d(a + MIDDLE, b, 1, bias=False)
         self.fc8 = nn.Conv3d(b, 1, 1)
-        self.drop = nn.Dropout(settings.dropout)
         self.trust = nn.Parameter(torch.ones(()))  # in the cascade's own log odds
         for layer in (*self.conv, self.fc6, self.fc7, self.middle):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -279,11 +274,16 @@ class PatchNet(nn.Module):
     def forward(self, patches: Float[Tensor, "n c pz py px"]) -> Float[Tensor, " n"]:
         return self._through(patches.contiguous(memory_format=torch.channels_last_3d), dense=False).flatten()
 
-    def dense(self, block: Float[Tensor, "b c zp yp xp"]) -> Float[Tensor, "b z y x"]:
-        """`[b 4 z+pz-1 y+py-1 x+px-1]` -> logits `[b z y x]`: what `forward` gives for the patch around each voxel."""
-        return self._through(block.contiguous(memory_format=torch.channels_last_3d), dense=True)[:, 0]
+    def dense(
+        self, block: Float[Tensor, "b c zp yp xp"], seeds: Sequence[int] | None = None
+    ) -> Float[Tensor, "b z y x"]:
+        """`[b 4 z+pz-1 y+py-1 x+px-1]` -> logits `[b z y x]`: what `forward` gives for the patch around each voxel.
 
-    def _through(self, x: Tensor, dense: bool) -> Tensor:
+        `seeds`: one a block, of what is dropped in training; without them nothing is.
+        """
+        return self._through(block.contiguous(memory_format=torch.channels_last_3d), dense=True, seeds=seeds)[:, 0]
+
+    def _through(self, x: Tensor, dense: bool, seeds: Sequence[int] | None = None) -> Tensor:
         odds = torch.logit((self._inner(x)[:, 1:2] + 1) / 2, eps=0.05)  # the cascade's, no surer than 20 to 1
         middle = F.relu(self._normed(self._inner(x, 1), self.middle, self.norm[7], (1, 1, 1)))
         step = (1, 1, 1)  # voxels between neighbours that a kernel sees
@@ -294,8 +294,17 @@ class PatchNet(nn.Module):
                 x = F.max_pool3d(x, size, 1, dilation=step) if dense else F.max_pool3d(x, size, stride)
                 step = tuple(a * b for a, b in zip(step, stride)) if dense else step
         x = torch.cat([F.relu(self._normed(x, self.fc6, self.norm[5], step)), middle], 1)
-        x = F.relu(self._normed(self.drop(x), self.fc7, self.norm[6], step), inplace=True)
-        return self.fc8(self.drop(x)) + self.trust * odds
+        x = F.relu(self._normed(self._drop(x, seeds, 0), self.fc7, self.norm[6], step), inplace=True)
+        return self.fc8(self._drop(x, seeds, 1)) + self.trust * odds
+
+    def _drop(self, x: Tensor, seeds: Sequence[int] | None, layer: int) -> Tensor:
+        """Dropout whose mask follows from each block's own seed: a resumed run drops the same."""
+        share = self.settings.dropout
+        if not self.training or seeds is None or share == 0:
+            return x
+        generators = [torch.Generator(x.device).manual_seed(2 * int(seed) + layer) for seed in seeds]
+        chance = torch.stack([torch.rand(x.shape[1:], generator=g, device=x.device) for g in generators])
+        return x * (chance >= share) / (1 - share)
 
     def _inner(self, x: Tensor, beyond: int = 0) -> Tensor:
         """The voxels that are decided and `beyond` around them: the block without its patches' margins."""
@@ -465,66 +474,34 @@ class BoundaryModel:
     curves: pd.DataFrame = field(default_factory=pd.DataFrame)
     skipped: int = 0
 
-    def save(self, folder: Path) -> None:
-        """`folder`/model.safetensors and model.json (settings, format, checksum); the JSON goes last."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        data = save_bytes({k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()})
-        about = {
-            "format": FORMAT,
-            "settings": asdict(self.settings),
-            "skipped": self.skipped,
-            "curves": json.loads(self.curves.to_json(orient="records")),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        write_atomic(folder / "model.safetensors", data)
-        write_atomic(folder / "model.json", json.dumps(about, indent=1).encode())
-
 
 def load(folder: Path, settings: BoundarySettings | None = None, device: torch.device | str = "cpu") -> BoundaryModel:
-    """The model in `folder`. Refused when damaged, or when trained with other settings than those given."""
-    folder = Path(folder)
-    about_path, path = folder / "model.json", folder / "model.safetensors"
-    for file in (about_path, path):
-        if not file.is_file():
-            raise Refused(file, "no such file", "a trained boundary model", "Train the boundary stage first.")
-    about = read_json(about_path, "format", "settings", "sha256", "curves", "skipped")
-    if about["format"] != FORMAT:
-        raise Refused(about_path, f"format {about['format']}", f"format {FORMAT}", "Train the boundary stage again.")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != about["sha256"]:
-        raise Refused(
-            path,
-            f"checksum {digest[:12]}",
-            about["sha256"][:12],
-            "The file is damaged: restore it or train the boundary stage again.",
-        )
+    """The model in `folder`. Refused when damaged, or when trained with other settings than those given.
+
+    Settings that a stored model does not name yet are at their defaults.
+    """
+    path = Path(folder) / "model"
+    tensors, about = load_tensors(path)
+    curve = about.get("curve", about.get("curves"))  # format 2 had all on one level
+    about = about.get("config", about)
+    if about.get("format") not in (2, FORMAT):
+        raise Refused(path, f"format {about.get('format')}", f"format {FORMAT}", "Train the boundary stage again.")
     held = {key: _tuples(value) for key, value in about["settings"].items()}
-    if settings is not None:
-        asked = asdict(settings)
-        names = sorted(set(held) | set(asked))
-        other = [
-            f"{n} {held.get(n, 'absent')} instead of {asked.get(n, 'absent')}"
-            for n in names
-            if held.get(n) != asked.get(n)
-        ]
-        if other:
-            raise Refused(
-                folder, "; ".join(other), "the settings asked for", "Train again, or use the model's own settings."
-            )
     unknown = set(held) - {f.name for f in fields(BoundarySettings)}
     if unknown:
-        raise Refused(
-            about_path, f"settings {sorted(unknown)}", "those of this version", "Train the boundary stage again."
-        )
+        raise Refused(path, f"settings {sorted(unknown)}", "those of this version", "Train the boundary stage again.")
     stored = BoundarySettings(**held)
+    if settings is not None and settings != stored:
+        asked, own = asdict(settings), asdict(stored)
+        other = [f"{n} {own[n]} instead of {asked[n]}" for n in sorted(own) if own[n] != asked[n]]
+        raise Refused(
+            folder, "; ".join(other), "the settings asked for", "Train again, or use the model's own settings."
+        )
     net = PatchNet(stored)
-    tensors = load_bytes(data)
     if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in net.state_dict().items()}:
         raise Refused(path, "weights of another network", "those of this version", "Train the boundary stage again.")
     net.load_state_dict(tensors)
-    return BoundaryModel(net.to(device).eval(), stored, pd.DataFrame(about["curves"]), about["skipped"])
+    return BoundaryModel(net.to(device).eval(), stored, pd.DataFrame(curve), about["skipped"])
 
 
 def _tuples(value):
@@ -573,8 +550,9 @@ def _touching(mask: Tensor, truth: Tensor) -> Tensor:
     return torch.as_tensor(np.isin(pieces, hit), device=mask.device) & mask
 
 
-def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch of one step, from (seed, step) alone: blocks `[b 4 ...]`, targets and loss weights `[b z y x]`."""
+def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """The batch of one step, from (seed, step) alone: blocks `[b 4 ...]`, targets and loss weights `[b z y x]`, and a
+    seed a block for dropout."""
     rng = np.random.default_rng([seed, step])
     patch, tile = settings.patch, settings.tile
     low, high = settings.window_hu
@@ -600,13 +578,19 @@ def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tupl
         blocks.append(torch.cat([hu.clamp(-1, 1)[None], block[1:]]))
         targets.append(target)
         weights.append(weight)
-    return torch.stack(blocks), torch.stack(targets), torch.stack(weights)
+    seeds = rng.integers(2**62, size=settings.batch).tolist()
+    return torch.stack(blocks), torch.stack(targets), torch.stack(weights), seeds
 
 
-def _objective(net: PatchNet, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Cross entropy over the band, the mean over tiles: a large lesion's tile holds more of the band than a small one's."""
-    block, target, weight = batch
-    loss = F.binary_cross_entropy_with_logits(net.dense(block).float(), target, reduction="none")
+def _objective(net: PatchNet, batch: tuple[Tensor, Tensor, Tensor, list[int]]) -> Tensor:
+    """Cross entropy over the band, the mean over tiles: a large lesion's tile holds more of the band than a small one's.
+
+    In float32, as the net is run.
+    """
+    block, target, weight, seeds = batch
+    with torch.autocast(block.device.type, enabled=False):
+        logits = net.dense(block, seeds)
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return ((loss * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1)).mean()
 
 
@@ -628,10 +612,11 @@ def train(
     seed: int = 0,
     progress: Callable[[str, int, int, dict], None] | None = None,
     device: torch.device | str = "cpu",
+    folder: Path | None = None,
 ) -> BoundaryModel:
     """Train on the bands of predicted lesions. A share of the patients is held out, for the curve only.
 
-    progress(name, step, steps, row) is called at each point of the curve. Refused when no case has a band.
+    Saves `folder/model`, and goes on from its checkpoint where there is one. Refused when no case has a band.
     """
     cases = [case if isinstance(case, Case) else Case(**case) for case in cases]
     patients = sorted({case.patient for case in cases})
@@ -649,58 +634,27 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = PatchNet(settings).to(device, memory_format=torch.channels_last_3d)
-        curves = _fit(
-            net,
-            lambda step: _draw(training, settings, seed, step),
-            settings,
-            (lambda: _errors(net, checking)) if checking.parts else None,
-            progress,
-        )
-    return BoundaryModel(net.eval(), settings, curves, skipped + none)
-
-
-def _fit(
-    net: PatchNet,
-    draw: Callable[[int], tuple],
-    settings: BoundarySettings,
-    validate: Callable[[], dict] | None,
-    progress: Callable[[str, int, int, dict], None] | None,
-) -> pd.DataFrame:
-    """AdamW, a warm-up of a tenth, cosine to zero, in float32."""
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
-    warm, every = max(1, settings.steps // 10), max(1, settings.steps // 8)
-    rows, running, began = [], [], time.monotonic()
-    net.train()
-    for step in range(settings.steps):
-        done = max(0, step - warm) / max(1, settings.steps - warm)
-        optimiser.param_groups[0]["lr"] = (
-            settings.rate * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * done))
-        )
-        loss = _objective(net, draw(step))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        running.append(loss.detach())
-        if (step + 1) % every and step + 1 < settings.steps:
-            continue
-        row = {"step": step + 1, "loss": float(torch.stack(running).mean()), "seconds": time.monotonic() - began}
-        if not math.isfinite(row["loss"]):
-            raise Refused(
-                f"boundary training, step {step + 1}",
-                f"a loss of {row['loss']}",
-                "a finite one",
-                "Lower the learning rate or check the cohort's voxels.",
-            )
-        if validate is not None:
-            net.eval()
-            row |= validate()
-            net.train()
-        rows.append(row)
-        running = []
-        if progress is not None:
-            progress("boundary", step + 1, settings.steps, row)
-    return pd.DataFrame(rows)
+    curves = fit(
+        net,
+        lambda step: _draw(training, settings, seed, step),
+        _objective,
+        FitSettings(
+            steps=settings.steps,
+            batch=settings.batch,
+            rate=settings.rate,
+            weight_decay=settings.weight_decay,
+            check_every=max(1, settings.steps // 8),
+            seed=seed,
+            ema=settings.ema,
+        ),
+        folder,
+        "model",
+        {"format": FORMAT, "settings": asdict(settings), "skipped": skipped + none},
+        (lambda net, _: _errors(net, checking)) if checking.parts else None,
+        device,
+        progress,
+    )
+    return BoundaryModel(net, settings, curves, skipped + none)
 
 
 # ------------------------------------------------------------------------------------------------ relabelling

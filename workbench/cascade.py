@@ -1,7 +1,8 @@
 """What both cascade stages share: one network class, two configurations, trained fold by fold.
 
 States: a two-stage cascade. Chooses: patient-grouped folds; the net of a fold never sees that fold's patients, so the
-maps that later stages learn from are out of fold. New patients get the mean of all fold models' logits, which stays as sharp as
+maps that later stages learn from are out of fold. The held-out patients show how far it is and choose nothing; where
+the best checkpoint is wanted, training patients that are set aside choose it. New patients get the mean of all fold models' logits, which stays as sharp as
 one model's map, the kind that later stages have learned from.
 """
 
@@ -41,11 +42,14 @@ def train_fold(
     fold: int,
     device: torch.device | str,
     progress=None,
+    choosing: Sequence[slabs.BankCase] = (),
     start: Path | None = None,
 ) -> pd.DataFrame:
-    """Train one fold's net on `training`; its curve shows the Dice on slabs of `held_out`. Saves `folder/fold<n>`.
+    """Train one fold's net on `training`. Saves `folder/fold<n>`.
 
-    It begins with the same fold's net in the folder `start`, if one is given, else with random weights.
+    Its curve shows the Dice of slabs and of a few whole volumes of `held_out`. Of `choosing`, where there is one, the Dice of
+    whole volumes decides which weights are kept; else the last ones are. It begins with the same fold's net in the folder
+    `start`, if one is given, else with random weights.
     """
     seed = settings.fit.seed + 101 * fold
     if start is None:
@@ -54,38 +58,71 @@ def train_fold(
             net = SlabNet(settings.network).to(device, memory_format=torch.channels_last)
     else:
         net = load_fold(start, settings, fold, device)
-    bank = slabs.SlabBank(training, device)
+    resident = sum(c.bytes for c in training) <= slabs.room(device)
+    bank = slabs.SlabBank(training, device, resident)
+
+    def draw(step: int) -> tuple:
+        return bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step)
+
     still = replace(
         settings.slabs,
         scale=0.0,
         rotate_degrees=0.0,
         flip=False,
+        elastic=0.0,
+        thick=0.0,
         shift_hu=0.0,
         contrast=0.0,
         noise_hu=0.0,
         blur=0.0,
         blobs=0.0,
     )
-    check = slabs.SlabBank(held_out, device).draw(still, settings.network.slices, 64, seed, 0) if held_out else None
+    check = (
+        slabs.SlabBank(held_out, device, resident).draw(still, settings.network.slices, 64, seed, 0)
+        if held_out
+        else None
+    )
 
-    def validate(net: SlabNet) -> dict:
-        with torch.inference_mode(), slabs.autocast(device):
-            on = net(check[0]) > 0
-        truth = check[1] > 0.5
-        return {"dice": float(2 * (on & truth).sum() / (on.sum() + truth.sum()).clamp_min(1))}
+    shown = held_out[:: max(1, len(held_out) // max(1, settings.fit.volumes))][: settings.fit.volumes]
+
+    def validate(net: SlabNet, whole: bool) -> dict:
+        row = {}
+        if check is not None:
+            with torch.inference_mode(), slabs.autocast(device):
+                on = net(check[0]) > 0
+            truth = check[1] > 0.5
+            row["dice"] = float(2 * (on & truth).sum() / (on.sum() + truth.sum()).clamp_min(1))
+        for name, cases in (("volume_dice", shown), ("inner_dice", choosing)):
+            if whole and cases:
+                row[name] = _volume_dice(net, cases, settings, device)
+        return row
 
     return fit.fit(
         net,
-        lambda step: bank.draw(settings.slabs, settings.network.slices, settings.fit.batch, seed, step),
+        draw if resident else slabs.ahead(draw),
         lambda net, batch: deep_supervision(net(batch[0]), batch[1]),
         settings.fit,
         folder,
         f"fold{fold}",
         {"network": asdict(settings.network), "slabs": asdict(settings.slabs), "fold": fold},
-        validate if check is not None else None,
+        validate,
         device,
         progress,
+        "inner_dice" if choosing else None,
     )
+
+
+def _volume_dice(
+    net: SlabNet, cases: Sequence[slabs.BankCase], settings: CascadeSettings, device: torch.device | str
+) -> float:
+    """Dice of whole volumes on the stage's grid at a probability of one half, the mean over cases; 1 where both are empty."""
+    dice = []
+    for case in cases:
+        on = slabs.predict([net], case.hu, case.prior, settings.slabs.window_hu, device) >= 0.5
+        truth = case.target.cpu() > 0.5
+        total = int(on.sum() + truth.sum())
+        dice.append(2 * int((on & truth).sum()) / total if total else 1.0)
+    return sum(dice) / len(dice)
 
 
 def load(

@@ -93,7 +93,9 @@ def paper() -> Settings:
     train = FitSettings(steps=40_000, batch=24, rate=1e-3, check_every=500, save_every_s=300)
 
     def finer(slabs: SlabSettings, crop: int) -> SlabSettings:
-        return replace(slabs, crop=(crop, crop), blob_pixels=(3.0, 30.0), blob_slices=(0.15, 0.8))
+        return replace(
+            slabs, crop=(crop, crop), blob_pixels=(3.0, 30.0), blob_slices=(0.15, 0.8), elastic=4.0, thick=0.3
+        )
 
     return Settings(
         preset="paper",
@@ -178,7 +180,9 @@ class Experiment:
         held = folder / "experiment.json"
         if held.is_file():
             stored = read_json(held)
-            differs = [k for k in ("settings", "manifest_sha256", "start") if stored.get(k) != about[k]]
+            kept = from_dict(Settings, stored.get("settings", {}))  # what it does not name yet is at its default
+            differs = ["settings"] * (kept != settings)
+            differs += [k for k in ("manifest_sha256", "start") if stored.get(k) != about[k]]
             if differs:
                 raise Refused(
                     folder,

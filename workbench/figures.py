@@ -755,8 +755,8 @@ def _spread(counts: np.ndarray, n: int) -> list[int]:
 
 
 def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
-    """Loss and Dice against the training step, one line a fold (columns fold, step, loss, dice as in curves.csv)."""
-    names = [c for c in ("loss", "dice", "net_error") if c in table] or [
+    """Loss and Dice (of slabs, of whole volumes) against the training step, one line a fold (columns as in curves.csv)."""
+    names = [c for c in ("loss", "dice", "volume_dice", "inner_dice", "net_error") if c in table] or [
         c for c in table.columns if c not in ("fold", x, "seconds")
     ]
     figure = Picture(5 * max(1, len(names)), 3.8)
@@ -771,10 +771,19 @@ def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
                 ls=("-", "--", ":", "-.")[n % 4],
                 label=f"fold {fold}" if "fold" in table else None,
                 lw=1.4,
+                marker="." if len(rows) < len(table) / len(folds) else None,
             )
         ax.set_xlabel(x)
-        ax.set_ylabel({"dice": "Dice (1)", "loss": "loss (1)", "net_error": "band wrong (share)"}.get(name, name))
-        if name == "dice":
+        ax.set_ylabel(
+            {
+                "dice": "Dice (1)",
+                "volume_dice": "Dice of whole volumes (1)",
+                "inner_dice": "Dice of whole volumes, choosing (1)",
+                "loss": "loss (1)",
+                "net_error": "band wrong (share)",
+            }.get(name, name)
+        )
+        if name.endswith("dice"):
             ax.set_ylim(0, 1)
         if name == "net_error" and "mask_error" in table:
             ax.axhline(table["mask_error"].iloc[-1], color=BLACK, ls="--", lw=1, label="the mask before")

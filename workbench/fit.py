@@ -1,9 +1,10 @@
 """The one training loop: precision, schedule, checkpoints, resume.
 
-Chooses: AdamW, one cycle of warm-up and cosine decay, gradient clipping, bfloat16 autocast where it is native. A checkpoint holds
-weights, optimiser and step as safetensors with the settings and a SHA-256 beside it in JSON; it is written
-under another name and moved into place, and the one before is kept until then. Since every batch follows from (seed, step),
-a resumed run ends in the same weights as an uninterrupted one.
+Chooses: AdamW, one cycle of warm-up and cosine decay, gradient clipping, bfloat16 autocast where it is native. On request the
+net is the running average of its weights, and the best checkpoint is kept beside the last. A checkpoint holds
+weights, optimiser, average, best and step as safetensors with the settings and a SHA-256 beside it in JSON; it is written
+under another name and moved into place, and the one before is kept until then. Checkpoints and progress go by the clock, the
+curve by steps. Since every batch follows from (seed, step), a resumed run ends in the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +41,29 @@ class FitSettings:
     check_every: int = 50  # steps between validation points
     save_every_s: float = 30.0
     seed: int = 0
+    ema: float = 0.0  # decay of the weights' running average, which is then what is validated and kept; 0: none
+    volumes: int = 2  # held-out patients that are predicted whole
+    volume_checks: int = 2  # how often in a run, the last time at its end; 0: never
+    inner: float = 0.0  # share of the training patients set aside to choose the best checkpoint; 0: the last is kept
+    compile: bool = False  # through torch.compile; off, since it has not paid yet (docs/decisions/0008)
+
+    def __post_init__(self):
+        if not (0 <= self.ema < 1 and 0 <= self.inner < 1) or (self.inner > 0 and self.volume_checks < 1):
+            raise Refused(
+                "fit settings",
+                f"ema {self.ema}, inner {self.inner}, volume_checks {self.volume_checks}",
+                "ema and inner from 0 to below 1, and with inner at least one volume check",
+            )
+
+    def whole_at(self, step: int) -> bool:
+        """Whether whole volumes are predicted at this point of the curve: `volume_checks` times, evenly, the end among them."""
+        points = math.ceil(self.steps / self.check_every)
+        share = min(self.volume_checks, points) / points
+        point = math.ceil(step / self.check_every)
+        return math.floor(point * share + 1e-9) > math.floor((point - 1) * share + 1e-9)
+
+
+TELL_S = 10.0  # a choice: the longest that a run stays silent, unless one step takes longer
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
@@ -60,8 +85,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     about_path = path.with_suffix(".json")
     if not about_path.is_file():
         raise Refused(about_path, "no such model", "a trained one", "Train this stage first.")
-    about = read_json(about_path, "file", "sha256")
-    held = path.parent / about["file"]
+    about = read_json(about_path, "sha256")
+    held = path.parent / about.get("file", f"{path.name}.safetensors")
     if not held.is_file() or hashlib.sha256(held.read_bytes()).hexdigest() != about["sha256"]:
         raise Refused(
             held,
@@ -85,83 +110,144 @@ def fit(
     draw: Callable[[int], tuple],
     objective: Callable[[nn.Module, tuple], Tensor],
     settings: FitSettings,
-    folder: Path,
+    folder: Path | None,
     name: str,
     about: dict,
-    validate: Callable[[nn.Module], dict] | None = None,
+    validate: Callable[[nn.Module, bool], dict] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[str, int, int, dict], None] | None = None,
+    best: str | None = None,
 ) -> pd.DataFrame:
     """Train `net` in place and return its curve (step, loss, seconds and what `validate` gives).
 
     draw(step) gives a batch, objective(net, batch) its loss. Saves `folder/name` (safetensors + JSON) at the end, and a
-    checkpoint `folder/name-resume` on the way, from which an interrupted run goes on.
+    checkpoint `folder/name-resume` on the way, from which an interrupted run goes on; without a folder it keeps nothing.
+    validate(net, whole) gives figures for the curve, those of whole volumes where it is asked for them. `best` names the
+    one whose highest value decides which weights are kept, with the last ones in `folder/name-last`; else the last are kept.
+    progress(name, step, steps, row) is told each row of the curve, and every `TELL_S` how far it is.
     """
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     config = {"fit": asdict(settings), **about}
-    start, rows, spent = 0, [], 0.0
-    point = folder / f"{name}-resume"
-    if point.with_suffix(".json").is_file():
+    tell = progress or (lambda *_: None)
+    start, rows, spent, running = 0, [], 0.0, []
+    average = _copy(net) if settings.ema else {}
+    top, top_step, top_weights = -math.inf, 0, {}
+    point = None if folder is None else folder / f"{name}-resume"
+    if point is not None and point.with_suffix(".json").is_file():
         tensors, saved = load_tensors(point)
         if saved["config"] == json.loads(json.dumps(config)):
-            net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
             _restore(optimiser, net, tensors)
-            start, rows, spent = saved["step"], saved["curve"], saved["seconds"]
+            average, top_weights = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
+            start, rows, spent, running = saved["step"], saved["curve"], saved["seconds"], list(tensors["running"])
+            top, top_step = saved["best"] or (-math.inf, 0)
+    trained = torch.compile(net) if settings.compile else net
     net.train()
-    began = saved_at = time.monotonic()
-    running = []
+    began = saved_at = told_at = time.monotonic()
+    tell(name, start, settings.steps, {})
     for step in range(start, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, settings)
+        batch = draw(step)  # in full precision: autocast would round the grid that slabs are resampled on
         with autocast(device):
-            loss = objective(net, draw(step))
+            loss = objective(trained, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
         optimiser.step()
+        _follow(average, net, min(settings.ema, (1 + step) / (10 + step)))
         running.append(loss.detach())
-        last = step + 1 == settings.steps
-        if (step + 1) % settings.check_every == 0 or last:
-            mean_loss = float(torch.stack(running).mean())
-            if not math.isfinite(mean_loss):
-                raise Refused(
-                    f"training {name}, step {step + 1}",
-                    f"a loss of {mean_loss}",
-                    "a finite one",
-                    "Lower the learning rate or check the cohort's voxels.",
-                )
-            row = {"step": step + 1, "loss": mean_loss, "seconds": spent + time.monotonic() - began}
+        done, last = step + 1, step + 1 == settings.steps
+        if done % settings.check_every == 0 or last:
+            row = {"step": done, "loss": _mean(running, name, done), "seconds": spent + time.monotonic() - began}
             if validate is not None:
-                net.eval()
-                row |= validate(net)
-                net.train()
+                with _still(net, average):
+                    row |= validate(net, settings.whole_at(done))
+                    if best is not None and row.get(best, -math.inf) > top:
+                        top, top_step, top_weights = row[best], done, _copy(net)
             rows.append(row)
             running = []
-            if progress is not None:
-                progress(name, step + 1, settings.steps, row)
-            if not last and time.monotonic() - saved_at > settings.save_every_s:
-                state = {f"net.{k}": v for k, v in net.state_dict().items()} | _state(optimiser, net)
-                save_tensors(
-                    point, state, {"config": config, "step": step + 1, "curve": rows, "seconds": row["seconds"]}
-                )
-                saved_at = time.monotonic()
+            tell(name, done, settings.steps, row)
+            told_at = time.monotonic()
+        elif time.monotonic() - told_at > TELL_S:
+            told_at = time.monotonic()
+            pace = (done - start) / (told_at - began)
+            row = {"loss": _mean(running, name, done), "steps_per_s": pace, "left_s": (settings.steps - done) / pace}
+            tell(name, done, settings.steps, row)
+        if point is not None and not last and time.monotonic() - saved_at > settings.save_every_s:
+            state = _state(optimiser, net, running, average, top_weights)
+            about_point = {"config": config, "step": done, "curve": rows, "best": (top, top_step) if top_step else None}
+            save_tensors(point, state, about_point | {"seconds": spent + time.monotonic() - began})
+            saved_at = time.monotonic()
     net.eval()
-    save_tensors(folder / name, dict(net.state_dict()), {"config": config, "step": settings.steps, "curve": rows})
-    for old in folder.glob(f"{name}-resume.*"):
-        old.unlink()
+    if average:
+        net.load_state_dict(average)
+    kept = {"config": config, "curve": rows}
+    if top_step and folder is not None:
+        save_tensors(folder / f"{name}-last", net.state_dict(), kept | {"step": settings.steps})
+    if top_step:
+        net.load_state_dict(top_weights)
+    if folder is not None:
+        save_tensors(folder / name, net.state_dict(), kept | {"step": top_step or settings.steps})
+        for old in folder.glob(f"{name}-resume.*"):
+            old.unlink()
     return pd.DataFrame(rows)
 
 
-def _state(optimiser: torch.optim.AdamW, net: nn.Module) -> dict[str, Tensor]:
-    out = {}
+def _mean(losses: list[Tensor], name: str, step: int) -> float:
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise Refused(
+            f"training {name}, step {step}",
+            f"a loss of {mean}",
+            "a finite one",
+            "Lower the learning rate or check the cohort's voxels.",
+        )
+    return mean
+
+
+def _copy(net: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in net.state_dict().items()}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], net: nn.Module, decay: float) -> None:
+    """One step of the running average: weights and the norms' statistics; counters are copied."""
+    for key, value in net.state_dict().items() if average else ():
+        average[key].copy_(average[key].lerp(value, 1 - decay) if value.is_floating_point() else value)
+
+
+@contextmanager
+def _still(net: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """The net in evaluation mode, with its averaged weights where there are some; afterwards as it was."""
+    own = _copy(net) if average else {}
+    net.load_state_dict(average or net.state_dict())
+    net.eval()
+    yield
+    net.load_state_dict(own or net.state_dict())
+    net.train()
+
+
+def _state(
+    optimiser: torch.optim.AdamW,
+    net: nn.Module,
+    running: list[Tensor],
+    average: dict[str, Tensor],
+    top_weights: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """All that the next steps depend on; `running`: the losses since the curve's last row."""
+    groups = {"net": net.state_dict(), "ema": average, "best": top_weights}
+    out = {f"{group}.{k}": v for group, held in groups.items() for k, v in held.items()}
     for key, parameter in net.named_parameters():
-        for what, value in optimiser.state[parameter].items():
-            out[f"opt.{what}.{key}"] = value.reshape(-1) if value.ndim == 0 else value
-    return out
+        out |= {f"opt.{what}.{key}": value for what, value in optimiser.state[parameter].items()}
+    return out | {"running": torch.stack(running) if running else torch.zeros(0)}
 
 
 def _restore(optimiser: torch.optim.AdamW, net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    net.load_state_dict(_part(tensors, "net."))
     for key, parameter in net.named_parameters():
-        state = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
-        state["step"] = state["step"].reshape(())
-        optimiser.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in state.items()}
+        held = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in held.items()}

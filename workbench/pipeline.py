@@ -34,6 +34,7 @@ from workbench import (
     metrics,
     radiomics,
     selection,
+    slabs,
     tumor,
 )
 from workbench.experiment import (
@@ -192,22 +193,39 @@ def _train_folds(
     """The net of each fold, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
     table, count = experiment.cases("train"), experiment.settings.folds
     missing = [n for n in range(count) if not (folder / f"fold{n}.json").is_file()]
-    banks = {c: bank(c) for c in table.case} if missing else {}
     start = experiment.start / folder.name if experiment.start else None
+    banks, used, scratch = {}, 0, folder / "slices"
+    for case in table.case if missing else ():
+        made = bank(case)
+        used += made.bytes if made is not None else 0
+        spare = made is None or used <= slabs.room(experiment.device)
+        banks[case] = made if spare else made.in_files(scratch / case)
 
     def train(fold: int, show: Progress) -> None:
-        split = {
-            side: [banks[r.case] for r in table.itertuples() if (r.fold == fold) == side and banks[r.case] is not None]
-            for side in (True, False)
-        }
-        if not split[False]:
+        aside = _set_aside(table[table.fold != fold], settings.fit.inner, experiment.settings.seed + fold)
+        sides: dict[str, list] = {"held out": [], "choosing": [], "training": []}
+        for r in table.itertuples():
+            if banks[r.case] is not None:
+                side = "held out" if r.fold == fold else "choosing" if r.patient in aside else "training"
+                sides[side].append(banks[r.case])
+        if not sides["training"]:
             raise Refused(
                 experiment.manifest,
                 f"nothing for the {folder.name} net of fold {fold} to learn from",
                 "patients in each fold whose liver, for its net in a whole field of view, is there",
                 "Add such patients or use fewer folds.",
             )
-        cascade.train_fold(split[False], split[True], settings, folder, fold, experiment.device, show, start)
+        cascade.train_fold(
+            sides["training"],
+            sides["held out"],
+            settings,
+            folder,
+            fold,
+            experiment.device,
+            show,
+            sides["choosing"],
+            start,
+        )
 
     side_by_side(
         train,
@@ -215,10 +233,20 @@ def _train_folds(
         lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
         experiment.device,
     )
+    shutil.rmtree(scratch, ignore_errors=True)
     curves = [
         pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
     ]
     write_table(folder / "curves.csv", pd.concat(curves))
+
+
+def _set_aside(training: pd.DataFrame, share: float, seed: int) -> set[str]:
+    """A share of the training patients, at least one of them, that takes no part in the training; none for 0."""
+    patients = sorted(training.patient.unique())
+    count = max(1, round(share * len(patients))) if share > 0 else 0
+    if count and len(patients) - count < 1:
+        raise Refused("inner", f"{len(patients)} training patients", "at least two", "Use more patients, or inner 0.")
+    return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
 
 
 def _run_liver(experiment: Experiment, folder: Path) -> dict:
@@ -507,8 +535,11 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
                 experiment.array("liver", "masks", row.case),
             )
         )
-    model = boundary.train(examples, s, experiment.settings.seed, experiment.progress, experiment.device)
-    model.save(folder)
+
+    def show(_: str, *rest) -> None:
+        experiment.progress("boundary", *rest)
+
+    model = boundary.train(examples, s, experiment.settings.seed, show, experiment.device, folder)
     write_table(folder / "curves.csv", model.curves)
     return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}
 

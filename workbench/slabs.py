@@ -2,22 +2,28 @@
 
 States: 2.5D, short stacks of neighbouring axial slices.
 Chooses: all slices of the cohort lie in one int16 tensor on the device, so a batch is one gather and one resampling
-(crop, shift, scale, rotation and flip together). Every batch is a function of (seed, step) alone: a resumed run draws
+(crop, shift, scale, rotation, flip and elastic deformation together). A cohort that would take more than a share of the free
+memory stays in memory-mapped files, and a thread draws the next batch while one is learnt from. Every batch is a function of (seed, step) alone: a resumed run draws
 what an uninterrupted one would have drawn. At the ends of a volume the outermost slice is repeated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 AIR = -1024
 AT_ONCE = {"cpu": 500_000, "cuda": 4_000_000}  # rule: pixels in one batch; the paper preset takes about 4 kB for each
+SHARE = 0.5  # a choice: of the free memory, for slices
 SURE = 9.0  # a choice: no net's say in the mean is stronger than odds of 8000 to 1
 
 
@@ -32,6 +38,9 @@ class SlabSettings:
     rotate_degrees: float = 12.0
     shift: float = 0.08
     flip: bool = False
+    elastic: float = 0.0  # largest sd of a smooth random displacement, in pixels of the crop; 0: none
+    elastic_pixels: float = 32.0  # between the points that are displaced; cubic in between
+    thick: float = 0.0  # share of slabs averaged with their neighbours, as thicker slices are
     shift_hu: float = 20.0
     contrast: float = 0.15
     noise_hu: float = 12.0
@@ -57,32 +66,77 @@ class BankCase:
     prior: Tensor | None = None
     lesions: Tensor | None = None
 
+    def compact(self) -> BankCase:
+        """The same in as few bytes as the bank holds it: int16, uint8, float16."""
+        prior = None if self.prior is None else self.prior.to(torch.float16)
+        return BankCase(self.hu.to(torch.int16), self.target.to(torch.uint8), prior, self.lesions)
+
+    def in_files(self, path: Path) -> BankCase:
+        """The same, in memory-mapped files that begin with `path`; lesion numbers stay in memory for as long as a bank is made."""
+        held = {k: getattr(self.compact(), k) for k in ("hu", "target", "prior", "lesions")}
+        for name, array in held.items():
+            if array is not None:
+                file = path.with_name(f"{path.name}.{name}.npy")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(file, array.cpu().numpy(), allow_pickle=False)
+                # copy on write: torch has no read-only tensors
+                held[name] = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+        return BankCase(**held)
+
+    @property
+    def bytes(self) -> int:
+        """Of its slices in a bank."""
+        return self.hu.numel() * (3 if self.prior is None else 5)
+
+
+def room(device: torch.device | str) -> int:
+    """Bytes that slices may take: a share of what is free on the device and on the machine."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if torch.device(device).type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    return int(SHARE * free)
+
+
+class _Canvas:
+    """Slices of cases as `_canvas` would join them, [n h w], each read from its case when it is asked for."""
+
+    def __init__(self, stacks: Sequence[Tensor], h: int, w: int, fill: float):
+        self.stacks, self.fill, self.shape = stacks, fill, (sum(map(len, stacks)), h, w)
+        self.place = [(stack, z) for stack in stacks for z in range(len(stack))]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        rows = [
+            _canvas([stack[z : z + 1]], *self.shape[1:], self.fill)
+            for stack, z in map(self.place.__getitem__, index.flatten().tolist())
+        ]
+        return torch.cat(rows).view(*index.shape, *self.shape[1:])
+
 
 class SlabBank:
-    """The slices of many cases, [n h w] on the device, each centred on one common canvas."""
+    """The slices of many cases, [n h w], each centred on one common canvas; on the device, or with `resident` False where
+    the cases have them, which gives the same batches."""
 
-    def __init__(self, cases: Sequence[BankCase], device: torch.device | str, valid: Sequence[Tensor] | None = None):
+    def __init__(self, cases: Sequence[BankCase], device: torch.device | str, resident: bool = True):
+        cases = [c.compact() for c in cases]
         h = max(c.hu.shape[1] for c in cases)
         w = max(c.hu.shape[2] for c in cases)
-        self.hu = _canvas([c.hu.to(torch.int16) for c in cases], h, w, AIR).to(device)
-        self.target = _canvas([c.target.to(torch.uint8) for c in cases], h, w, 0).to(device)
+        self.device = torch.device(device)
+
+        def held(stacks: list[Tensor], fill: float) -> Tensor | _Canvas:
+            return _canvas(stacks, h, w, fill).to(device) if resident else _Canvas(stacks, h, w, fill)
+
+        self.hu, self.target = held([c.hu for c in cases], AIR), held([c.target for c in cases], 0)
         priors = [c.prior for c in cases if c.prior is not None]
-        self.prior = _canvas([p.to(torch.float16) for p in priors], h, w, 0).to(device) if priors else None
+        self.prior = held(priors, 0) if priors else None
         low, bounds = 0, []
         for c in cases:
             n = c.hu.shape[0]
             bounds += [(low, low + n - 1)] * n
             low += n
         self.bounds = torch.tensor(bounds, device=device)
-        area = self.target.flatten(1).sum(1)
+        area, self.centre = (torch.cat(part).to(device) for part in zip(*(_spread(c.target, h, w) for c in cases)))
         self.plain = torch.ones_like(area, dtype=torch.float32)
         self.wanted = self._lesion_weights(cases, area).to(device)
-        rows = (torch.arange(h, device=device) + 0.5) / h * 2 - 1
-        columns = (torch.arange(w, device=device) + 0.5) / w * 2 - 1
-        mass = self.target.float().sum((1, 2)).clamp_min(1)
-        self.centre = torch.stack(
-            [(self.target.float().sum(1) @ columns) / mass, (self.target.float().sum(2) @ rows) / mass], 1
-        )
 
     def _lesion_weights(self, cases: Sequence[BankCase], area: Tensor) -> Tensor:
         """Each lesion weighs the same, however many slices it fills; without lesion numbers each slice does."""
@@ -103,12 +157,18 @@ class SlabBank:
         n_wanted = round(batch * settings.foreground) if float(self.wanted.sum()) > 0 else 0
         pick = [torch.multinomial(self.wanted.cpu(), n_wanted, True, generator=generator)] if n_wanted else []
         pick.append(torch.multinomial(self.plain.cpu(), batch - n_wanted, True, generator=generator))
-        index = torch.cat(pick).to(self.hu.device)
-        random = torch.rand(batch, 8, generator=generator).to(self.hu.device) * 2 - 1
+        index = torch.cat(pick).to(self.device)
+        random = torch.rand(batch, 8, generator=generator).to(self.device) * 2 - 1
         grid = self._grid(index, random, settings, n_wanted)
-        x = normalise(self._slabs(self.hu, index, slices), settings.window_hu)
-        y = self.target[index][:, None].float()
-        inside = torch.cat([x, y] + ([self.prior[index][:, None].float()] if self.prior is not None else []), 1)
+        if settings.elastic:
+            grid = grid + self._bent(batch, settings, generator)
+        hu = self._slabs(index, slices + 2 * (settings.thick > 0)).float()
+        if settings.thick:
+            hu = self._thicker(hu, settings, generator)
+        x = normalise(hu, settings.window_hu)
+        y = self.target[index].to(self.device)[:, None].float()
+        prior = [] if self.prior is None else [self.prior[index].to(self.device)[:, None].float()]
+        inside = torch.cat([x, y, *prior], 1)
         inside = F.grid_sample(inside + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
         x, y, prior = (
             inside[:, :slices],
@@ -120,10 +180,29 @@ class SlabBank:
         x = self._intensity(x, random, settings, generator)
         return torch.cat([x, prior], 1).contiguous(memory_format=torch.channels_last), y
 
-    def _slabs(self, stack: Tensor, index: Tensor, slices: int) -> Tensor:
+    def _slabs(self, index: Tensor, slices: int) -> Tensor:
         offset = torch.arange(slices, device=index.device) - slices // 2
         low, high = self.bounds[index].unbind(1)
-        return stack[torch.maximum(torch.minimum(index[:, None] + offset, high[:, None]), low[:, None])]
+        at = torch.maximum(torch.minimum(index[:, None] + offset, high[:, None]), low[:, None])
+        return self.hu[at].to(self.device)
+
+    @staticmethod
+    def _thicker(hu: Tensor, settings: SlabSettings, generator: torch.Generator) -> Tensor:
+        """HU [b slices+2 h w] -> [b slices h w]: in some slabs each slice becomes a mean with its two neighbours, which weigh
+        up to as much as itself. The target stays that of the middle."""
+        u = torch.rand(len(hu), 2, generator=generator).to(hu.device)
+        beside = (torch.where(u[:, 0] < settings.thick, u[:, 1], 0.0) / 3).view(-1, 1, 1, 1)
+        return hu[:, 1:-1] * (1 - 2 * beside) + (hu[:, :-2] + hu[:, 2:]) * beside
+
+    def _bent(self, batch: int, settings: SlabSettings, generator: torch.Generator) -> Tensor:
+        """Smooth random displacements [b ch cw 2], in the canvas's normalised coordinates (Simard et al. 2003)."""
+        size = torch.tensor(settings.crop)
+        points = (size / settings.elastic_pixels).ceil().int() + 3
+        pixels = torch.randn(batch, 2, *points.tolist(), generator=generator) * settings.elastic
+        pixels = (pixels * torch.rand(batch, 1, 1, 1, generator=generator)).to(self.device)
+        h, w = self.hu.shape[1:]
+        smooth = F.interpolate(pixels, settings.crop, mode="bicubic", align_corners=True)
+        return smooth.movedim(1, 3) * torch.tensor([2 / w, 2 / h], device=self.device)
 
     def _grid(self, index: Tensor, random: Tensor, settings: SlabSettings, n_wanted: int) -> Tensor:
         """Where each pixel of the crop is taken from, in the canvas's normalised coordinates."""
@@ -196,6 +275,27 @@ class SlabBank:
         level = torch.rand(b, 1, 1, 1, generator=generator) * settings.noise_hu * per_hu
         noise = torch.randn(x.shape, generator=generator) * level
         return (x + noise.to(x.device)).clamp(-1, 1)
+
+
+def _spread(target: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """Of each slice of a case: the target's area in pixels, and its centre (x, y) in the normalised coordinates of a canvas."""
+    on = _canvas([target], h, w, 0).float()
+    rows, columns = (((torch.arange(n) + 0.5) / n * 2 - 1).to(on.device) for n in (h, w))
+    area = on.sum((1, 2))
+    return area, torch.stack([on.sum(1) @ columns, on.sum(2) @ rows], 1) / area.clamp_min(1)[:, None]
+
+
+def ahead(draw: Callable[[int], tuple]) -> Callable[[int], tuple]:
+    """The same batches, each drawn by a thread while the one before is learnt from."""
+    drawn: dict[int, Future] = {}
+    pool = ThreadPoolExecutor(1)
+
+    def taken(step: int) -> tuple:
+        batch = drawn.pop(step) if step in drawn else pool.submit(draw, step)
+        drawn[step + 1] = pool.submit(draw, step + 1)
+        return batch.result()
+
+    return taken
 
 
 def _canvas(stacks: list[Tensor], h: int, w: int, fill: float) -> Tensor:
