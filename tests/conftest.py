@@ -103,3 +103,10 @@ def trained(toy_cohort, tmp_path_factory):
     made = experiment.Experiment.create(tmp_path_factory.mktemp("trained"), toy_cohort, tiny.settings(), "cpu")
     pipeline.train(made, "all", results.keep)
     return made
+
+
+@pytest.fixture(scope="session")
+def models(trained):
+    from workbench import pipeline
+
+    return pipeline.Models.load(trained.folder, "cpu")

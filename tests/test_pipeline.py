@@ -19,11 +19,6 @@ from workbench.volume import Refused
 
 
 @pytest.fixture(scope="session")
-def models(trained):
-    return pipeline.Models.load(trained.folder, "cpu")
-
-
-@pytest.fixture(scope="session")
 def segmented(models):
     ct, truth = tiny.patient(50)
     return pipeline.segment(ct, models), truth

@@ -10,8 +10,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -550,17 +550,20 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
     if not chosen:
         raise Refused(experiment.manifest, "no held-out case", "at least one with split test")
     rows: list[dict] = []
+    without: list[dict] = []
     reports: dict[str, list[dict]] = {stage: [] for stage in ABLATION}
     for i, case in enumerate(chosen):
         ct, truth = case.read()
         cut = case.field_of_view != "whole"
         result = segment(replace(ct, name=case.case), models, liver_given=truth.array >= 1 if cut else None)
+        about = {"case": case.case, "patient": case.patient}
         for stage in ABLATION:
-            measured = metrics.evaluate_case(truth.array, result.labels_after(stage), ct.spacing_mm, case.case)
-            if cut:  # the reference beside itself says nothing
-                measured["liver"] = dict.fromkeys(measured["liver"], math.nan)
-            reports[stage].append(measured)
-            rows.append({"stage": stage, "case": case.case, "patient": case.patient, **_flat(measured)})
+            reports[stage].append(_measured(case, ct, truth, result.labels_after(stage)))
+            rows.append({"stage": stage, **about, **_flat(reports[stage][-1])})
+        for stage in DECIDING:
+            labels = result.liver.to(torch.uint8)
+            labels[on_own_grid(decide(result.maps, models, skip=(stage,)), ct.shape)[-1]] = 2
+            without.append({"without": stage, **about, **_flat(_measured(case, ct, truth, labels))})
         if keep is not None:
             keep(result, experiment.folder / "results" / case.case)
         experiment.progress("held-out cases", i + 1, len(chosen), {})
@@ -594,9 +597,32 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
         for m in table.columns[3:]
     ]
     write_table(folder / "comparisons.csv", pd.DataFrame(steps))
+    left_out = pd.DataFrame(without)
+    write_table(folder / "leave_one_out.csv", _leave_one_out(table[table.stage == ABLATION[-1]], left_out))
     for stage in ABLATION:
         write_json(folder / f"{stage}.json", metrics.summarise(reports[stage]))
     return {f"{row['stage']}_{row['metric']}": row["mean"] for row in summary}
+
+
+def _measured(case: cohort.Case, ct: Volume, truth: Volume, labels: Tensor) -> dict:
+    found = metrics.evaluate_case(truth.array, labels, ct.spacing_mm, case.case)
+    if case.field_of_view != "whole":  # the reference beside itself says nothing
+        found["liver"] = dict.fromkeys(found["liver"], math.nan)
+    return found
+
+
+def _leave_one_out(whole: pd.DataFrame, without: pd.DataFrame) -> pd.DataFrame:
+    """What leaving one stage out changes: for each stage and metric the mean without it, and the paired change from
+    without to with it."""
+    rows = []
+    for stage, part in without.groupby("without", sort=False):
+        for m in part.columns[3:]:
+            values = part[m].to_numpy(float)
+            mean, low, high = metrics.bootstrap(values, groups=part.patient.to_numpy())
+            change = metrics.paired(values, whole[m].to_numpy(float), groups=part.patient.to_numpy())
+            found = {"mean_low": low, "mean_high": high, **change}
+            rows.append({"without": stage, "metric": m, "mean": mean, **found})
+    return pd.DataFrame(rows)
 
 
 RUN: dict[str, Callable[..., dict]] = {
@@ -685,6 +711,7 @@ class Result:
     settings: Settings
     device: str
     warnings: list[str] = field(default_factory=list)
+    maps: Maps | None = None  # on the work grid, for decisions anew
 
     @property
     def labels(self) -> Tensor:
@@ -702,29 +729,113 @@ def _agree(level: Tensor, mask: Tensor) -> Tensor:
     return torch.where((level >= 0) == mask, level, -level - 1e-4 * (~mask).float())
 
 
-def segment(
-    volume: Volume, models: Models, progress: Progress | None = None, liver_given: Tensor | None = None
-) -> Result:
-    """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
+Describe = Callable[..., tuple[pd.DataFrame, np.ndarray]]  # as `radiomics.steady`
 
-    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box.
+
+@dataclass(frozen=True)
+class Maps:
+    """What the nets say of one volume, on the work grid: HU, probability and mask of the liver, the tumor's probability."""
+
+    hu: Tensor
+    p_liver: Tensor
+    liver: Tensor
+    p: Tensor
+    spacing_mm: Spacing
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
+    whose sign is its mask, and the table of lesions."""
+
+    levels: list[Tensor]
+    lesions: pd.DataFrame
+
+    @property
+    def masks(self) -> list[Tensor]:
+        return [level >= 0 for level in self.levels]
+
+
+DECIDING = ("consistency", "forest", "boundary")  # stages that can be left out
+
+
+@contextmanager
+def _untimed(stage: str) -> Iterator[None]:
+    yield
+
+
+def decide(
+    maps: Maps,
+    models: Models,
+    own_mm: Spacing | None = None,
+    skip: Collection[str] = (),
+    timed: Callable[[str], AbstractContextManager] = _untimed,
+    describe: Describe | None = None,
+) -> Decided:
+    """Everything after the nets: consistency, candidates, forest, boundary. `skip` leaves stages of `DECIDING` out.
+
+    Places in the table are on a grid of `own_mm` (by default the work grid). `describe` stands in for
+    `radiomics.steady`.
     """
-    s, show = models.settings, progress or (lambda *_: None)
-    timings: dict[str, float] = {}
+    s, p = models.settings, maps.p
+    if set(skip) - set(DECIDING):
+        raise Refused("stages to leave out", ", ".join(skip), "some of " + ", ".join(DECIDING))
+    with timed("consistency"):
+        level = p - s.consistency.threshold
+        levels = [level]
+        mask = level >= 0 if "consistency" in skip else consistency.refine(p, maps.spacing_mm[0], s.consistency).mask
+        levels.append(level := _agree(level, mask))
+    with timed("candidates"):
+        pieces = candidates.find(mask, p, maps.liver, maps.spacing_mm, s.candidates)
+        levels.append(level := _agree(level, pieces.labels > 0))
+    with timed("forest"):
+        lesions = _judge(pieces, maps, own_mm or maps.spacing_mm, models, describe or radiomics.steady)
+        if "forest" in skip:
+            lesions = lesions.assign(kept=True)
+        kept = torch.isin(
+            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_list(), dtype=torch.long)
+        )
+        levels.append(level := _agree(level, kept))
+    with timed("boundary"):
+        if bool(kept.any()) and "boundary" not in skip:
+            edge = boundary.relabel(
+                models.boundary,
+                maps.hu.to(models.device),
+                p.to(models.device),
+                kept.to(models.device),
+                maps.liver.to(models.device),
+                maps.spacing_mm,
+                s.boundary,
+            )
+            moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
+            levels.append(_agree(moved, edge.mask.cpu()))
+        else:
+            levels.append(level)
+    return Decided(levels, lesions)
+
+
+def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
+    """The mask after each stage on a volume's own grid, bool `[z y x]` each."""
+    masks = [resample(v, shape) >= 0 for v in decided.levels]
+    for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
+        masks[n] &= masks[n - 1]
+    return masks
+
+
+def look(
+    volume: Volume,
+    models: Models,
+    timed: Callable[[str], AbstractContextManager] = _untimed,
+    liver_given: Tensor | None = None,
+) -> Maps:
+    """The nets on one CT. `liver_given`: see `segment`."""
+    s = models.settings
     if volume.shape[0] < gates.MIN_SLICES:
         raise Refused(
             volume.name,
             f"{volume.shape[0]} slices",
             f"at least {gates.MIN_SLICES}, since the nets look at neighbouring slices",
         )
-
-    @contextmanager
-    def timed(stage: str) -> Iterator[None]:
-        show(stage, len(timings), 8, {})
-        began = time.monotonic()
-        yield
-        timings[stage] = round(time.monotonic() - began, 3)
-
     with timed("grid"):
         shape, spacing = s.work_grid(volume.shape, volume.spacing_mm)
         hu = resample(volume.array, shape).clamp(-1024, 3071).round()
@@ -736,64 +847,57 @@ def segment(
         found = liver.mask(p_liver, spacing, s.liver)
     with timed("tumor"):
         p = tumor.probability(models.tumor, hu, p_liver, tumor.box(found, spacing, s.tumor), s.tumor, models.device)
-    with timed("consistency"):
-        level = p - s.consistency.threshold
-        levels = [level]
-        refined = consistency.refine(p, spacing[0], s.consistency)
-        levels.append(level := _agree(level, refined.mask))
-    with timed("candidates"):
-        pieces = candidates.find(refined.mask, p, found, spacing, s.candidates)
-        levels.append(level := _agree(level, pieces.labels > 0))
-    with timed("forest"):
-        lesions = _judge(pieces, hu, found, spacing, volume.spacing_mm, models)
-        kept = torch.isin(
-            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_list(), dtype=torch.long)
-        )
-        levels.append(level := _agree(level, kept))
-    with timed("boundary"):
-        if bool(kept.any()):
-            edge = boundary.relabel(
-                models.boundary,
-                hu.to(models.device),
-                p.to(models.device),
-                kept.to(models.device),
-                found.to(models.device),
-                spacing,
-            )
-            moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
-            levels.append(_agree(moved, edge.mask.cpu()))
-        else:
-            levels.append(level)
+    return Maps(hu, p_liver, found, p, spacing)
+
+
+def segment(
+    volume: Volume, models: Models, progress: Progress | None = None, liver_given: Tensor | None = None
+) -> Result:
+    """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
+
+    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box.
+    """
+    s, show = models.settings, progress or (lambda *_: None)
+    timings: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        show(stage, len(timings), 8, {})
+        began = time.monotonic()
+        yield
+        timings[stage] = round(time.monotonic() - began, 3)
+
+    maps = look(volume, models, timed, liver_given)
+    decided = decide(maps, models, volume.spacing_mm, (), timed)
     with timed("own grid"):
-        masks = [resample(v, volume.shape) >= 0 for v in levels]
-        for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
-            masks[n] &= masks[n - 1]
-        liver_mask = resample(_agree(p_liver - s.liver.threshold, found), volume.shape) >= 0
+        masks = on_own_grid(decided, volume.shape)
+        liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0
         history = ledger.write(masks, liver_mask)
-    status = "no liver" if not bool(found.any()) else "ok" if bool(masks[-1].any()) else "no tumor"
+    status = "no liver" if not bool(maps.liver.any()) else "ok" if bool(masks[-1].any()) else "no tumor"
     return Result(
         volume,
         status,
-        resample(p_liver, volume.shape).clamp(0, 1),
-        resample(p, volume.shape).clamp(0, 1),
+        resample(maps.p_liver, volume.shape).clamp(0, 1),
+        resample(maps.p, volume.shape).clamp(0, 1),
         history,
         liver_mask,
-        lesions,
+        decided.lesions,
         timings,
         s,
         str(models.device),
+        maps=maps,
     )
 
 
 def _judge(
-    pieces: candidates.Candidates, hu: Tensor, found: Tensor, spacing: Spacing, own_mm: Spacing, models: Models
+    pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, describe: Describe
 ) -> pd.DataFrame:
     """The lesion table: each candidate with its place on a grid of `own_mm`, verdict, reason and deciding features."""
     columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
     if not len(pieces.table):
         return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
     on = models.device
-    described, _ = radiomics.steady(hu.to(on), pieces.labels.long().to(on), spacing, found.to(on))
+    described, _ = describe(maps.hu.to(on), pieces.labels.long().to(on), maps.spacing_mm, maps.liver.to(on))
     score = models.forest.score(described[list(models.forest.names)])
     threshold = models.forest.threshold.threshold
     kept = score >= threshold
@@ -802,5 +906,5 @@ def _judge(
     ]
     table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
     # places from the volume's first voxel on: the work grid's first voxel has another centre
-    table[["z_mm", "y_mm", "x_mm"]] += (np.array(spacing) - np.array(own_mm)) / 2
+    table[["z_mm", "y_mm", "x_mm"]] += (np.array(maps.spacing_mm) - np.array(own_mm)) / 2
     return pd.concat([table, described[list(models.forest.names)].reset_index(drop=True)], axis=1)[columns]

@@ -1,0 +1,96 @@
+"""One case decided anew: with the experiment's own settings as segment decides it, and moved by each choice."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from workbench import metrics, pipeline, radiomics, review
+from workbench.ledger import ABLATION, tumor_after
+from workbench.volume import Refused
+from workbench.whatif import WhatIf
+
+
+@pytest.fixture(scope="module")
+def case(trained):
+    """The held-out case with most candidates."""
+    counts = trained.table("candidates", "candidates.csv", dtype=review.AS_TEXT).groupby("case").size()
+    return counts.reindex(trained.cases("test").case).fillna(0).idxmax()
+
+
+@pytest.fixture(scope="module")
+def what_if(trained, case):
+    return WhatIf(trained, case)
+
+
+def test_its_own_settings_give_what_segment_gives(trained, models, case, what_if):
+    volume, _ = review.original(trained, case)
+    result = pipeline.segment(volume, models)
+    outcome = what_if()
+    columns = ["candidate", "kept", "volume_ml"]
+    pd.testing.assert_frame_equal(outcome.lesions[columns], result.lesions[columns], check_exact=False, rtol=0.02)
+    # maps are stored as float16, so a voxel on a threshold may differ
+    decided = pipeline.decide(result.maps, models)
+    for mine, theirs in zip(outcome.masks.values(), decided.masks):
+        assert metrics.compare(theirs.numpy(), mine.numpy(), what_if.maps.spacing_mm)["dice"] > 0.99
+
+
+def test_ledger_and_measures_tell_of_the_masks(what_if):
+    outcome = what_if()
+    for stage in ABLATION:
+        assert torch.equal(tumor_after(outcome.ledger, stage), outcome.masks[stage])
+    truth = (what_if.truth == 2).numpy()
+    last = outcome.measures.set_index("stage").loc["boundary"]
+    mask = outcome.masks["boundary"].numpy()
+    assert last.dice == pytest.approx(metrics.compare(truth, mask, what_if.maps.spacing_mm)["dice"])
+
+
+def test_each_choice_moves_its_own_stage(what_if):
+    own, start = what_if(), what_if.start
+    sensitive = what_if(replace(start, threshold=0.05, low=0.05))
+    assert (sensitive.masks["cascade"] >= own.masks["cascade"]).all()
+    assert sensitive.masks["cascade"].sum() > own.masks["cascade"].sum()
+    strict = what_if(replace(start, score=1.01))
+    assert not strict.lesions.kept.any() and not strict.masks["boundary"].any()
+    assert torch.equal(strict.masks["candidates"], own.masks["candidates"])
+    every = what_if(replace(start, score=0.0))
+    assert every.lesions.kept.all() and torch.equal(every.masks["forest"], every.masks["candidates"])
+    narrow = what_if(replace(start, score=0.0, band_mm=start.band_mm / 4))
+    assert torch.equal(narrow.masks["forest"], every.masks["forest"])
+    moved = [int((o.masks["boundary"] ^ o.masks["forest"]).sum()) for o in (every, narrow)]
+    assert moved[0] > moved[1]
+    with pytest.raises(Refused, match="band_mm"):
+        what_if(replace(start, score=0.0, band_mm=2 * start.band_mm))
+
+
+def test_what_did_not_change_is_not_described_again(trained, case, monkeypatch):
+    fresh, calls = WhatIf(trained, case), []
+    steady = radiomics.steady
+    monkeypatch.setattr(radiomics, "steady", lambda *given: calls.append(1) or steady(*given))
+    fresh()
+    fresh(replace(fresh.start, score=0.2))
+    assert len(calls) == 1
+    fresh(replace(fresh.start, threshold=0.02, low=0.02))
+    assert len(calls) == 2
+
+
+def test_a_stage_can_be_left_out(models, what_if):
+    maps = what_if.maps
+    for stage, before in (("forest", "candidates"), ("boundary", "forest")):
+        masks = dict(zip(ABLATION, pipeline.decide(maps, models, skip=(stage,)).masks))
+        assert torch.equal(masks[stage], masks[before])
+    masks = dict(zip(ABLATION, pipeline.decide(maps, models, skip=("consistency",)).masks))
+    assert torch.equal(masks["consistency"], masks["cascade"])
+    with pytest.raises(Refused, match="liver"):
+        pipeline.decide(maps, models, skip=("liver",))
+
+
+def test_leaving_out_is_measured_beside_the_whole(trained):
+    table = trained.table("metrics", "leave_one_out.csv").set_index(["without", "metric"])
+    cases = trained.table("metrics", "cases.csv")
+    assert set(table.index.get_level_values(0)) == set(pipeline.DECIDING)
+    before = cases[cases.stage == "forest"].tumor_dice.mean()  # the boundary is last: without it is what was before it
+    assert table.loc[("boundary", "tumor_dice"), "mean"] == pytest.approx(before, abs=1e-6)
+    after = cases[cases.stage == "boundary"].tumor_dice.mean()
+    assert table.loc[("boundary", "tumor_dice"), "difference"] == pytest.approx(after - before, abs=1e-6)

@@ -1,0 +1,119 @@
+"""What if: one case decided anew from its stored maps, with other thresholds, in about a second.
+
+Ours; the paper has none. Everything after the nets runs again exactly as `workbench segment` runs it (`pipeline.decide`):
+consistency, candidates, descriptors, verdicts, contour; and the measures, where there is a reference. Descriptors of
+candidates that did not change are not computed again. Works on the experiment's work grid.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench import boundary, forest, metrics, pipeline, radiomics
+from workbench.experiment import Experiment
+from workbench.ledger import ABLATION, write
+from workbench.pipeline import Decided, Maps, Models
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What can be moved. `threshold`, `low`, `keep` of the tumor's probability (consistency), `score` that the forest asks
+    for, `band_mm` of the boundary net, at most the one it was trained on."""
+
+    threshold: float
+    low: float
+    keep: float
+    score: float
+    band_mm: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a choice gives: the mask after each stage (bool `[z y x]`, by name), lesions, ledger, measures after each stage
+    (columns stage, dice, found, missed, false_positives, assd_mm), and the seconds it took."""
+
+    masks: dict[str, Tensor]
+    lesions: pd.DataFrame
+    ledger: Tensor
+    measures: pd.DataFrame
+    seconds: float
+
+
+class WhatIf:
+    """One case of an experiment, held out or not, with its maps and models: call it with a `Choice`."""
+
+    def __init__(self, made: Experiment, case: str):
+        for stage in ("liver", "tumor", "forest", "boundary"):
+            made.need(stage)
+        hu, labels, spacing = made.work(case)
+        self.truth, self.case = labels, case
+        self.maps = Maps(
+            hu.float(),
+            made.array("liver", "maps", case).float(),
+            made.array("liver", "masks", case).bool(),
+            made.array("tumor", "maps", case).float(),
+            spacing,
+        )
+        s = made.settings
+        edge = boundary.load(made.path("boundary"), s.boundary, made.device)
+        self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
+        self._described: tuple[Tensor, tuple] | None = None
+
+    @property
+    def start(self) -> Choice:
+        """The experiment's own settings."""
+        s = self.models.settings
+        c = s.consistency
+        return Choice(c.threshold, c.low, c.keep, self.models.forest.threshold.threshold, s.boundary.band_mm)
+
+    def __call__(self, choice: Choice | None = None) -> Outcome:
+        began = time.monotonic()
+        choice = choice or self.start
+        s = self.models.settings
+        low, keep = min(choice.low, choice.threshold), max(choice.keep, choice.threshold)
+        settings = replace(
+            s,
+            consistency=replace(s.consistency, threshold=choice.threshold, low=low, keep=keep),
+            boundary=replace(s.boundary, band_mm=choice.band_mm),
+        )
+        cut = self.models.forest.threshold._replace(threshold=choice.score)
+        models = replace(self.models, settings=settings, forest=self.models.forest.with_threshold(cut))
+        decided = pipeline.decide(self.maps, models, describe=self._describe)
+        masks = decided.masks
+        return Outcome(
+            dict(zip(ABLATION, masks)),
+            decided.lesions,
+            write(masks, self.maps.liver),
+            self._measured(decided),
+            time.monotonic() - began,
+        )
+
+    def _describe(self, hu: Tensor, pieces: Tensor, spacing, liver: Tensor) -> tuple[pd.DataFrame, np.ndarray]:
+        if self._described is None or not torch.equal(self._described[0], pieces):
+            self._described = pieces, radiomics.steady(hu, pieces, spacing, liver)
+        return self._described[1]
+
+    def _measured(self, decided: Decided) -> pd.DataFrame:
+        rows = []
+        for stage, mask in zip(ABLATION, decided.masks):
+            labels = self.maps.liver.to(torch.uint8)
+            labels[mask] = 2
+            found = metrics.evaluate_case(self.truth, labels, self.maps.spacing_mm, self.case)
+            counts = found["detection"]["iou0"]
+            rows.append(
+                {
+                    "stage": stage,
+                    "dice": found["tumor"]["dice"],
+                    "found": counts["tp"],
+                    "missed": counts["fn"],
+                    "false_positives": counts["fp"],
+                    "assd_mm": found["tumor"]["assd_mm"],
+                }
+            )
+        return pd.DataFrame(rows)
