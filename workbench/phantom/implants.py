@@ -7,7 +7,7 @@ sub-slices, so that thick slices have their partial volume. They *replace* the t
 the noise is drawn anew from the autocorrelation measured in the same liver, at the strength it has around the lesion.
 A capsule voxel changes only by its share of liver. Vessels are what is brighter than the liver's median by a robust
 threshold after slight smoothing; a place is sought away from them, and no such voxel is changed. Dark vessels are not seen.
-Mass effect, where wanted, moves the smooth part of the liver away and leaves its noise in place.
+Mass effect, where wanted, moves the smooth part of the liver, vessels too, and leaves its noise in place.
 
 Randomness: one CPU generator, the same on every device. HU and lengths of the kinds are choices.
 """
@@ -101,7 +101,8 @@ def implant(
     if box is None:
         raise Refused("the labels", "no voxel of liver (label 1)", "a liver to draw tumors into")
     d = Draw(seed)
-    liver = _Liver(hu[box].to(torch.float32, copy=True), labels[box].clone(), spacing_mm)
+    before = hu[box].float()
+    liver = _Liver(before.clone(), labels[box].clone(), spacing_mm)
     rows = []
     for _ in range(d.integer(*count)):
         row = _one(d, liver, kinds[d.integer(0, len(kinds) - 1)], mass_effect)
@@ -118,7 +119,7 @@ def implant(
     new = liver.hu.clamp(float(hu.min()), float(hu.max()))
     new = new if hu.is_floating_point() else new.round()
     out_hu, out_labels = hu.clone(), labels.clone()
-    out_hu[box] = torch.where(labels[box] == 1, new.to(hu.dtype), hu[box])
+    out_hu[box] = torch.where((labels[box] == 1) & (liver.hu != before), new.to(hu.dtype), hu[box])
     out_labels[box] = liver.labels
     return Implanted(out_hu, out_labels, table)
 
