@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from workbench import metrics, pipeline, radiomics, review
+from workbench import metrics, pipeline, radiomics, review, widgets
 from workbench.ledger import ABLATION, tumor_after
 from workbench.volume import Refused
 from workbench.whatif import WhatIf
@@ -94,3 +94,15 @@ def test_leaving_out_is_measured_beside_the_whole(trained):
     assert table.loc[("boundary", "tumor_dice"), "mean"] == pytest.approx(before, abs=1e-6)
     after = cases[cases.stage == "boundary"].tumor_dice.mean()
     assert table.loc[("boundary", "tumor_dice"), "difference"] == pytest.approx(after - before, abs=1e-6)
+
+
+def test_the_panel_shows_what_its_headless_twin_draws(what_if):
+    panel = widgets.what_if(what_if, "toy")
+    start = panel.picture.value
+    assert start.startswith(b"\x89PNG") and {"threshold", "low", "keep", "score", "band_mm", "at"} == set(
+        panel.controls
+    )
+    panel.controls["score"].value = 1.0
+    assert panel.picture.value != start
+    words = " ".join(cell.get_text().get_text() for cell in panel.figure().axes[2].tables[0].get_celld().values())
+    assert "boundary" in words and "0.000" in words  # everything was rejected

@@ -469,6 +469,36 @@ def steps(
     return figure
 
 
+def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame, at=None, title: str = "") -> Figure:
+    """What the stages decide in one axial slice, ledger and final contours, beside the measures after each stage
+    (columns stage, dice, found, missed, false_positives, assd_mm)."""
+    ct, codes, labels, truth = (_array(a) for a in (ct, ledger_codes, labels, truth))
+    of = truth == 2 if (truth == 2).any() else codes > 1 if (codes > 1).any() else labels
+    view = View(ct.shape, spacing_mm, "axial", slice_with_most(of) if at is None else at)
+    box = box_around(np.maximum(labels, truth), spacing_mm, 20)
+    figure = Picture(13, 4.8)
+    left, right, beside = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
+    for ax, name in ((left, "ledger"), (right, "final contours, reference dashed")):
+        view.ct(ax, ct, "liver")
+        view.zoom(ax, box)
+        ax.set_title(name, fontsize=10)
+    _draw_ledger(view, left, codes)
+    view.labels(right, labels, truth)
+    beside.set_axis_off()
+    rows = [
+        [row.stage, f"{row.dice:.3f}", f"{row.found}", f"{row.missed}", f"{row.false_positives}", f"{row.assd_mm:.1f}"]
+        for row in measures.itertuples()
+    ]
+    heads = ["after", "Dice", "found", "missed", "false", "ASSD mm"]
+    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.3] + [0.15] * 5)
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.scale(1, 1.6)
+    figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
+    _legend(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=5)
+    return figure
+
+
 def attention(image, maps, pixel_mm: float, title: str = "") -> Figure:
     """What each gate lets through of one slice: `image` HU `[y x]`, `maps` a list of `[h w]` in 0..1, finest first."""
     image, maps = _array(image), [_array(m) for m in maps]

@@ -302,6 +302,7 @@ def experiment_report(folder: str | Path) -> str:
         ({"colour": colour}, code, figures.LEDGER_MEANINGS[code]) for code, colour in figures.LEDGER_COLOURS.items()
     ]
     baselines = experiment.table("forest", "baselines.csv")
+    left_out = experiment.table("metrics", "leave_one_out.csv")
     previews = [
         _image(
             (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.png(figures.preview_of(p)),
@@ -323,6 +324,14 @@ def experiment_report(folder: str | Path) -> str:
         _section(
             "Paired comparisons",
             [_table(comparisons)] if comparisons is not None else [],
+            missing="The stage `metrics` has not run.",
+        ),
+        _section(
+            "Leaving one stage out",
+            [_table(left_out)] if left_out is not None else [],
+            words="Held-out patients: the mean without a stage, and what the stage changes when the others are there (pairs)."
+            if left_out is not None
+            else "",
             missing="The stage `metrics` has not run.",
         ),
         _section(

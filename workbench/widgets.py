@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pandas as pd
+import torch
 from ipywidgets import Dropdown, FloatSlider, HBox, Image, IntSlider, VBox
 from matplotlib.figure import Figure
 
 from workbench import figures
+from workbench.whatif import Choice, WhatIf
 
 
 class Live(VBox):
@@ -22,7 +24,7 @@ class Live(VBox):
     def __init__(self, draw: Callable[..., Figure], controls: dict, dpi: int = 80):
         self.draw, self.controls, self.dpi = draw, controls, dpi
         self.picture = Image(format="png", value=b"")
-        super().__init__([HBox(list(controls.values())), self.picture])
+        super().__init__([HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), self.picture])
         for control in controls.values():
             control.observe(self._changed, names="value")
         self._changed()
@@ -88,6 +90,41 @@ def _start(labels, truth, shape: tuple[int, ...], plane: str) -> int:
     if of is None:
         return shape[figures.AXES[plane]] // 2
     return figures.slice_with_most(of == 2 if bool((of == 2).any()) else of, plane)
+
+
+def what_if(case: WhatIf, title: str = "") -> Live:
+    """Move what decides one case and see what becomes of it: ledger, contours, measures.
+
+    Twin: `figures.decided` of what `case(choice)` gives.
+    """
+    start, s = case.start, case.models.settings
+    moves = {
+        "threshold": (start.threshold, 0.02, 0.98, "tumor from"),
+        "low": (start.low, 0.0, 0.98, "restore from"),
+        "keep": (start.keep, 0.02, 1.0, "one slice from"),
+        "score": (start.score, 0.0, 1.0, "forest score"),
+        "band_mm": (start.band_mm, 0.5, s.boundary.band_mm, "band (mm)"),
+    }
+    controls: dict = {
+        name: FloatSlider(
+            value=value, min=low, max=high, step=0.005, description=words, readout_format=".2f", continuous_update=False
+        )
+        for name, (value, low, high, words) in moves.items()
+    }
+    depth = case.maps.hu.shape[0]
+    first = _start(case.truth, None, tuple(case.maps.hu.shape), "axial")
+    controls["at"] = IntSlider(value=first, min=0, max=depth - 1, description="slice", continuous_update=False)
+
+    def draw(at: int, **chosen: float) -> Figure:
+        outcome = case(Choice(**chosen))
+        labels = case.maps.liver.to(torch.uint8)
+        labels[outcome.masks["boundary"]] = 2
+        words = f"{title or case.case}, decided in {outcome.seconds:.1f} s"
+        return figures.decided(
+            case.maps.hu, case.maps.spacing_mm, outcome.ledger, labels, case.truth, outcome.measures, at, words
+        )
+
+    return Live(draw, controls)
 
 
 def threshold(scores: pd.DataFrame, start: float = 0.5, title: str = "") -> Live:
