@@ -128,6 +128,19 @@ def prepare(case: cohort.Case, variant: str, work: Path, s: Settings, copies: in
     return list(folders)
 
 
+def manifest_without(patient: str, variant: str, cases: list[cohort.Case], work: Path, s: Settings) -> Path:
+    """Manifest of what a variant learns from when a patient is held out: fresh phantoms and the other patients' scans."""
+    rows = [(c.case, c.patient, c.ct, c.labels, "whole") for c in cohort.read_manifest(work / "fresh" / "manifest.csv")]
+    for c in cases:
+        if c.patient != patient:
+            folders = prepare(c, variant, work, s, COPIES)
+            rows += [(f.name, c.patient, f / "ct.nii.gz", f / "labels.nii.gz", c.field_of_view) for f in folders]
+    path = work / f"{variant}-{patient}" / "manifest.csv"
+    path.parent.mkdir(exist_ok=True)
+    pd.DataFrame(rows, columns=[*cohort.COLUMNS, "field_of_view"]).to_csv(path, index=False)
+    return path
+
+
 # ---------------------------------------------------------------- one held-out patient
 
 
@@ -166,20 +179,8 @@ def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool) -
     folder = work / "begin"
     if variant != "a":
         folder = work / f"{variant}-{patient}"
-        rows = [
-            (c.case, c.patient, c.ct.resolve(), c.labels.resolve(), "train", "whole")
-            for c in cohort.read_manifest(work / "fresh" / "manifest.csv")
-        ]
-        for c in cases:
-            if c.patient != patient:
-                rows += [
-                    (f.name, c.patient, f / "ct.nii.gz", f / "labels.nii.gz", "train", c.field_of_view)
-                    for f in prepare(c, variant, work, s, COPIES)
-                ]
-        folder.mkdir(exist_ok=True)
-        table = pd.DataFrame(rows, columns=["case", "patient", "ct", "labels", "split", "field_of_view"])
-        table.to_csv(folder / "manifest.csv", index=False)
-        made = Experiment.create(folder, folder / "manifest.csv", s, "cpu", start=work / "begin")
+        learns_from = manifest_without(patient, variant, cases, work, s)
+        made = Experiment.create(folder, learns_from, s, "cpu", start=work / "begin")
         for stage in STAGES[:-1]:
             pipeline.run(made, stage)
     models = pipeline.Models.load(folder, "cpu")
