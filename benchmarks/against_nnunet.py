@@ -23,7 +23,7 @@ nnU-Net writes labels alone, the workbench also maps, ledger, lesion table, prev
 Configuration: 2d on a CPU, where minutes buy too few steps in 3D, else 3d_fullres; --configurations says otherwise. Prediction as nnU-Net does it
 (mirrored copies averaged) and without mirroring. Seconds a case: a fresh command for one case (median of the first --fresh held-out
 cases), and one command for all held-out cases, divided by their number. Peak memory: what all processes of the command hold together
-(shared pages once), looked at ten times a second. A training sample is what a net sees at once: a slab of 3 or 5 slices, or nnU-Net's patch.
+(shared pages once), looked at four times a second. A training sample is what a net sees at once: a slab of 3 or 5 slices, or nnU-Net's patch.
 
 Output: a table; JSON with the work, the device, each side's figures and the paired differences. Exit status 1 when nnU-Net trained for less time than
 the workbench, or when its tumor Dice is higher with an interval over patients that excludes zero. --quick (6 and 2 phantoms, a minute)
@@ -149,7 +149,7 @@ def spent(command: list, log: Path, **variables: object) -> dict[str, float]:
         try:
             while process.returncode is None:
                 try:
-                    process.wait(0.1)
+                    process.wait(0.25)
                 except subprocess.TimeoutExpired:
                     peak = max(peak, held_gib(process.pid))
         finally:
