@@ -8,21 +8,22 @@ lives in an environment of its own below --work (made once, about 2 GB with torc
 --work and is not done again; one that was interrupted begins anew, so that its clock is whole. To measure changed code, remove the run's folder.
 
 Equal: training and held-out patients, and the files that both segment; the device, and every core that this process may use; the
-seconds of training. The workbench trains first, with the demo's settings and its steps scaled by minutes / 10 (the demo's time on two
+seconds of training; threads that wait give their core away instead of spinning, since nnU-Net's net shares the cores with its own
+augmentation. The workbench trains first, with the demo's settings and its steps scaled by minutes / 10 (the demo's time on two
 idle cores for 60 phantoms); what that took from the first import to the last model, scans brought to the work grid and all stages
 included, is then nnU-Net's time. Scores come from `workbench.metrics` for both.
 
 Not equal, in favour of nnU-Net: its fingerprint, plan and preprocessing (given as preprocess_s), its imports and the start of its loaders are not
 on its clock, which runs from its first step; it does not validate while it trains; one net learns from all training patients, while
 each net of the workbench learns from half of them, so that later stages have out-of-fold maps. Against it: its recipe is made for 250,000
-steps and gets a few hundred here (the decay of its rate follows the clock, all else is its own), one configuration and no ensemble of
+steps and gets as many as fit here (the decay of its rate follows the clock, all else is its own), one configuration and no ensemble of
 folds, no postprocessing, which needs cross-validation. So this compares what minutes buy, not what either method can do. Neither:
 nnU-Net writes labels alone, the workbench also maps, ledger, lesion table, preview and report in the same seconds. Phantoms are the workbench's own.
 
-Configuration: 2d on a CPU, where a 3D step takes as long as dozens in 2D, else 3d_fullres; --configurations says otherwise. Prediction as nnU-Net does it
+Configuration: 2d on a CPU, where minutes buy too few steps in 3D, else 3d_fullres; --configurations says otherwise. Prediction as nnU-Net does it
 (mirrored copies averaged) and without mirroring. Seconds a case: a fresh command for one case (median of the first --fresh held-out
 cases), and one command for all held-out cases, divided by their number. Peak memory: what all processes of the command hold together
-(shared pages once), looked at ten times a second. A training sample is what a net sees at once: a slab of 3 or 5 slices, or nnU-Net's patch.
+(shared pages once), looked at four times a second. A training sample is what a net sees at once: a slab of 3 or 5 slices, or nnU-Net's patch.
 
 Output: a table; JSON with the work, the device, each side's figures and the paired differences. Exit status 1 when nnU-Net trained for less time than
 the workbench, or when its tumor Dice is higher with an interval over patients that excludes zero. --quick (6 and 2 phantoms, a minute)
@@ -58,6 +59,7 @@ PINS = (
     "nnunetv2==2.8.1",
 )  # together: alone, nnU-Net's torchvision, which it never imports, lifts torch
 SEED = 20_001
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 DATASET, NAME = 501, "Liver"
 DEMO_MINUTES = 10.0  # empirical: two idle cores, 60 phantoms
 TRAINED = ("cohort", "liver", "tumor", "consistency", "candidates", "radiomics", "selection", "forest", "boundary")
@@ -117,13 +119,18 @@ def part(run: Path, name: str, make: Callable[[], dict]) -> dict:
 
 
 def environment(folder: Path) -> Path:
-    """nnU-Net's own virtual environment, made once; gives the folder of its commands."""
+    """nnU-Net's own virtual environment, made once, with the trainer above; gives the folder of its commands.
+
+    The trainer lies where nnU-Net looks first: on the way to an external folder it imports all of its trainers, with them torchvision.
+    """
     mark = folder / "pins.json"
     if not mark.is_file() or json.loads(mark.read_text()) != list(PINS):
         print(f"  {' '.join(PINS)} -> {folder}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-qq", *PINS], check=True)
         experiment.write_json(mark, PINS)
+    (trainers,) = folder.glob("lib/python*/site-packages/nnunetv2/training/nnUNetTrainer")
+    write_atomic(trainers / "budget.py", TRAINER.encode())
     return folder / "bin"
 
 
@@ -136,13 +143,13 @@ def spent(command: list, log: Path, **variables: object) -> dict[str, float]:
             [str(word) for word in command],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=os.environ | {key: str(value) for key, value in variables.items()},
+            env=os.environ | WAITING | {key: str(value) for key, value in variables.items()},
             start_new_session=True,
         )
         try:
             while process.returncode is None:
                 try:
-                    process.wait(0.1)
+                    process.wait(0.25)
                 except subprocess.TimeoutExpired:
                     peak = max(peak, held_gib(process.pid))
         finally:
@@ -222,11 +229,8 @@ class NnUNet:
     def __init__(self, run: Path, asked: argparse.Namespace, commands: Path, configuration: str):
         self.run, self.asked, self.commands, self.configuration = run, asked, commands, configuration
         self.home, cores = run / "nnunet", len(os.sched_getaffinity(0))
-        self.variables = {
-            f"nnUNet_{kind}": self.home / kind for kind in ("raw", "preprocessed", "results", "extTrainer")
-        }
+        self.variables = {f"nnUNet_{kind}": self.home / kind for kind in ("raw", "preprocessed", "results")}
         self.variables |= {"nnUNet_n_proc_DA": cores, "nnUNet_def_n_proc": cores}
-        write_atomic(self.home / "extTrainer" / "budget.py", TRAINER.encode())
 
     def call(self, command: str, *words: object, log: str, **variables: object) -> dict:
         return spent([self.commands / command, *words], self.run / "logs" / f"{log}.txt", **self.variables, **variables)
@@ -427,6 +431,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("experiments/against_nnunet"))
     parser.add_argument("--fit", type=Path, nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
     if asked.fit:
         fit(*asked.fit, asked.minutes, asked.device)
         return 0
@@ -439,7 +444,11 @@ def main() -> int:
         if getattr(asked, name) is None:
             setattr(asked, name, value)
     asked.configurations = asked.configurations or ["2d" if asked.device == "cpu" else "3d_fullres"]
-    figures = measure(asked)
+    try:
+        figures = measure(asked)
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        return 2
     print(f"{figures['work']}\n{words(figures)}")
     if asked.json:
         experiment.write_json(asked.json, figures)
