@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -137,9 +139,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an experiment that is there.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train one stage or all; finished stages are kept, an interrupted one goes on."""
+    """Train one stage or all; finished stages are kept, an interrupted one goes on. Also under `accelerate launch`."""
     from workbench import experiment as folder
-    from workbench import pipeline, results, tracking
+    from workbench import pipeline, processes, results, tracking
     from workbench.volume import Refused
 
     if preset not in folder.PRESETS:
@@ -153,8 +155,14 @@ def train(
             "one that was started before",
             "Leave --resume out to start it.",
         )
+    device = _joined(device)
+    if processes.rank() > 0:
+        processes.wait()  # for the folder
+        pipeline.train(folder.Experiment(experiment, device), stage)
+        return
     _writable(experiment)
     made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device, start=start)
+    processes.wait()
     pipeline.train(made, stage, results.keep)
     print(tracking.sync(experiment))
 
@@ -322,6 +330,30 @@ def nnunet(
     _writable(out)
     with _said():
         print(layout.export(manifest, out, dataset, name, folds, _count))
+
+
+def _joined(device: str) -> str:
+    """The device of this process, once it has met the others that a launcher started with it; alone, the one asked for."""
+    from workbench import experiment as folder
+    from workbench.volume import Refused
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
+            raise Refused(
+                "accelerate launch",
+                "one process where several were asked for",
+                "all of them (without GPUs Accelerate starts them only when told so)",
+                "Add --multi_gpu to accelerate launch, also on a CPU.",
+            )
+        return device
+    try:
+        from accelerate import PartialState
+    except ModuleNotFoundError:
+        raise Refused(
+            "several processes", "no accelerate", "it installed", "pip install 'liver-workbench[parallel]'"
+        ) from None
+    cpu = folder.pick_device(device).type == "cpu"
+    return str(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)  # others wait while the first one evaluates
 
 
 def _parameters(words: list[str]) -> dict[str, object]:

@@ -4,7 +4,7 @@ Chooses: AdamW, one cycle of warm-up and cosine decay, gradient clipping, bfloat
 net is the running average of its weights, and the best checkpoint is kept beside the last. A checkpoint holds
 weights, optimiser, average, best and step as safetensors with the settings and a SHA-256 beside it in JSON; it is written
 under another name and moved into place, and the one before is kept until then. Checkpoints and progress go by the clock, the
-curve by steps. Since every batch follows from (seed, step), a resumed run ends in the same weights as an uninterrupted one.
+curve by steps. Several processes share each batch, and the first one alone writes and speaks. Since every batch follows from (seed, step), a resumed run ends in the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from workbench import processes
 from workbench.files import read_json, write_atomic
 from workbench.slabs import autocast
 from workbench.volume import Refused
@@ -126,9 +127,11 @@ def fit(
     one whose highest value decides which weights are kept, with the last ones in `folder/name-last`; else the last are kept.
     progress(name, step, steps, row) is told each row of the curve, and every `TELL_S` how far it is.
     """
+    processes.join_norms(net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     config = {"fit": asdict(settings), **about}
-    tell = progress or (lambda *_: None)
+    first = processes.rank() == 0
+    tell = progress if first and progress else lambda *_: None
     start, rows, spent, running = 0, [], 0.0, []
     average = _copy(net) if settings.ema else {}
     top, top_step, top_weights = -math.inf, 0, {}
@@ -147,15 +150,17 @@ def fit(
     for step in range(start, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, settings)
-        batch = draw(step)  # in full precision: autocast would round the grid that slabs are resampled on
+        # drawn in full precision: autocast would round the grid that slabs are resampled on
+        batch, weight = processes.share(draw(step))
         with autocast(device):
-            loss = objective(trained, batch)
+            loss = objective(trained, batch) * weight
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        loss = processes.summed(net, loss)
         nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
         optimiser.step()
         _follow(average, net, min(settings.ema, (1 + step) / (10 + step)))
-        running.append(loss.detach())
+        running.append(loss)
         done, last = step + 1, step + 1 == settings.steps
         if done % settings.check_every == 0 or last:
             row = {"step": done, "loss": _mean(running, name, done), "seconds": spent + time.monotonic() - began}
@@ -173,7 +178,7 @@ def fit(
             pace = (done - start) / (told_at - began)
             row = {"loss": _mean(running, name, done), "steps_per_s": pace, "left_s": (settings.steps - done) / pace}
             tell(name, done, settings.steps, row)
-        if point is not None and not last and time.monotonic() - saved_at > settings.save_every_s:
+        if first and point is not None and not last and time.monotonic() - saved_at > settings.save_every_s:
             state = _state(optimiser, net, running, average, top_weights)
             about_point = {"config": config, "step": done, "curve": rows, "best": (top, top_step) if top_step else None}
             save_tensors(point, state, about_point | {"seconds": spent + time.monotonic() - began})
@@ -182,14 +187,16 @@ def fit(
     if average:
         net.load_state_dict(average)
     kept = {"config": config, "curve": rows}
-    if top_step and folder is not None:
-        save_tensors(folder / f"{name}-last", net.state_dict(), kept | {"step": settings.steps})
+    last_weights = _copy(net)
     if top_step:
         net.load_state_dict(top_weights)
-    if folder is not None:
+    if first and folder is not None:
+        if top_step:
+            save_tensors(folder / f"{name}-last", last_weights, kept | {"step": settings.steps})
         save_tensors(folder / name, net.state_dict(), kept | {"step": top_step or settings.steps})
         for old in folder.glob(f"{name}-resume.*"):
             old.unlink()
+    processes.wait()
     return pd.DataFrame(rows)
 
 

@@ -32,6 +32,7 @@ from workbench import (
     ledger,
     liver,
     metrics,
+    processes,
     radiomics,
     selection,
     slabs,
@@ -63,7 +64,13 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
     for need in NEEDS[stage]:
         experiment.need(need)
     folder = experiment.path(stage)
-    if experiment.finished(stage):
+    if processes.agree(experiment.finished(stage)):
+        return folder
+    if processes.rank() > 0:  # the first process does all else, and the others wait for it
+        processes.wait()
+        if stage in TRAIN:
+            TRAIN[stage](experiment, folder)
+        processes.wait()
         return folder
     with held(experiment.folder):
         began = time.monotonic()
@@ -74,6 +81,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
             shutil.rmtree(folder)  # left by other settings or inputs: nothing of it may be taken over
         (folder / "stage.json").unlink(missing_ok=True)
         write_json(mark, identity)
+        processes.wait()
         figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
         write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
         outputs = {
@@ -91,6 +99,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
+    processes.wait()
     return folder
 
 
@@ -106,7 +115,7 @@ def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, P
             if all((experiment.path(n) / "stage.json").is_file() for n in NEEDS[stage])
             else True
         )
-        if fresh:
+        if fresh and processes.rank() == 0:
             print(f"{stage}", flush=True)
         run(experiment, stage, keep)
 
@@ -194,7 +203,7 @@ def _train_folds(
     table, count = experiment.cases("train"), experiment.settings.folds
     missing = [n for n in range(count) if not (folder / f"fold{n}.json").is_file()]
     start = experiment.start / folder.name if experiment.start else None
-    banks, used, scratch = {}, 0, folder / "slices"
+    banks, used, scratch = {}, 0, folder / "slices" / str(processes.rank())
     for case in table.case if missing else ():
         made = bank(case)
         used += made.bytes if made is not None else 0
@@ -227,13 +236,17 @@ def _train_folds(
             start,
         )
 
-    side_by_side(
-        train,
-        missing,
-        lambda name, done, total, row: experiment.progress(f"{folder.name} {name}", done, total, row),
-        experiment.device,
-    )
+    def tell(name: str, done: int, total: int, row: dict) -> None:
+        experiment.progress(f"{folder.name} {name}", done, total, row)
+
+    if processes.count() > 1:  # they train one net at a time, together
+        for fold in missing:
+            train(fold, tell)
+    else:
+        side_by_side(train, missing, tell, experiment.device)
     shutil.rmtree(scratch, ignore_errors=True)
+    if processes.rank() > 0:
+        return
     curves = [
         pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
     ]
@@ -249,20 +262,30 @@ def _set_aside(training: pd.DataFrame, share: float, seed: int) -> set[str]:
     return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
 
 
-def _run_liver(experiment: Experiment, folder: Path) -> dict:
-    s = experiment.settings.liver
+def _cut(experiment: Experiment) -> set[str]:
+    """Cases that show no more than the liver's box: their reference takes the liver net's place."""
     table = experiment.cases()
-    cut = set(table.case[table.field_of_view != "whole"])  # their reference takes the net's place
+    return set(table.case[table.field_of_view != "whole"])
+
+
+def _train_liver(experiment: Experiment, folder: Path) -> None:
+    s, cut = experiment.settings.liver, _cut(experiment)
 
     def bank(case: str):
         hu, labels, spacing = experiment.work(case)
         return None if case in cut else liver.bank_case(hu, labels, spacing, s)
 
+    _train_folds(experiment, folder, s.cascade, bank)
+
+
+def _run_liver(experiment: Experiment, folder: Path) -> dict:
+    s, cut = experiment.settings.liver, _cut(experiment)
+
     def predict(nets: list, case: str) -> Tensor:
         hu, labels, spacing = experiment.work(case)
         return (labels >= 1).float() if case in cut else liver.probability(nets, hu, spacing, s, experiment.device)
 
-    _train_folds(experiment, folder, s.cascade, bank)
+    _train_liver(experiment, folder)
     _fold_maps(experiment, folder, s.cascade, predict)
     rows = []
     for row in experiment.cases().itertuples():
@@ -282,7 +305,7 @@ def _run_liver(experiment: Experiment, folder: Path) -> dict:
     return _by_split(pd.DataFrame(rows), "dice")
 
 
-def _run_tumor(experiment: Experiment, folder: Path) -> dict:
+def _train_tumor(experiment: Experiment, folder: Path) -> None:
     s = experiment.settings.tumor
 
     def bank(case: str):
@@ -291,13 +314,19 @@ def _run_tumor(experiment: Experiment, folder: Path) -> dict:
         at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
         return None if at is None else tumor.bank_case(hu, labels, p, at)
 
+    _train_folds(experiment, folder, s.cascade, bank)
+
+
+def _run_tumor(experiment: Experiment, folder: Path) -> dict:
+    s = experiment.settings.tumor
+
     def predict(nets: list, case: str) -> Tensor:
         hu, _, spacing = experiment.work(case)
         p = experiment.array("liver", "maps", case).float()
         at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
         return tumor.probability(nets, hu, p, at, s, experiment.device)
 
-    _train_folds(experiment, folder, s.cascade, bank)
+    _train_tumor(experiment, folder)
     _fold_maps(experiment, folder, s.cascade, predict)
     threshold, rows = experiment.settings.consistency.threshold, []
     for row in experiment.cases().itertuples():
@@ -520,7 +549,7 @@ def _kept_mask(experiment: Experiment, case: str) -> Tensor:
     return torch.isin(experiment.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
 
 
-def _run_boundary(experiment: Experiment, folder: Path) -> dict:
+def _train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryModel:
     s, examples = experiment.settings.boundary, []
     for row in experiment.cases("train").itertuples():
         hu, labels, spacing = experiment.work(row.case)
@@ -539,7 +568,11 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
     def show(_: str, *rest) -> None:
         experiment.progress("boundary", *rest)
 
-    model = boundary.train(examples, s, experiment.settings.seed, show, experiment.device, folder)
+    return boundary.train(examples, s, experiment.settings.seed, show, experiment.device, folder)
+
+
+def _run_boundary(experiment: Experiment, folder: Path) -> dict:
+    model = _train_boundary(experiment, folder)
     write_table(folder / "curves.csv", model.curves)
     return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}
 
@@ -625,6 +658,11 @@ def _leave_one_out(whole: pd.DataFrame, without: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+TRAIN: dict[str, Callable[[Experiment, Path], object]] = {  # what all processes of a run do together
+    "liver": _train_liver,
+    "tumor": _train_tumor,
+    "boundary": _train_boundary,
+}
 RUN: dict[str, Callable[..., dict]] = {
     "cohort": _run_cohort,
     "liver": _run_liver,
