@@ -166,7 +166,7 @@ def test_train_refuses_what_is_not_there(call, tmp_path, toy_cohort):
 
 
 def test_phantom_refuses_an_unknown_preset(call, tmp_path):
-    refused(call("phantom", tmp_path / "p", "--cases", "1", "--preset", "huge"), "demo or full")
+    refused(call("phantom", tmp_path / "p", "--cases", "1", "--preset", "huge"), "demo or fine or full")
     refused(call("phantom", tmp_path / "p", "--cases", "0"), "1 or more")
 
 

@@ -5,6 +5,7 @@ import shutil
 import time
 from dataclasses import replace
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from workbench import candidates, cascade, experiment, ledger, liver, pipeline, results, tumor
+from workbench import candidates, cascade, experiment, ledger, liver, pipeline, radiomics, results, tumor
 from workbench.experiment import STAGES, Experiment
 from workbench.threads import side_by_side
 from workbench.volume import Refused
@@ -61,17 +62,20 @@ def test_maps_are_out_of_fold(trained):
 def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path):
     seen = {}
 
-    def train_fold(training, held, settings, folder, fold, device, show, choosing):
+    def train_fold(training, held, settings, folder, fold, device, show, choosing, start):
         seen[fold] = (len(training), len(held), len(choosing))
         folder.mkdir(exist_ok=True)
         (folder / f"fold{fold}.json").write_text('{"curve": []}')
 
+    def bank(case):
+        return SimpleNamespace(case=case, bytes=0)
+
     monkeypatch.setattr(cascade, "train_fold", train_fold)
-    pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, lambda case: case)
+    pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, bank)
     sizes = trained.cases("train").fold.value_counts()
     assert seen == {f: (8 - sizes[f], sizes[f], 0) for f in range(2)}
     s = trained.settings.liver.cascade
-    pipeline._train_folds(trained, tmp_path / "chosen", replace(s, fit=replace(s.fit, inner=0.25)), lambda case: case)
+    pipeline._train_folds(trained, tmp_path / "chosen", replace(s, fit=replace(s.fit, inner=0.25)), bank)
     assert seen == {f: (7 - sizes[f], sizes[f], 1) for f in range(2)}
 
 
@@ -227,8 +231,9 @@ def test_places_are_those_of_the_volumes_own_grid(models):
     ct, truth = tiny.patient(50)
     liver_mask, z, y, x = truth.array >= 1, *ct.spacing_mm
     pieces = candidates.find(truth.array == 2, (truth.array == 2).float(), liver_mask, ct.spacing_mm)
+    maps = pipeline.Maps(ct.array.float(), liver_mask.float(), liver_mask, liver_mask.float(), ct.spacing_mm)
     judged = (
-        pipeline._judge(pieces, ct.array.float(), liver_mask, ct.spacing_mm, own, models)[["z_mm", "y_mm", "x_mm"]]
+        pipeline._judge(pieces, maps, own, models, radiomics.steady)[["z_mm", "y_mm", "x_mm"]]
         for own in (ct.spacing_mm, (z, y / 2, x / 2))
     )
     coarse, fine = (table.to_numpy() for table in judged)

@@ -99,7 +99,7 @@ def test_leaving_out_is_measured_beside_the_whole(trained):
 def test_the_panel_shows_what_its_headless_twin_draws(what_if):
     panel = widgets.what_if(what_if, "toy")
     start = panel.picture.value
-    assert start.startswith(b"\x89PNG") and {"threshold", "low", "keep", "score", "band_mm", "at"} == set(
+    assert bytes(start).startswith(b"\x89PNG") and {"threshold", "low", "keep", "score", "band_mm", "at"} == set(
         panel.controls
     )
     panel.controls["score"].value = 1.0

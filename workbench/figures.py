@@ -1326,7 +1326,7 @@ def calibration(bins: pd.DataFrame, brier: float, error: float, patients: int, t
     figure = Picture(5.2, 4.8)
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="a score that is a chance")
-    spread = [bins.share - bins.low, bins.high - bins.share]
+    spread = [(bins.share - bins.low).clip(0), (bins.high - bins.share).clip(0)]  # rounding may put an end inside
     ax.errorbar(bins.score, bins.share, spread, color=BLUE, marker="o", capsize=3, label="candidates")
     for row in bins.itertuples():
         ax.annotate(str(row.n), (row.score, row.share), xytext=(6, -11), textcoords="offset points", fontsize=7)
