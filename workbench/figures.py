@@ -490,7 +490,7 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
         for row in measures.itertuples()
     ]
     heads = ["after", "Dice", "found", "missed", "false", "ASSD mm"]
-    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.3] + [0.15] * 5)
+    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.26] + [0.14] * 4 + [0.18])
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.6)
@@ -521,8 +521,9 @@ def attention(image, maps, pixel_mm: float, title: str = "") -> Figure:
     return figure
 
 
-def architecture(layout, slices: int, extra: int, title: str = "") -> Figure:
-    """The 2.5D network as `SlabNet.layout` describes it: encoder down the left, gates in the middle, decoder up the right."""
+def architecture(layout, slices: int, extra: int, stride: int = 1, title: str = "") -> Figure:
+    """The 2.5D network as `SlabNet.layout` describes it: encoder down the left, gates in the middle, decoder up the right;
+    `stride` of the stem, which a last step up takes back."""
     depth = len(layout)
     figure = Picture(10.5, 1.05 * depth + 1.0)
     ax = figure.subplots()
@@ -549,6 +550,16 @@ def architecture(layout, slices: int, extra: int, title: str = "") -> Figure:
     ax.text(8.6, 0.85, "logits of the middle slice", ha="center", fontsize=9)
     arrow((1.5, 0.8), (1.5, 0.25))
     arrow((8.6, 0.25), (8.6, 0.8))
+    if stride > 1:
+        ax.text(
+            1.4,
+            0.5,
+            f"{layout[0]['pixels'][0] * stride} pixels, stride {stride}",
+            ha="right",
+            fontsize=7.5,
+            color="#555555",
+        )
+        ax.text(8.72, 0.5, f"sub-pixel x{stride}", fontsize=7.5, color="#555555")
     for level, row in enumerate(layout):
         h, w = row["pixels"]
         ax.text(-0.3, -level, f"{h} x {w}", fontsize=8.5, va="center", color="#555555")
