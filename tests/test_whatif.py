@@ -102,8 +102,9 @@ def test_the_panel_shows_what_its_headless_twin_draws(what_if):
     assert bytes(start).startswith(b"\x89PNG") and {"threshold", "low", "keep", "score", "band_mm", "at"} == set(
         panel.controls
     )
-    panel.controls["score"].value = 1.0
+    panel.controls["threshold"].value = 0.9
     assert panel.picture.value != start
     words = " ".join(cell.get_text().get_text() for cell in panel.figure().axes[2].tables[0].get_celld().values())
-    moved = what_if(replace(what_if.start, score=1.0)).measures
+    moved = what_if(replace(what_if.start, threshold=0.9)).measures
     assert all(f"{dice:.3f}" in words for dice in moved.dice) and "boundary" in words
+    assert moved.dice.iloc[0] != what_if().measures.dice.iloc[0]
