@@ -29,7 +29,7 @@ def exact(folder):
     def objective(net, batch):
         return (net(batch[0]) - batch[1]).square().mean()
 
-    fit.fit(net, draw, objective, FitSettings(steps=12, check_every=4, ema=0.5), folder, "exact", {})
+    fit.fit(net, draw, objective, FitSettings(steps=6, check_every=3, ema=0.5), folder, "exact", {})
 
 
 def contour(folder):
