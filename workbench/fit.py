@@ -46,7 +46,7 @@ class FitSettings:
     volumes: int = 2  # held-out patients that are predicted whole
     volume_checks: int = 2  # how often in a run, the last time at its end; 0: never
     inner: float = 0.0  # share of the training patients set aside to choose the best checkpoint; 0: the last is kept
-    compile: bool = False  # through torch.compile; off, since it has not paid yet (docs/decisions/0008)
+    compile: bool = False  # through torch.compile; pays after thousands of steps: the log, 2026-11-26
 
     def __post_init__(self):
         if not (0 <= self.ema < 1 and 0 <= self.inner < 1) or (self.inner > 0 and self.volume_checks < 1):
