@@ -28,7 +28,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from workbench import candidates, cohort, experiment, metrics, phantom, pipeline
+from workbench import candidates, cohort, experiment, metrics, phantom, pipeline, segmentation
 from workbench.experiment import STAGES, Experiment, Settings, write_json
 from workbench.ledger import ABLATION
 from workbench.readers import nifti
@@ -144,12 +144,12 @@ def manifest_without(patient: str, variant: str, cases: list[cohort.Case], work:
 # ---------------------------------------------------------------- one held-out patient
 
 
-def measure(case: cohort.Case, models: pipeline.Models, keep: Path) -> dict:
+def measure(case: cohort.Case, models: segmentation.Models, keep: Path) -> dict:
     """What each stage says of a held-out scan, on its own grid."""
     ct, truth = case.read()
     liver, tumor = truth.array >= 1, (truth.array == 2).numpy()
     cut = case.field_of_view != "whole"
-    result = pipeline.segment(replace(ct, name=case.case), models, liver_given=liver if cut else None)
+    result = segmentation.segment(replace(ct, name=case.case), models, liver_given=liver if cut else None)
     stages = {}
     for stage in ABLATION:
         found = (result.labels_after(stage) == 2).numpy()
@@ -183,7 +183,7 @@ def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool) -
         made = Experiment.create(folder, learns_from, s, "cpu", start=work / "begin")
         for stage in STAGES[:-1]:
             pipeline.run(made, stage)
-    models = pipeline.Models.load(folder, "cpu")
+    models = segmentation.Models.load(folder, "cpu")
     (work / "predictions").mkdir(exist_ok=True)
     scans = [measure(c, models, work / "predictions" / f"{variant}-{c.case}.nii.gz") for c in held]
     write_json(

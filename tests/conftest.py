@@ -107,6 +107,6 @@ def trained(toy_cohort, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(trained):
-    from workbench import pipeline
+    from workbench import segmentation
 
-    return pipeline.Models.load(trained.folder, "cpu")
+    return segmentation.Models.load(trained.folder, "cpu")

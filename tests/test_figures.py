@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from workbench import figures, selection
+from workbench.figures import decisions, descriptors, slices
 from workbench.ledger import CODES
 from workbench.network import NetworkSettings, SlabNet
 from workbench.volume import Refused
@@ -81,7 +82,7 @@ def test_box_and_slice_helpers():
     assert figures.slice_with_most(mask & False) == 2
     assert figures.box_around(mask, (5.0, 2.0, 1.0), 4) == (slice(1, 4), slice(1, 7), slice(2, 10))
     assert figures.box_around(mask & False, (1, 1, 1)) is None
-    assert figures._spread(np.array([0, 5, 9, 8, 1, 0]), 3) == [1, 2, 3] and figures._spread(np.zeros(5), 3) == [2]
+    assert slices._spread(np.array([0, 5, 9, 8, 1, 0]), 3) == [1, 2, 3] and slices._spread(np.zeros(5), 3) == [2]
 
 
 def test_colours_can_be_told_apart_also_without_red_or_green():
@@ -136,7 +137,7 @@ def test_what_a_threshold_buys_by_hand():
             "score": [0.9, 0.6, 0.4, 0.5, 0.1],
         }
     )
-    levels, true, false = figures._at_thresholds(table)
+    levels, true, false = decisions._at_thresholds(table)
     assert list(zip(levels, true, false)) == [
         (np.inf, 0, 0),
         (0.9, 1, 0),
@@ -265,7 +266,7 @@ def test_survival_counts_from_the_step_at_which_a_feature_left():
     table = pd.DataFrame(
         {"group": ["shape", "shape", "wavelet", "wavelet", "shape", "wavelet", "shape"], "step": steps}
     )
-    left = figures._left_after(table)
+    left = descriptors._left_after(table)
     assert left.sum(axis=1).to_dict() == {"all": 7, "defined": 6, "stable": 4, "not redundant": 3, "kept": 2}
     assert left.loc["stable"].to_dict() == {"shape": 2, "wavelet": 2} and tuple(figures.STEPS) == selection.STEPS[:-1]
     assert "7 → 6 → 4 → 3 → 2 features" in words(figures.survival(table))

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from workbench import candidates, cascade, experiment, ledger, liver, pipeline, radiomics, results, tumor
+from workbench import candidates, cascade, experiment, ledger, liver, pipeline, radiomics, results, segmentation, tumor
 from workbench.experiment import STAGES, Experiment
 from workbench.threads import side_by_side
 from workbench.volume import Refused
@@ -22,7 +22,7 @@ from workbench.volume import Refused
 @pytest.fixture(scope="session")
 def segmented(models):
     ct, truth = tiny.patient(50)
-    return pipeline.segment(ct, models), truth
+    return segmentation.segment(ct, models), truth
 
 
 def test_every_stage_leaves_its_manifest(trained):
@@ -231,9 +231,9 @@ def test_places_are_those_of_the_volumes_own_grid(models):
     ct, truth = tiny.patient(50)
     liver_mask, z, y, x = truth.array >= 1, *ct.spacing_mm
     pieces = candidates.find(truth.array == 2, (truth.array == 2).float(), liver_mask, ct.spacing_mm)
-    maps = pipeline.Maps(ct.array.float(), liver_mask.float(), liver_mask, liver_mask.float(), ct.spacing_mm)
+    maps = segmentation.Maps(ct.array.float(), liver_mask.float(), liver_mask, liver_mask.float(), ct.spacing_mm)
     judged = (
-        pipeline._judge(pieces, maps, own, models, radiomics.steady)[["z_mm", "y_mm", "x_mm"]]
+        segmentation._judge(pieces, maps, own, models, radiomics.steady)[["z_mm", "y_mm", "x_mm"]]
         for own in (ct.spacing_mm, (z, y / 2, x / 2))
     )
     coarse, fine = (table.to_numpy() for table in judged)
@@ -279,13 +279,13 @@ def test_a_former_result_makes_room_and_other_folders_do_not(segmented, tmp_path
 
 def test_air_is_no_liver(models):
     ct, _ = tiny.patient(50)
-    empty = pipeline.segment(ct.with_array(torch.full_like(ct.array, -1000)), models)
+    empty = segmentation.segment(ct.with_array(torch.full_like(ct.array, -1000)), models)
     assert empty.status == "no liver" and int(empty.labels.max()) == 0 and len(empty.lesions) == 0
 
 
 def test_a_scan_cut_to_the_liver_is_given_its_liver(models, segmented):
     result, truth = segmented
-    given = pipeline.segment(result.volume, models, liver_given=truth.array >= 1)
+    given = segmentation.segment(result.volume, models, liver_given=truth.array >= 1)
     assert bool((given.liver == (truth.array >= 1)).float().mean() > 0.995)
     assert not bool((given.liver_probability[truth.array == 0] > 0.5).float().mean() > 0.005)
 
@@ -355,7 +355,7 @@ def test_without_held_out_cases_the_last_stage_is_left_out(cut_cohort, tmp_path,
 def test_a_single_slice_is_refused(models):
     ct, _ = tiny.patient(50)
     with pytest.raises(Refused, match="at least 3"):
-        pipeline.segment(replace(ct, array=ct.array[:1]), models)
+        segmentation.segment(replace(ct, array=ct.array[:1]), models)
 
 
 def test_an_interrupted_stage_goes_on(tmp_path, toy_cohort, monkeypatch):

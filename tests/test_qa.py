@@ -8,7 +8,7 @@ import fake_folders as fake
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from workbench import figures, phantom, qa
 from workbench.volume import Refused
@@ -71,8 +71,8 @@ def test_candidates_lie_in_their_lesions_and_say_what_is_known(folder):
     features = keywords["features"]
     assert features["forest_score"].tolist()[:2] == [0.93, 0.11] and features["reason"].tolist()[0] == ""
     true, false, unknown = (np.array(c) for c in keywords["face_color"])
-    assert np.linalg.norm(true[:3] - figures.to_rgb(figures.TRUE_COLOUR)) < 0.1
-    assert np.linalg.norm(false[:3] - figures.to_rgb(figures.FALSE_COLOUR)) < 0.2 and to_hex(unknown) == figures.GREY
+    assert np.linalg.norm(true[:3] - to_rgb(figures.TRUE_COLOUR)) < 0.1
+    assert np.linalg.norm(false[:3] - to_rgb(figures.FALSE_COLOUR)) < 0.2 and to_hex(unknown) == figures.GREY
 
 
 def test_what_is_missing_is_left_out(folder, tmp_path):
@@ -92,8 +92,8 @@ def test_contact_sheet_shows_the_same_layers(folder, tmp_path):
     path = qa.contact_sheet(folder)
     assert path == folder / "layers.png"
     shown = matplotlib.image.imread(path)[..., :3]
-    tumor = np.array(figures.to_rgb(figures.LEDGER_COLOURS[7])) * 0.7
-    assert shown.std() > 0.15 and (np.abs(shown - figures.to_rgb(figures.TUMOR_COLOUR)).max(-1) < 0.25).sum() > 500
+    tumor = np.array(to_rgb(figures.LEDGER_COLOURS[7])) * 0.7
+    assert shown.std() > 0.15 and (np.abs(shown - to_rgb(figures.TUMOR_COLOUR)).max(-1) < 0.25).sum() > 500
     assert (np.abs(shown - (tumor + 0.3 * 0.4)).max(-1) < 0.12).any(), "what the boundary added"
     assert (
         qa.contact_sheet(fake.result(tmp_path / "n", "none", status="no liver"), tmp_path / "x.png").stat().st_size
@@ -164,5 +164,5 @@ def test_the_window_shows_it(folder, make_napari_viewer):
     assert plain[..., :3].std() > 10
     changed = (np.abs(plain - with_ledger).max(-1) > 30).mean()
     assert 0.002 < changed < 0.5
-    near_tumor = np.abs(with_ledger[..., :3] - 255 * np.array(figures.to_rgb(figures.TUMOR_COLOUR))).max(-1) < 60
+    near_tumor = np.abs(with_ledger[..., :3] - 255 * np.array(to_rgb(figures.TUMOR_COLOUR))).max(-1) < 60
     assert near_tumor.sum() > 50

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from workbench import metrics, pipeline, radiomics, review, widgets
+from workbench import metrics, radiomics, review, segmentation, widgets
 from workbench.ledger import ABLATION, tumor_after
 from workbench.volume import Refused
 from workbench.whatif import WhatIf
@@ -26,12 +26,12 @@ def what_if(trained, case):
 
 def test_its_own_settings_give_what_segment_gives(trained, models, case, what_if):
     volume, _ = review.original(trained, case)
-    result = pipeline.segment(volume, models)
+    result = segmentation.segment(volume, models)
     outcome = what_if()
     columns = ["candidate", "kept", "volume_ml"]
     pd.testing.assert_frame_equal(outcome.lesions[columns], result.lesions[columns], check_exact=False, rtol=0.02)
     # maps are stored as float16, so a voxel on a threshold may differ
-    decided = pipeline.decide(result.maps, models)
+    decided = segmentation.decide(result.maps, models)
     for mine, theirs in zip(outcome.masks.values(), decided.masks):
         assert metrics.compare(theirs.numpy(), mine.numpy(), what_if.maps.spacing_mm)["dice"] > 0.99
 
@@ -78,18 +78,18 @@ def test_what_did_not_change_is_not_described_again(trained, case, monkeypatch):
 def test_a_stage_can_be_left_out(models, what_if):
     maps = what_if.maps
     for stage, before in (("forest", "candidates"), ("boundary", "forest")):
-        masks = dict(zip(ABLATION, pipeline.decide(maps, models, skip=(stage,)).masks))
+        masks = dict(zip(ABLATION, segmentation.decide(maps, models, skip=(stage,)).masks))
         assert torch.equal(masks[stage], masks[before])
-    masks = dict(zip(ABLATION, pipeline.decide(maps, models, skip=("consistency",)).masks))
+    masks = dict(zip(ABLATION, segmentation.decide(maps, models, skip=("consistency",)).masks))
     assert torch.equal(masks["consistency"], masks["cascade"])
     with pytest.raises(Refused, match="liver"):
-        pipeline.decide(maps, models, skip=("liver",))
+        segmentation.decide(maps, models, skip=("liver",))
 
 
 def test_leaving_out_is_measured_beside_the_whole(trained):
     table = trained.table("metrics", "leave_one_out.csv").set_index(["without", "metric"])
     cases = trained.table("metrics", "cases.csv")
-    assert set(table.index.get_level_values(0)) == set(pipeline.DECIDING)
+    assert set(table.index.get_level_values(0)) == set(segmentation.DECIDING)
     before = cases[cases.stage == "forest"].tumor_dice.mean()  # the boundary is last: without it is what was before it
     assert table.loc[("boundary", "tumor_dice"), "mean"] == pytest.approx(before, abs=1e-6)
     after = cases[cases.stage == "boundary"].tumor_dice.mean()

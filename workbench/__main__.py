@@ -175,13 +175,13 @@ def segment(
     device: Device = "auto",
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
-    from workbench import pipeline, readers, results
+    from workbench import readers, results, segmentation
     from workbench.volume import Refused
 
     for path in inputs:  # all are there before the first is worked on
         readers.gates.existing(path)
     _writable(out)
-    loaded = pipeline.Models.load(models, device)
+    loaded = segmentation.Models.load(models, device)
     names: dict[str, Path] = {}
     refused = 0
     for path in inputs:
@@ -191,7 +191,7 @@ def segment(
             name = volume.name if volume.name not in names else f"{volume.name}-{len(names)}"
             names[name] = path
             results.free(out / name)
-            result = pipeline.segment(volume, loaded, _tell(name))
+            result = segmentation.segment(volume, loaded, _tell(name))
             result.warnings += said
             folder = results.keep(result, out / name, path)
         except Refused as error:  # the others are segmented all the same

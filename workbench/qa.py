@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from workbench import figures, folders
 
@@ -131,8 +133,8 @@ def layers(folder: str | Path) -> list[Layer]:
 def _score_colour(score: float) -> tuple[float, float, float, float]:
     """From the colour of false positives (0) to that of true lesions (1); grey where the forest was not asked."""
     if not np.isfinite(score):
-        return (*figures.to_rgb(figures.GREY), 1.0)
-    low, high = (np.array(figures.to_rgb(c)) for c in (figures.FALSE_COLOUR, figures.TRUE_COLOUR))
+        return (*to_rgb(figures.GREY), 1.0)
+    low, high = (np.array(to_rgb(c)) for c in (figures.FALSE_COLOUR, figures.TRUE_COLOUR))
     return (*(low + (high - low) * float(score)), 1.0)
 
 
@@ -214,7 +216,7 @@ def contact_sheet(folder: str | Path, path: str | Path | None = None) -> Path:
     return figures.save(_sheet(layers(folder), Path(folder).resolve().name), path)
 
 
-def _sheet(found: list[Layer], title: str) -> figures.Figure:
+def _sheet(found: list[Layer], title: str) -> Figure:
     by_name = {keywords["name"]: (data, keywords) for data, keywords, _ in found}
     points = by_name.pop("candidates", None)
     labels = by_name.get("labels", next(iter(by_name.values())))[0]

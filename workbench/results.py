@@ -13,8 +13,8 @@ import torch
 import workbench
 from workbench import figures, ledger, report
 from workbench.experiment import write_json, write_table
-from workbench.pipeline import Result
 from workbench.readers import nifti
+from workbench.segmentation import Result
 from workbench.volume import Refused
 
 

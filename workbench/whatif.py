@@ -1,6 +1,6 @@
 """What if: one case decided anew from its stored maps, with other thresholds, in about a second.
 
-Ours; the paper has none. Everything after the nets runs again exactly as `workbench segment` runs it (`pipeline.decide`):
+Ours; the paper has none. Everything after the nets runs again exactly as `workbench segment` runs it (`segmentation.decide`):
 consistency, candidates, descriptors, verdicts, contour; and the measures, where there is a reference. Descriptors of
 candidates that did not change are not computed again. Works on the experiment's work grid.
 """
@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench import boundary, forest, metrics, pipeline, radiomics
+from workbench import boundary, forest, metrics, radiomics, segmentation
 from workbench.experiment import Experiment
 from workbench.ledger import ABLATION, write
-from workbench.pipeline import Decided, Maps, Models
+from workbench.segmentation import Decided, Maps, Models
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class WhatIf:
         )
         cut = self.models.forest.threshold._replace(threshold=choice.score)
         models = replace(self.models, settings=settings, forest=self.models.forest.with_threshold(cut))
-        decided = pipeline.decide(self.maps, models, describe=self._describe)
+        decided = segmentation.decide(self.maps, models, describe=self._describe)
         masks = decided.masks
         return Outcome(
             dict(zip(ABLATION, masks)),

@@ -1,0 +1,118 @@
+"""Measures of the result, stage by stage."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.figures.style import BLACK, GREY, Picture, patients_of, say, stage_colour, stage_key, units_of
+
+
+def ablation(
+    table: pd.DataFrame,
+    cases: pd.DataFrame | None = None,
+    metrics: list[str] | None = None,
+    columns: int = 3,
+    title: str = "",
+) -> Figure:
+    """Each metric after each stage: mean and 95 % interval over patients, and one thin line a patient where given.
+
+    `table`: stage, metric, mean, low, high, n in stage order; `cases`: stage, case, patient and a column per metric.
+    """
+    stages = list(dict.fromkeys(table["stage"]))
+    metrics = [m for m in (metrics or dict.fromkeys(table["metric"])) if (table["metric"] == m).any()]
+    columns = max(1, min(columns, len(metrics)))
+    rows = max(1, math.ceil(len(metrics) / columns))
+    figure = Picture(4.2 * columns, 3.2 * rows + 0.6)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    if not metrics:
+        say(axes[0], "no metric in the table")
+    for ax, metric in zip(axes, metrics):
+        part = table[table["metric"] == metric].drop_duplicates("stage").set_index("stage").reindex(stages)
+        if cases is not None and metric in cases:
+            wide = cases.groupby(["patient", "stage"])[metric].mean().unstack().reindex(columns=stages)
+            ax.plot(range(len(stages)), wide.to_numpy(float).T, color=GREY, lw=0.7, alpha=0.6)
+        for at, (stage, row) in enumerate(part.iterrows()):
+            if np.isfinite(row["mean"]):
+                if np.isfinite([row["low"], row["high"]]).all():
+                    ax.plot([at, at], [row["low"], row["high"]], color=stage_colour(stage), lw=3, alpha=0.8)
+                ax.plot(at, row["mean"], "o", color=stage_colour(stage), mec=BLACK, ms=7)
+        ax.set_xticks(range(len(stages)), stages, fontsize=8, rotation=15)
+        n = part["n"].dropna()
+        count = (
+            ""
+            if n.empty
+            else f" (n = {int(n.iloc[0])})"
+            if n.nunique() == 1
+            else f" (n = {int(n.min())} to {int(n.max())})"
+        )
+        ax.set_ylabel(units_of(metric), fontsize=9)
+        ax.set_title(f"{units_of(metric)}{count}", fontsize=9)
+        ax.grid(alpha=0.3, axis="y")
+    for ax in axes[len(metrics) :]:
+        ax.set_axis_off()
+    n = int(table["n"].max()) if len(table) else 0
+    who = patients_of(cases) if cases is not None and "patient" in cases else f"n up to {n}"
+    figure.suptitle(
+        f"{title or 'ablation'} ({who}; mean and 95 % interval{', thin: each patient' if cases is not None else ''})",
+        fontsize=11,
+    )
+    return figure
+
+
+def paired(cases: pd.DataFrame, before: str, after: str, metrics: list[str], title: str = "") -> Figure:
+    """Metrics of two stages per patient, joined by lines: what a stage did (columns stage, patient, metrics)."""
+    figure = Picture(3.4 * len(metrics), 4)
+    key = cases["stage"].map(stage_key)
+    patients = 0
+    for ax, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics):
+        a = cases[key == stage_key(before)].groupby("patient")[metric].mean()
+        b = cases[key == stage_key(after)].groupby("patient")[metric].mean()
+        both = pd.concat([a, b], axis=1, keys=["a", "b"]).dropna()
+        patients = max(patients, len(both))
+        for row in both.itertuples():
+            ax.plot([0, 1], [row.a, row.b], color=GREY, lw=0.8)
+        ax.plot(np.zeros(len(both)), both["a"], "o", color=stage_colour(before))
+        ax.plot(np.ones(len(both)), both["b"], "s", color=stage_colour(after))
+        if len(both):
+            ax.plot([0, 1], [both["a"].mean(), both["b"].mean()], color=BLACK, lw=2)
+        ax.set_xticks([0, 1], [before, after])
+        ax.set_xlim(-0.4, 1.4)
+        ax.set_ylabel(units_of(metric))
+        ax.set_title(
+            f"mean change {(both['b'] - both['a']).mean():+.3g} (n = {len(both)})"
+            if len(both)
+            else "no patient has both",
+            fontsize=9,
+        )
+        ax.grid(alpha=0.3, axis="y")
+    figure.suptitle(f"{title or f'{before} → {after}'} ({patients} patients)", fontsize=11)
+    return figure
+
+
+def boundary_gain(cases: pd.DataFrame, before: str = "forest", after: str = "boundary", title: str = "") -> Figure:
+    """Surface distances and Dice before and after the boundary stage, patient by patient."""
+    wanted = ("tumor_assd_mm", "assd_mm", "tumor_surface_dice", "tumor_msd_mm", "msd_mm", "tumor_dice", "dice")
+    known = [m for m in wanted if m in cases]
+    return paired(
+        cases,
+        before,
+        after,
+        known[:3] or [c for c in cases.columns if c not in ("stage", "case", "patient")][:3],
+        title or "boundary relabelling",
+    )
+
+
+def timings(seconds: dict, title: str = "") -> Figure:
+    """How long each stage took, in seconds."""
+    figure = Picture(7, 1.2 + 0.35 * max(2, len(seconds)))
+    ax = figure.subplots()
+    names = list(seconds)[::-1]
+    ax.barh(names, [seconds[n] for n in names], color=[stage_colour(n) for n in names])
+    for at, name in enumerate(names):
+        ax.text(seconds[name], at, f" {seconds[name]:.1f} s", va="center", fontsize=8)
+    ax.set_xlabel("seconds")
+    ax.margins(x=0.15)
+    figure.suptitle(title or f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)
+    return figure

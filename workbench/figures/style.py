@@ -1,0 +1,129 @@
+"""Colours, windows and small habits that every figure shares."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+
+from workbench.files import write_atomic
+from workbench.ledger import CODES
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"
+
+LIVER_COLOUR = SKY
+TUMOR_COLOUR = ORANGE
+TRUTH_COLOUR = YELLOW  # and dashed, so that it does not rest on colour alone
+LEDGER_COLOURS = {
+    1: SKY,
+    2: ORANGE,
+    3: GREEN,
+    4: PURPLE,
+    5: YELLOW,
+    6: VERMILLION,
+    7: BLUE,
+    8: "#FFFFFF",  # the palette's black would pass for fat on a CT
+    # darker: an earlier stage had changed the voxel already
+    21: "#8C8420",
+    22: "#7A3600",
+    23: "#003A5C",
+    24: "#BBBBBB",
+    39: "#3F51FF",
+    55: "#6A1B9A",
+    71: "#00F0D0",
+    87: "#404040",
+}
+LEDGER_MEANINGS = {code: meaning for code, meaning in CODES.items() if code > 0}
+STAGE_COLOURS = {
+    "cohort": GREY,
+    "liver": LIVER_COLOUR,
+    "tumor": TUMOR_COLOUR,
+    "cascade": TUMOR_COLOUR,
+    "consistency": GREEN,
+    "candidates": YELLOW,
+    "radiomics": PURPLE,
+    "selection": "#7F4F71",
+    "forest": VERMILLION,
+    "boundary": BLUE,
+    "metrics": BLACK,
+}
+GROUP_COLOURS = {"intensity": ORANGE, "texture": BLUE, "shape": GREEN, "boundary": VERMILLION, "wavelet": PURPLE}
+GROUP_MARKERS = {"intensity": "o", "texture": "s", "shape": "^", "boundary": "D", "wavelet": "v"}
+FOLD_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+TRUE_COLOUR, FALSE_COLOUR = BLUE, VERMILLION  # a true lesion, a false positive
+SPLIT_COLOURS = {"train": BLUE, "test": VERMILLION}
+VERDICT_COLOURS = {"true lesion": TRUE_COLOUR, "false positive": FALSE_COLOUR, "missed lesion": GREY}
+WINDOWS = {"liver": (60, 350), "tumor": (90, 180), "soft tissue": (40, 400), "lung": (-600, 1500), "bone": (400, 1800)}
+
+
+def _map_to(colour: str, name: str) -> LinearSegmentedColormap:
+    r, g, b = to_rgb(colour)
+    return LinearSegmentedColormap.from_list(name, [(r, g, b, 0), (r, g, b, 0.85)])
+
+
+PROBABILITY_MAPS = {"liver": _map_to(LIVER_COLOUR, "liver"), "tumor": _map_to(TUMOR_COLOUR, "tumor")}
+
+
+class Picture(Figure):
+    """A figure that draws itself with Agg and shows itself in a notebook, without pyplot's global list of figures."""
+
+    def __init__(self, width: float = 7, height: float = 5, **kwargs):
+        super().__init__(figsize=(width, height), dpi=100, layout="constrained", **kwargs)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure, dpi: int = 100) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+    return data.getvalue()
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
+    """Write the figure as PNG, whole or not at all."""
+    path = Path(path)
+    write_atomic(path, png(figure, dpi))
+    return path
+
+
+def as_array(a) -> np.ndarray | None:
+    if a is None:
+        return None
+    if hasattr(a, "detach"):
+        a = a.detach().cpu()
+        a = a.float().numpy() if a.is_floating_point() else a.numpy()
+    return np.asarray(a)
+
+
+def patients_of(table: pd.DataFrame) -> str:
+    return f"{table['patient'].nunique()} patients" if "patient" in table else f"{len(table)} rows, patients not named"
+
+
+def say(ax, words: str) -> None:
+    """An empty panel says why it is empty."""
+    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY, wrap=True)
+
+
+def stage_key(stage: str) -> str:
+    """`+ forest`, `Forest` and `forest` are one stage."""
+    return str(stage).replace("→", "").replace("+", "").strip().lower()
+
+
+def stage_colour(stage: str) -> str:
+    return STAGE_COLOURS.get(stage_key(stage), GREY)
+
+
+def legend_below(figure, handles, columns=4) -> None:
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def units_of(metric: str) -> str:
+    return metric.replace("_mm", " (mm)").replace("_ml", " (ml)").replace("_", " ")

@@ -1,0 +1,279 @@
+"""The method on one volume: the nets look, the stages after them decide, the ledger remembers.
+
+What `pipeline` trains on a cohort is put to use here; `whatif` decides anew from the same maps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench import (
+    boundary,
+    candidates,
+    cascade,
+    consistency,
+    forest,
+    ledger,
+    liver,
+    radiomics,
+    tumor,
+)
+from workbench.experiment import (
+    Experiment,
+    Progress,
+    Settings,
+)
+from workbench.readers import gates
+from workbench.volume import Refused, Spacing, Volume, resample
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything that `segment` needs of a trained experiment."""
+
+    settings: Settings
+    liver: list
+    tumor: list
+    forest: forest.Forest
+    boundary: boundary.BoundaryModel
+    device: torch.device
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "auto") -> Models:
+        experiment = Experiment(folder, str(device))
+        for stage in ("liver", "tumor", "forest", "boundary"):
+            experiment.need(stage)
+        s, on = experiment.settings, experiment.device
+        return cls(
+            s,
+            cascade.load(experiment.path("liver"), s.liver.cascade, on, range(s.folds)),
+            cascade.load(experiment.path("tumor"), s.tumor.cascade, on, range(s.folds)),
+            forest.load(experiment.path("forest")),
+            boundary.load(experiment.path("boundary"), s.boundary, on),
+            on,
+            experiment.folder,
+        )
+
+
+@dataclass
+class Result:
+    """What the method says of one volume, on the volume's own grid."""
+
+    volume: Volume
+    status: str
+    liver_probability: Tensor
+    tumor_probability: Tensor
+    ledger: Tensor
+    liver: Tensor
+    lesions: pd.DataFrame
+    timings: dict[str, float]
+    settings: Settings
+    device: str
+    warnings: list[str] = field(default_factory=list)
+    maps: Maps | None = None  # on the work grid, for decisions anew
+
+    @property
+    def labels(self) -> Tensor:
+        return self.labels_after("boundary")
+
+    def labels_after(self, stage: str) -> Tensor:
+        """Labels uint8 [z y x] (1 liver, 2 tumor) as they stood after a stage of the ablation, read from the ledger."""
+        out = self.liver.to(torch.uint8)
+        out[ledger.tumor_after(self.ledger, stage)] = 2
+        return out
+
+
+def _agree(level: Tensor, mask: Tensor) -> Tensor:
+    """A level field whose sign says the mask: where it disagrees it is mirrored at zero."""
+    return torch.where((level >= 0) == mask, level, -level - 1e-4 * (~mask).float())
+
+
+Describe = Callable[..., tuple[pd.DataFrame, np.ndarray]]  # as `radiomics.steady`
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the nets say of one volume, on the work grid: HU, probability and mask of the liver, the tumor's probability."""
+
+    hu: Tensor
+    p_liver: Tensor
+    liver: Tensor
+    p: Tensor
+    spacing_mm: Spacing
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
+    whose sign is its mask, and the table of lesions."""
+
+    levels: list[Tensor]
+    lesions: pd.DataFrame
+
+    @property
+    def masks(self) -> list[Tensor]:
+        return [level >= 0 for level in self.levels]
+
+
+DECIDING = ("consistency", "forest", "boundary")  # stages that can be left out
+
+
+@contextmanager
+def _untimed(stage: str) -> Iterator[None]:
+    yield
+
+
+def decide(
+    maps: Maps,
+    models: Models,
+    own_mm: Spacing | None = None,
+    skip: Collection[str] = (),
+    timed: Callable[[str], AbstractContextManager] = _untimed,
+    describe: Describe | None = None,
+) -> Decided:
+    """Everything after the nets: consistency, candidates, forest, boundary. `skip` leaves stages of `DECIDING` out.
+
+    Places in the table are on a grid of `own_mm` (by default the work grid). `describe` stands in for
+    `radiomics.steady`.
+    """
+    s, p = models.settings, maps.p
+    if set(skip) - set(DECIDING):
+        raise Refused("stages to leave out", ", ".join(skip), "some of " + ", ".join(DECIDING))
+    with timed("consistency"):
+        level = p - s.consistency.threshold
+        levels = [level]
+        mask = level >= 0 if "consistency" in skip else consistency.refine(p, maps.spacing_mm[0], s.consistency).mask
+        levels.append(level := _agree(level, mask))
+    with timed("candidates"):
+        pieces = candidates.find(mask, p, maps.liver, maps.spacing_mm, s.candidates)
+        levels.append(level := _agree(level, pieces.labels > 0))
+    with timed("forest"):
+        lesions = _judge(pieces, maps, own_mm or maps.spacing_mm, models, describe or radiomics.steady)
+        if "forest" in skip:
+            lesions = lesions.assign(kept=True)
+        kept = torch.isin(
+            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_list(), dtype=torch.long)
+        )
+        levels.append(level := _agree(level, kept))
+    with timed("boundary"):
+        if bool(kept.any()) and "boundary" not in skip:
+            edge = boundary.relabel(
+                models.boundary,
+                maps.hu.to(models.device),
+                p.to(models.device),
+                kept.to(models.device),
+                maps.liver.to(models.device),
+                maps.spacing_mm,
+                s.boundary,
+            )
+            moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
+            levels.append(_agree(moved, edge.mask.cpu()))
+        else:
+            levels.append(level)
+    return Decided(levels, lesions)
+
+
+def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
+    """The mask after each stage on a volume's own grid, bool `[z y x]` each."""
+    masks = [resample(v, shape) >= 0 for v in decided.levels]
+    for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
+        masks[n] &= masks[n - 1]
+    return masks
+
+
+def look(
+    volume: Volume,
+    models: Models,
+    timed: Callable[[str], AbstractContextManager] = _untimed,
+    liver_given: Tensor | None = None,
+) -> Maps:
+    """The nets on one CT. `liver_given`: see `segment`."""
+    s = models.settings
+    if volume.shape[0] < gates.MIN_SLICES:
+        raise Refused(
+            volume.name,
+            f"{volume.shape[0]} slices",
+            f"at least {gates.MIN_SLICES}, since the nets look at neighbouring slices",
+        )
+    with timed("grid"):
+        shape, spacing = s.work_grid(volume.shape, volume.spacing_mm)
+        hu = resample(volume.array, shape).clamp(-1024, 3071).round()
+    with timed("liver"):
+        if liver_given is None:
+            p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
+        else:
+            p_liver = (resample(liver_given, shape) >= 0.5).float()
+        found = liver.mask(p_liver, spacing, s.liver)
+    with timed("tumor"):
+        p = tumor.probability(models.tumor, hu, p_liver, tumor.box(found, spacing, s.tumor), s.tumor, models.device)
+    return Maps(hu, p_liver, found, p, spacing)
+
+
+def segment(
+    volume: Volume, models: Models, progress: Progress | None = None, liver_given: Tensor | None = None
+) -> Result:
+    """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
+
+    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box.
+    """
+    s, show = models.settings, progress or (lambda *_: None)
+    timings: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        show(stage, len(timings), 8, {})
+        began = time.monotonic()
+        yield
+        timings[stage] = round(time.monotonic() - began, 3)
+
+    maps = look(volume, models, timed, liver_given)
+    decided = decide(maps, models, volume.spacing_mm, (), timed)
+    with timed("own grid"):
+        masks = on_own_grid(decided, volume.shape)
+        liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0
+        history = ledger.write(masks, liver_mask)
+    status = "no liver" if not bool(maps.liver.any()) else "ok" if bool(masks[-1].any()) else "no tumor"
+    return Result(
+        volume,
+        status,
+        resample(maps.p_liver, volume.shape).clamp(0, 1),
+        resample(maps.p, volume.shape).clamp(0, 1),
+        history,
+        liver_mask,
+        decided.lesions,
+        timings,
+        s,
+        str(models.device),
+        maps=maps,
+    )
+
+
+def _judge(
+    pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, describe: Describe
+) -> pd.DataFrame:
+    """The lesion table: each candidate with its place on a grid of `own_mm`, verdict, reason and deciding features."""
+    columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
+    if not len(pieces.table):
+        return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
+    on = models.device
+    described, _ = describe(maps.hu.to(on), pieces.labels.long().to(on), maps.spacing_mm, maps.liver.to(on))
+    score = models.forest.score(described[list(models.forest.names)])
+    threshold = models.forest.threshold.threshold
+    kept = score >= threshold
+    reason = [
+        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}" for a, k in zip(score, kept)
+    ]
+    table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
+    # places from the volume's first voxel on: the work grid's first voxel has another centre
+    table[["z_mm", "y_mm", "x_mm"]] += (np.array(maps.spacing_mm) - np.array(own_mm)) / 2
+    return pd.concat([table, described[list(models.forest.names)].reset_index(drop=True)], axis=1)[columns]
