@@ -71,7 +71,8 @@ def begin(quick: bool) -> Settings:
 
 
 def go_on(quick: bool) -> Settings:
-    return settings((10, 20) if quick else (60, 240), 1e-3)
+    s = settings((10, 20) if quick else (60, 240), 1e-3)
+    return replace(s, boundary=replace(s.boundary, rate=1e-3))
 
 
 # ---------------------------------------------------------------- scans to learn from, on the work grid

@@ -381,6 +381,14 @@ def test_the_same_seed_gives_the_same_model():
     assert not torch.equal(first["conv.0.weight"], other["conv.0.weight"])
 
 
+def test_training_can_begin_with_a_trained_net(trained, folder):
+    still = replace(SMALL, steps=1, rate=0.0)
+    begun = boundary.train([blurred_case(0)], still, seed=9, start=folder).net
+    assert all(torch.equal(p, q) for p, q in zip(begun.parameters(), trained.net.parameters(), strict=True))
+    with pytest.raises(Refused, match=r"window_hu \(-60.0, 220.0\) instead of \(0, 1\)"):
+        boundary.train([blurred_case(0)], replace(still, window_hu=(0, 1)), start=folder)
+
+
 def test_a_held_out_patient_is_not_learnt_from():
     """Two scans of a patient go the same way, and what is held out for the curve changes no weight."""
     settings = replace(SMALL, steps=2, validation_share=0.5)

@@ -295,6 +295,7 @@ def cut_cohort(toy_cohort, tmp_path_factory):
     """Five toy patients without a split: two whole scans, three cut to the liver's box."""
     table = pd.read_csv(toy_cohort).head(5).drop(columns="split")
     table["field_of_view"] = ["whole", "liver box", "liver box", "whole", "liver box"]
+    table["patient"] = [f"new-{p}" for p in table.patient]  # nobody whom another experiment learnt from
     for column in ("ct", "labels"):
         table[column] = [toy_cohort.parent / p for p in table[column]]
     path = tmp_path_factory.mktemp("cut") / "manifest.csv"
@@ -333,6 +334,20 @@ def test_nets_begin_with_those_of_another_experiment(cut_cohort, trained, tmp_pa
         Experiment.create(tmp_path, cut_cohort, still, "cpu")
     with pytest.raises(Refused, match="no experiment.json"):
         Experiment.create(tmp_path / "other", cut_cohort, still, "cpu", start=tmp_path / "none")
+
+
+def test_nets_that_learnt_from_a_patient_are_not_begun_with(toy_cohort, cut_cohort, trained, tmp_path):
+    with pytest.raises(Refused, match="nets that learnt from [0-9]+ patients of .*toy"):
+        Experiment.create(tmp_path / "same", toy_cohort, tiny.settings(), "cpu", start=trained.folder)
+    table = pd.read_csv(cut_cohort)
+    table.loc[0, "patient"] = trained.cases("train").patient[0]
+    table.to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(Refused, match=f"1 patients of .*{table.patient[0]}"):
+        Experiment.create(tmp_path / "one", tmp_path / "one.csv", tiny.settings(), "cpu", start=trained.folder)
+    assert not (tmp_path / "same").exists() and not (tmp_path / "one").exists()
+    table.loc[0, "patient"] = trained.cases("test").patient[0]  # whom it never learnt from
+    table.to_csv(tmp_path / "held.csv", index=False)
+    Experiment.create(tmp_path / "held", tmp_path / "held.csv", tiny.settings(), "cpu", start=trained.folder)
 
 
 def test_a_fold_without_a_whole_scan_is_refused(cut_cohort, tmp_path):

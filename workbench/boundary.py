@@ -504,6 +504,30 @@ def load(folder: Path, settings: BoundarySettings | None = None, device: torch.d
     return BoundaryModel(net.to(device).eval(), stored, pd.DataFrame(curve), about["skipped"])
 
 
+LEARNT_FOR = (
+    "grid_mm",
+    "patch",
+    "widths",
+    "kernels",
+    "pool2_stride",
+    "dense_widths",
+    "window_hu",
+)  # what weights depend on
+
+
+def _weights_of(folder: Path, settings: BoundarySettings) -> dict[str, Tensor]:
+    """A trained net's weights to begin with; refused when they were learnt for another net, grid or window."""
+    model = load(folder)
+    other = [n for n in LEARNT_FOR if getattr(model.settings, n) != getattr(settings, n)]
+    if other:
+        raise Refused(
+            folder,
+            "; ".join(f"{n} {getattr(model.settings, n)} instead of {getattr(settings, n)}" for n in other),
+            "a net of the same shape, grid and window to begin with",
+        )
+    return model.net.state_dict()
+
+
 def _tuples(value):
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
@@ -613,10 +637,12 @@ def train(
     progress: Callable[[str, int, int, dict], None] | None = None,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
+    start: Path | None = None,
 ) -> BoundaryModel:
     """Train on the bands of predicted lesions. A share of the patients is held out, for the curve only.
 
-    Saves `folder/model`, and goes on from its checkpoint where there is one. Refused when no case has a band.
+    It begins with the net in the folder `start`, if one is given, else with random weights. Saves `folder/model`, and goes on from
+    its checkpoint where there is one. Refused when no case has a band.
     """
     cases = [case if isinstance(case, Case) else Case(**case) for case in cases]
     patients = sorted({case.patient for case in cases})
@@ -633,7 +659,10 @@ def train(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = PatchNet(settings).to(device, memory_format=torch.channels_last_3d)
+        net = PatchNet(settings)
+    if start is not None:
+        net.load_state_dict(_weights_of(start, settings))
+    net.to(device, memory_format=torch.channels_last_3d)
     curves = fit(
         net,
         lambda step: _draw(training, settings, seed, step),

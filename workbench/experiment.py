@@ -164,10 +164,18 @@ class Experiment:
     ) -> Experiment:
         """Make or open the folder; refused when it already holds other settings or another cohort.
 
-        The nets of the cascade begin with those of the experiment `start`, if one is given.
+        The nets begin with those of the experiment `start`, if one is given; it must have learnt from none of the patients here.
         """
         folder, manifest = Path(folder), Path(manifest)
-        cohort.read_manifest(manifest)
+        patients = {case.patient for case in cohort.read_manifest(manifest)}
+        seen = set() if start is None else patients & set(cls(start, "cpu").cases("train").patient)
+        if seen:
+            raise Refused(
+                start,
+                f"nets that learnt from {len(seen)} patients of {manifest} ({min(seen)} among them)",
+                "nets that never saw them",
+                "Begin with another experiment; else maps of these patients are not out of fold.",
+            )
         about = {
             "preset": settings.preset,
             "settings": json.loads(json.dumps(asdict(settings))),
@@ -243,7 +251,7 @@ class Experiment:
             k: self.about["settings"][k] for k in ("pixel_mm", "slice_mm", "folds", "seed")
         }
         inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
-        if self.start and stage in ("liver", "tumor"):
+        if self.start and stage in ("liver", "tumor", "boundary"):
             inputs["start"] = sha256(self.start / stage / "stage.json")
         return {
             "stage": stage,

@@ -565,7 +565,8 @@ def _train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryMo
     def show(_: str, *rest) -> None:
         experiment.progress("boundary", *rest)
 
-    return boundary.train(examples, s, experiment.settings.seed, show, experiment.device, folder)
+    start = experiment.start / "boundary" if experiment.start else None
+    return boundary.train(examples, s, experiment.settings.seed, show, experiment.device, folder, start)
 
 
 def _run_boundary(experiment: Experiment, folder: Path) -> dict:
