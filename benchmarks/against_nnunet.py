@@ -1,6 +1,6 @@
 """The workbench against nnU-Net v2: the same patients, the same seconds of training, the same cores, in the same run.
 
-    python benchmarks/against_nnunet.py [--quick] [--json FILE] [--minutes 10] [--train 60] [--test 20] [--fresh 5]
+    python benchmarks/against_nnunet.py [--quick] [--json FILE] [--minutes 10] [--train 60] [--test 20] [--fresh 5] [--batch N]
         [--configurations 2d 3d_fullres] [--device cpu|cuda] [--work FOLDER]
 
 The work: phantoms from a seed that nothing here was tuned on, the last of them held out, exported by `workbench export nnunet`. nnU-Net
@@ -19,6 +19,8 @@ each net of the workbench learns from half of them, so that later stages have ou
 steps and gets as many as fit here (the decay of its rate follows the clock, all else is its own), one configuration and no ensemble of
 folds, no postprocessing, which needs cross-validation. So this compares what minutes buy, not what either method can do. Neither:
 nnU-Net writes labels alone, the workbench also maps, ledger, lesion table, preview and report in the same seconds. Phantoms are the workbench's own.
+
+nnU-Net plans its batch for a GPU's memory: on a CPU a step of it takes most of a minute, and --batch makes it smaller in exchange for more steps.
 
 Configuration: 2d on a CPU, where minutes buy too few steps in 3D, else 3d_fullres; --configurations says otherwise. Prediction as nnU-Net does it
 (mirrored copies averaged) and without mirroring. Seconds a case: a fresh command for one case (median of the first --fresh held-out
@@ -238,7 +240,15 @@ class NnUNet:
     def prepare(self) -> dict:
         """Fingerprint, plan and preprocessed training cases."""
         words = ("-d", DATASET, "-c", self.configuration, "-npfp", self.variables["nnUNet_def_n_proc"])
-        return self.call("nnUNetv2_plan_and_preprocess", *words, log=f"nnunet-{self.configuration}-prepare")
+        used = self.call("nnUNetv2_plan_and_preprocess", *words, log=f"nnunet-{self.configuration}-prepare")
+        (file,) = self.home.glob("preprocessed/*/nnUNetPlans.json")
+        plans = read_json(file, "configurations")
+        planned = plans["configurations"][self.configuration]
+        used["planned_batch"] = planned["batch_size"]
+        if self.asked.batch:
+            planned["batch_size"] = min(self.asked.batch, planned["batch_size"])
+            experiment.write_json(file, plans)
+        return used
 
     def train(self, seconds: float) -> dict:
         words = (DATASET, self.configuration, "all", "-tr", "BudgetTrainer", "-device", self.asked.device)
@@ -327,7 +337,10 @@ def measure(asked: argparse.Namespace) -> dict:
     """The whole comparison."""
     work = asked.work.resolve()
     commands = environment(work / "venv")
-    run = work / f"{asked.train}-{asked.test}-{asked.minutes:g}min-{asked.device}"
+    run = (
+        work
+        / f"{asked.train}-{asked.test}-{asked.minutes:g}min-{asked.device}{f'-batch{asked.batch}' * bool(asked.batch)}"
+    )
     manifest = cohort.write_phantoms(run / "phantoms", asked.train + asked.test, SEED, "demo", asked.test)
     raw = run / "nnunet" / "raw"
     part(run, "export", lambda: {"path": str(nnunet.export(manifest, raw, DATASET, NAME, folds=2).relative_to(run))})
@@ -395,6 +408,7 @@ def words(figures: dict) -> str:
             "s a case, fresh / in one batch": f"{predicted['fresh_s_per_case']:.1f} / {predicted['batch_s_per_case']:.1f}",
             "peak GiB, one case / batch": f"{predicted['fresh_peak_gib']:.2f} / {predicted['batch_peak_gib']:.2f}",
             "training s (peak GiB)": f"{trained['seconds']:.0f} ({trained['peak_gib']:.2f})",
+            "training steps x batch": f"{trained['steps']} x {trained['batch']}" if "steps" in trained else "",
             "training samples / s (Mvoxel / s)": f"{trained['samples_per_s']:.1f} ({trained['megavoxels_per_s']:.2f})",
         }
         if side != "workbench":
@@ -427,6 +441,7 @@ def main() -> int:
     parser.add_argument("--test", type=int, help="phantoms held out")
     parser.add_argument("--fresh", type=int, help="held-out cases that get a command of their own")
     parser.add_argument("--configurations", nargs="+", choices=("2d", "3d_fullres"))
+    parser.add_argument("--batch", type=int, default=0, help="the largest that nnU-Net may train with; 0: as it plans")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--work", type=Path, default=Path("experiments/against_nnunet"))
     parser.add_argument("--fit", type=Path, nargs=2, help=argparse.SUPPRESS)
