@@ -67,6 +67,8 @@ def run(
     command += ["--cores", str(cores)] if cores else ["--cores", "all"] if profile == "local" else []
     command += ["--config", *(f"{key}={value}" for key, value in about.items()), *extra]
     with held(out):
+        if any((out / ".snakemake" / "locks").glob("*")):  # left by a run that was killed: nobody else is here
+            subprocess.run([str(word) for word in (*command, "--unlock")], check=True, capture_output=True)
         subprocess.run([str(word) for word in command])  # its status says no more than the summary does
         found = summary(cases, out, everyone=models is not None)
         write_table(out / "summary.csv", found.cases)
