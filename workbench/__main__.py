@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,6 +137,7 @@ def train(
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
     preset: str = "demo",
     start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Of liver or tumor, the net of this fold alone.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an experiment that is there.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -156,6 +158,8 @@ def train(
             "Leave --resume out to start it.",
         )
     device = _joined(device)
+    if fold is not None and processes.count() > 1:
+        raise Refused("--fold", f"{processes.count()} processes", "one, while others train the other folds")
     if processes.rank() > 0:
         processes.wait()  # for the folder
         pipeline.train(folder.Experiment(experiment, device), stage)
@@ -163,6 +167,9 @@ def train(
     _writable(experiment)
     made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device, start=start)
     processes.wait()
+    if fold is not None:
+        print(pipeline.train_fold(made, stage, fold))
+        return
     pipeline.train(made, stage, results.keep)
     print(tracking.sync(experiment))
 
@@ -173,11 +180,14 @@ def segment(
     models: Annotated[Path, typer.Option(help="A trained experiment.")],
     out: Annotated[Path, typer.Option("-o", help="Where the results go, a folder a case.")],
     device: Device = "auto",
+    name: Annotated[str, typer.Option(help="Of the one input: its case, in place of the file's name.")] = "",
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
     from workbench import readers, results, segmentation
     from workbench.volume import Refused
 
+    if name and len(inputs) > 1:
+        raise Refused("--name", f"{len(inputs)} inputs", "one input")
     for path in inputs:  # all are there before the first is worked on
         readers.gates.existing(path)
     _writable(out)
@@ -188,18 +198,19 @@ def segment(
         try:
             with _said() as said:
                 volume = readers.read(path)
-            name = volume.name if volume.name not in names else f"{volume.name}-{len(names)}"
-            names[name] = path
-            results.free(out / name)
-            result = segmentation.segment(volume, loaded, _tell(name))
+            case = name or volume.name
+            case = case if case not in names else f"{case}-{len(names)}"
+            names[case] = path
+            results.free(out / case)
+            result = segmentation.segment(replace(volume, name=name or volume.name), loaded, _tell(case))
             result.warnings += said
-            folder = results.keep(result, out / name, path)
+            folder = results.keep(result, out / case, path)
         except Refused as error:  # the others are segmented all the same
             print(f"error: {error}", file=sys.stderr)
             refused += 1
             continue
         print(
-            f"{name}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
+            f"{case}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
             f"{sum(result.timings.values()):.1f} s -> {folder}"
         )
     if refused:
@@ -314,6 +325,36 @@ def report(
     html = r.case_report(result) if (result / "result.json").is_file() else r.experiment_report(result)
     write_atomic(out, html.encode())
     print(out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def cohort(
+    context: typer.Context,
+    manifest: Path,
+    out: Annotated[Path, typer.Option("-o", help="Where checks, results, evaluation and logs go.")],
+    models: Annotated[
+        Path | None, typer.Option(help="A trained experiment; without it the train split is learnt from.")
+    ] = None,
+    preset: str = "demo",
+    device: Device = "auto",
+    cores: Annotated[int | None, typer.Option(help="Jobs at once on this machine; all cores by default.")] = None,
+    profile: Annotated[str, typer.Option(help="local, slurm or a folder with a Snakemake profile.")] = "local",
+) -> None:
+    """A whole cohort through Snakemake, one case or fold a job; run again it goes on. Other options go to Snakemake."""
+    from workbench import cluster
+    from workbench import experiment as folder
+    from workbench.volume import Refused
+
+    if preset not in folder.PRESETS:
+        raise Refused("--preset", preset, " or ".join(folder.PRESETS))
+    _writable(out)
+    on = device if device != "auto" else folder.pick_device(device).type
+    found = cluster.run(manifest, out, models, preset, on, cores, profile, tuple(context.args))
+    for row in found.cases[found.cases.status == "failed"].itertuples():
+        print(f"{row.case}: {row.reason}", file=sys.stderr)
+    done = found.count("done")
+    print(f"{done} of {len(found.cases)} cases done, {found.count('failed')} failed -> {out / 'summary.csv'}")
+    raise typer.Exit(0 if done == len(found.cases) else 1)
 
 
 @exports.command()

@@ -321,12 +321,12 @@ def write_array(path: Path, array: Tensor) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold an experiment alone; the second comer is told who has it."""
-    lock = folder / ".lock"
+def held(folder: Path, shared: bool = False, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder alone, or with others who share it; who comes in vain is told who has it."""
+    lock = folder / name
     with open(lock, "a+") as f:
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             f.seek(0)
             raise Refused(

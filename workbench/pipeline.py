@@ -6,11 +6,13 @@ not run again. Later stages learn from out-of-fold maps only.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,20 +73,14 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         return folder
     with held(experiment.folder):
         began = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
-        identity = experiment._identity(stage)
-        mark = folder / "started.json"
-        if mark.is_file() and json.loads(mark.read_text()) != identity:
-            shutil.rmtree(folder)  # left by other settings or inputs: nothing of it may be taken over
-        (folder / "stage.json").unlink(missing_ok=True)
-        write_json(mark, identity)
+        identity = _begin(experiment, stage)
         processes.wait()
         figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
         write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
         outputs = {
             str(p.relative_to(folder)): sha256(p)
             for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name not in ("stage.json", "started.json")
+            if p.is_file() and p.name not in ("stage.json", "started.json") and p.suffix != ".lock"
         }
         write_json(
             folder / "stage.json",
@@ -98,6 +94,58 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         )
     processes.wait()
     return folder
+
+
+def _begin(experiment: Experiment, stage: str) -> dict:
+    """Make a stage's folder ready and say what it is made from; what other settings or inputs left there goes."""
+    folder, identity = experiment.path(stage), experiment._identity(stage)
+    mark = folder / "started.json"
+    if mark.is_file() and json.loads(mark.read_text()) != identity:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").unlink(missing_ok=True)
+    write_json(mark, identity)
+    return identity
+
+
+def train_fold(experiment: Experiment, stage: str, fold: int) -> Path:
+    """Train one fold's net of a cascade stage and nothing else, beside other processes that train the other folds.
+
+    The stage itself, run afterwards, finds the nets there.
+    """
+    if stage not in FOLDS or not 0 <= fold < experiment.settings.folds:
+        raise Refused(
+            "stage and fold",
+            f"{stage}, fold {fold}",
+            f"{' or '.join(FOLDS)}, fold 0 to {experiment.settings.folds - 1}",
+        )
+    for need in NEEDS[stage]:
+        experiment.need(need)
+    folder = experiment.path(stage)
+    if not experiment.finished(stage):
+        with held(experiment.folder, shared=True):
+            with _one_at_a_time(experiment.folder):
+                if not _begun(experiment, stage):
+                    _begin(experiment, stage)
+            with held(folder, name=f".fold{fold}.lock"):
+                FOLDS[stage](experiment, folder, fold)
+    return folder
+
+
+def _begun(experiment: Experiment, stage: str) -> bool:
+    """Whether somebody is at this stage already, with these settings and inputs."""
+    folder = experiment.path(stage)
+    mark = folder / "started.json"
+    begun = mark.is_file() and json.loads(mark.read_text()) == experiment._identity(stage)
+    return begun and not (folder / "stage.json").is_file()
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """For a moment: the next one waits."""
+    with open(folder / ".begin.lock", "a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, Path], object] | None = None) -> None:
@@ -194,13 +242,17 @@ def _fold_maps(
 
 
 def _train_folds(
-    experiment: Experiment, folder: Path, settings: cascade.CascadeSettings, bank: Callable[[str], Any]
+    experiment: Experiment,
+    folder: Path,
+    settings: cascade.CascadeSettings,
+    bank: Callable[[str], Any],
+    only: int | None = None,
 ) -> None:
-    """The net of each fold, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
+    """The net of each fold, or of one, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
     table, count = experiment.cases("train"), experiment.settings.folds
-    missing = [n for n in range(count) if not (folder / f"fold{n}.json").is_file()]
+    missing = [n for n in range(count) if only in (None, n) and not (folder / f"fold{n}.json").is_file()]
     start = experiment.start / folder.name if experiment.start else None
-    banks, used, scratch = {}, 0, folder / "slices" / str(processes.rank())
+    banks, used, scratch = {}, 0, folder / "slices" / (str(processes.rank()) if only is None else f"fold{only}")
     for case in table.case if missing else ():
         made = bank(case)
         used += made.bytes if made is not None else 0
@@ -242,7 +294,7 @@ def _train_folds(
     else:
         side_by_side(train, missing, tell, experiment.device)
     shutil.rmtree(scratch, ignore_errors=True)
-    if processes.rank() > 0:
+    if processes.rank() > 0 or only is not None:
         return
     curves = [
         pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
@@ -265,14 +317,14 @@ def _cut(experiment: Experiment) -> set[str]:
     return set(table.case[table.field_of_view != "whole"])
 
 
-def _train_liver(experiment: Experiment, folder: Path) -> None:
+def _train_liver(experiment: Experiment, folder: Path, only: int | None = None) -> None:
     s, cut = experiment.settings.liver, _cut(experiment)
 
     def bank(case: str):
         hu, labels, spacing = experiment.work(case)
         return None if case in cut else liver.bank_case(hu, labels, spacing, s)
 
-    _train_folds(experiment, folder, s.cascade, bank)
+    _train_folds(experiment, folder, s.cascade, bank, only)
 
 
 def _run_liver(experiment: Experiment, folder: Path) -> dict:
@@ -302,7 +354,7 @@ def _run_liver(experiment: Experiment, folder: Path) -> dict:
     return _by_split(pd.DataFrame(rows), "dice")
 
 
-def _train_tumor(experiment: Experiment, folder: Path) -> None:
+def _train_tumor(experiment: Experiment, folder: Path, only: int | None = None) -> None:
     s = experiment.settings.tumor
 
     def bank(case: str):
@@ -311,7 +363,7 @@ def _train_tumor(experiment: Experiment, folder: Path) -> None:
         at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
         return None if at is None else tumor.bank_case(hu, labels, p, at)
 
-    _train_folds(experiment, folder, s.cascade, bank)
+    _train_folds(experiment, folder, s.cascade, bank, only)
 
 
 def _run_tumor(experiment: Experiment, folder: Path) -> dict:
@@ -661,6 +713,10 @@ TRAIN: dict[str, Callable[[Experiment, Path], object]] = {  # what all processes
     "tumor": _train_tumor,
     "boundary": _train_boundary,
 }
+FOLDS: dict[str, Callable[[Experiment, Path, int], None]] = {
+    "liver": _train_liver,
+    "tumor": _train_tumor,
+}  # a net a fold
 RUN: dict[str, Callable[..., dict]] = {
     "cohort": _run_cohort,
     "liver": _run_liver,

@@ -1,0 +1,123 @@
+"""Cohorts through Snakemake: one case or one fold a job, on this machine or on a cluster. Nothing here imports Snakemake.
+
+Chooses: workflow/Snakefile holds the rules, and the files that they leave are the state, so the same command goes on after any
+end. A case that fails stops nothing but itself; the summary says which failed, and why.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+import workbench
+from workbench import cohort, metrics
+from workbench.experiment import PRESETS, Experiment, held, write_json, write_table
+from workbench.files import read_json
+from workbench.volume import Refused
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a cohort stands: a row a case (status done, failed or open; reason), and the measures of those that are done."""
+
+    cases: pd.DataFrame
+    measures: dict
+
+    def count(self, status: str) -> int:
+        return int((self.cases.status == status).sum())
+
+
+def run(
+    manifest: str | Path,
+    out: str | Path,
+    models: str | Path | None = None,
+    preset: str = "demo",
+    device: str = "cpu",
+    cores: int | None = None,
+    profile: str = "local",
+    extra: tuple[str, ...] = (),
+) -> Summary:
+    """Segment and evaluate a cohort's cases with trained models; without any, train on its train split first and take its test split.
+
+    `profile`: local, slurm or a folder with a Snakemake profile; `extra` goes to Snakemake as it is.
+    """
+    manifest, out = Path(manifest).resolve(), Path(out).resolve()
+    cases = cohort.read_manifest(manifest)
+    if models is None and not any(c.split == "test" for c in cases):
+        raise Refused(manifest, "no models and no held-out case", "--models, or cases with split test")
+    about = {"manifest": manifest, "out": out, "workbench": f"{sys.executable} -m workbench", "device": device}
+    if models is None:
+        about |= {"preset": preset, "folds": PRESETS[preset]().folds}
+    else:
+        made = Experiment(models, "cpu")
+        for stage in ("liver", "tumor", "forest", "boundary"):
+            made.need(stage)
+        about["models"] = made.folder.resolve()
+    rules, given = _workflow(), Path(profile)
+    place = given if given.is_dir() else rules.parent / "profiles" / profile
+    if not (place / "config.yaml").is_file():
+        raise Refused("--profile", profile, "local, slurm or a folder that holds a Snakemake profile's config.yaml")
+    out.mkdir(parents=True, exist_ok=True)
+    command = [_snakemake(), "--snakefile", rules, "--directory", out, "--workflow-profile", place]
+    command += ["--cores", str(cores)] if cores else ["--cores", "all"] if profile == "local" else []
+    command += ["--config", *(f"{key}={value}" for key, value in about.items()), *extra]
+    with held(out):
+        if any((out / ".snakemake" / "locks").glob("*")):  # left by a run that was killed: nobody else is here
+            subprocess.run([str(word) for word in (*command, "--unlock")], check=True, capture_output=True)
+        subprocess.run([str(word) for word in command])  # its status says no more than the summary does
+        found = summary(cases, out, everyone=models is not None)
+        write_table(out / "summary.csv", found.cases)
+        write_json(out / "summary.json", found.measures)
+    return found
+
+
+def summary(cases: list[cohort.Case], out: Path, everyone: bool = True) -> Summary:
+    """What lies in `out` of these cases, or of the held-out ones among them."""
+    rows, measured = [], []
+    for case in cases:
+        if not everyone and case.split != "test":
+            continue
+        row = {"case": case.case, "patient": case.patient, "status": "open", "reason": ""}
+        file = out / "evaluation" / f"{case.case}.json"
+        if file.is_file():
+            (of_case,) = read_json(file, "cases")["cases"]
+            measured.append(of_case)
+            row |= {"status": "done", "tumor_dice": of_case["tumor"]["dice"], "liver_dice": of_case["liver"]["dice"]}
+        elif reason := _why(out / "logs", case.case):
+            row |= {"status": "failed", "reason": reason}
+        rows.append(row)
+    done = metrics.summarise(measured) if measured else {"cases": []}
+    return Summary(pd.DataFrame(rows), done)
+
+
+def _why(logs: Path, case: str) -> str:
+    """The last word of the step of a case that went furthest, when it is a complaint."""
+    for step in ("evaluate", "segment", "check"):
+        log = logs / step / f"{case}.txt"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        told = [line for line in lines if line.startswith(("error:", "REFUSED"))]
+        if lines:
+            return f"{step}: {(told or lines)[-1]}"
+    return ""
+
+
+def _workflow() -> Path:
+    """workflow/Snakefile of this checkout (an editable install)."""
+    for place in (Path(p).parent for p in workbench.__path__):
+        if (place / "workflow" / "Snakefile").is_file():
+            return place / "workflow" / "Snakefile"
+    raise Refused("workflow/Snakefile", "none", "the repository's workflow folder", "Install with `pip install -e .`.")
+
+
+def _snakemake() -> str:
+    """Snakemake's command: beside this Python, else on the path."""
+    beside = Path(sys.executable).parent / "snakemake"
+    found = str(beside) if beside.is_file() else shutil.which("snakemake")
+    if found is None:
+        raise Refused("workbench cohort", "no snakemake", "it installed", "pip install 'liver-workbench[cluster]'")
+    return found
