@@ -1,6 +1,7 @@
 """Notebooks by number or name, checked parameters, resume, and the error that is kept."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -133,9 +134,38 @@ def test_run_keeps_the_result_skips_the_second_time_and_shows_the_error(tmp_path
     assert [line.split("cell ")[1].split()[0] for line in lines if " s  " in line] == ["1/4", "2/4", "3/4", "4/4"]
     record = json.loads((experiment / "notebooks" / "03_tumor.json").read_text())
     assert record["status"] == "failed" and record["stages_before"].keys() == {"liver"}
-    assert sorted(p.name for p in (experiment / "notebooks").iterdir()) == ["03_tumor.ipynb", "03_tumor.json"]
+    beside = {p.suffix: p for p in (experiment / "notebooks").iterdir()}
+    assert sorted(beside) == [".html", ".ipynb", ".json", ".log"]
+    log = beside[".log"].read_text()
+    assert f"42 {experiment.resolve()}" in log and "03_tumor  cell 2/4" in log and "no mask: a" in log
+    page = beside[".html"].read_text()
+    assert "What is two?" in page and f"42 {experiment.resolve()}" in page and "no mask: a" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "the page asks the network"
 
     record["status"] = "done"  # as if it had gone well: nothing changed, so nothing runs
     (experiment / "notebooks" / "03_tumor.json").write_text(json.dumps(record))
     again = batch.run(source, experiment, {"n": 41}, progress=False)
     assert again.status == "unchanged" and again.ok
+
+
+def test_a_parameter_given_several_times_is_a_batch(books, tmp_path, monkeypatch):
+    ran = []
+
+    def run(notebook, experiment, parameters, output, **_):
+        ran.append((notebook.stem, dict(parameters), output.name))
+        return batch.Outcome(notebook.stem, output, "failed" if parameters["name"] == "b" else "done")
+
+    monkeypatch.setattr(batch, "run", run)
+    with pytest.raises(Refused, match="an integer|int, like 1"):
+        batch.run_each("case", tmp_path, {}, "n", ["1", "two"])
+    assert not ran
+    outcomes = batch.run_each("case", tmp_path, {"n": "3"}, "name", ["a", "b", "../c"])
+    assert ran == [
+        ("case", {"n": "3", "name": v}, f"case-{f}.ipynb") for v, f in zip(("a", "b", "../c"), ("a", "b", ".._c"))
+    ]
+    assert [o.ok for o in outcomes] == [True, False, True]
+
+
+def test_the_notebook_that_needs_all_stages_comes_last(books, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "run", lambda path, *_, **__: batch.Outcome(path.stem, path, "done"))
+    assert [o.notebook for o in batch.run_all(tmp_path)] == ["02_liver", "10_metrics", "00_pipeline"]

@@ -289,16 +289,27 @@ def run(
     notebook: Annotated[str, typer.Argument(help="Number, name or all.")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")] = Path("experiments/demo"),
 ) -> None:
-    """Run a notebook headless: NN|NAME|all [-p name value]... [-o EXPERIMENT]. Unknown parameters are refused."""
-    from workbench import batch
+    """Run a notebook headless: NN|NAME|all [-p name value]... [-o EXPERIMENT]. Unknown parameters are refused.
 
-    given = _parameters(context.args)
+    A parameter that is given several times is a batch: one run for each of its values.
+    """
+    from workbench import batch
+    from workbench.volume import Refused
+
+    given, several = _parameters(context.args)
+    if len(several) > 1 or (several and notebook == "all"):
+        raise Refused(
+            "run", f"{', '.join(several)} more than once", "one parameter with several values, and one notebook"
+        )
     if notebook == "all":
+        _writable(experiment)
         outcomes = batch.run_all(experiment, given)
     else:
-        batch.checked(batch.find(notebook), given)
+        batch.checked(batch.find(notebook), given | {name: values[0] for name, values in several.items()})
         _writable(experiment)
-        outcomes = [batch.run(notebook, experiment, given)]
+        outcomes = [] if several else [batch.run(notebook, experiment, given)]
+        for name, values in several.items():
+            outcomes = batch.run_each(notebook, experiment, given, name, values)
     for o in outcomes:
         print(f"{o.notebook}: {o.status} {o.error}".rstrip() + f"  {o.output}")
     raise typer.Exit(0 if all(o.ok for o in outcomes) else 1)
@@ -397,16 +408,18 @@ def _joined(device: str) -> str:
     return str(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)  # others wait while the first one evaluates
 
 
-def _parameters(words: list[str]) -> dict[str, object]:
+def _parameters(words: list[str]) -> tuple[dict[str, object], dict[str, list[str]]]:
+    """What is given once, and what is given several times."""
     from workbench.volume import Refused
 
-    given: dict[str, object] = {}
+    given: dict[str, list[str]] = {}
     while words:
         if words[0] != "-p" or len(words) < 3:
             raise Refused("run", " ".join(words), "-p name value, as often as needed")
-        given[words[1]] = words[2]
+        given.setdefault(words[1], []).append(words[2])
         words = words[3:]
-    return given
+    once: dict[str, object] = {name: values[0] for name, values in given.items() if len(values) == 1}
+    return once, {name: values for name, values in given.items() if len(values) > 1}
 
 
 @contextmanager

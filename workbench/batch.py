@@ -232,8 +232,9 @@ def run(
     """Run one notebook on an experiment folder and keep the executed copy, whole or partial.
 
     `parameters` may be strings (from a command line); `experiment` is handed on where the notebook knows that name.
-    `output` is EXPERIMENT/notebooks/NN_name.ipynb unless given; `timeout` is in seconds per cell. With `progress` one
-    line per cell, and what the cells print, goes to stderr. A cell that fails is reported in the outcome, never raised.
+    `output` is EXPERIMENT/notebooks/NN_name.ipynb unless given; beside it lie the same as HTML, which needs no network, and a
+    log of what the cells printed. `timeout` is in seconds per cell. With `progress` one line per cell, and what the cells print,
+    goes to stderr. A cell that fails is reported in the outcome, never raised.
     """
     from papermill import execute_notebook
     from papermill.engines import papermill_engines
@@ -248,6 +249,9 @@ def run(
     output = Path(output).resolve() if output else experiment / "notebooks" / source.name
     sidecar = output.with_suffix(".json")
     key = {"source_sha256": _source_hash(source), "parameters": given, "version": _version()}
+    shown = experiment / "results" / str(given.get("case", "")) / "result.json"
+    if shown.is_file():
+        key["result_sha256"] = hashlib.sha256(shown.read_bytes()).hexdigest()
     tell = _to_stderr if progress is True else progress or None
     if not force and unchanged(sidecar, key, experiment):
         if tell:
@@ -261,7 +265,8 @@ def run(
     before = stage_hashes(experiment)
     started = time.monotonic()
     partial = output.with_name(f"{output.stem}.partial.ipynb")  # what a killed run leaves, readable as it is
-    papermill_engines.register("workbench", _engine(tell, source.stem))
+    log = _Log(output.with_suffix(".log"), tell)
+    papermill_engines.register("workbench", _engine(log.tell, source.stem))
     status, error = "done", ""
     try:
         execute_notebook(
@@ -277,8 +282,8 @@ def run(
             execution_timeout=timeout,
             kernel_manager_class=_kernel_manager(),
             autosave_cell_every=0,
-            stdout_file=sys.stderr if tell else None,
-            stderr_file=sys.stderr if tell else None,
+            stdout_file=log,
+            stderr_file=log,
         )
     except PapermillExecutionError as failure:
         status = "failed"
@@ -288,6 +293,7 @@ def run(
         error = f"{source.stem}: {type(failure).__name__}: {_plain(str(failure)).strip().splitlines()[0]}"
     if partial.exists():
         os.replace(partial, output)
+        write_atomic(output.with_suffix(".html"), html(output).encode())
     seconds = time.monotonic() - started
     record = {
         "key": key,
@@ -298,9 +304,62 @@ def run(
         "stages_after": stage_hashes(experiment),
     }
     write_atomic(sidecar, json.dumps(record, indent=1, sort_keys=True).encode())
-    if tell:
-        tell(error or f"{source.stem}  done in {seconds:.1f} s")
+    log.tell(error or f"{source.stem}  done in {seconds:.1f} s")
+    log.close()
     return Outcome(source.stem, output, status, seconds, error)
+
+
+class _Log:
+    """What a run says and what its cells print, in a file and, where `tell` is given, on stderr."""
+
+    def __init__(self, path: Path, tell: Callable[[str], None] | None):
+        self.file, self.also = open(path, "w", encoding="utf-8"), tell
+
+    def tell(self, line: str) -> None:
+        self.file.write(line + "\n")
+        self.file.flush()
+        if self.also:
+            self.also(line)
+
+    def write(self, text: str) -> None:
+        self.file.write(text)
+        if self.also:
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        if self.also:
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def html(notebook: str | Path) -> str:
+    """An executed notebook as one HTML page that needs no network: pictures stay, widgets are left to the notebook."""
+    from nbconvert import HTMLExporter
+
+    held = _read(Path(notebook))
+    held.metadata.pop("widgets", None)
+    for cell in held.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jupyter_widgets_base_url="", mermaid_js_url="")
+    return exporter.from_notebook_node(held)[0]
+
+
+def run_each(
+    notebook: str | int | Path, experiment: str | Path, parameters: dict[str, object], name: str, values: list, **kwargs
+) -> list[Outcome]:
+    """Run one notebook once for each value of a parameter; the copies are called NAME-VALUE. One failure stops no other."""
+    source, outcomes = find(notebook), []
+    for value in values:
+        checked(source, {**parameters, name: value})
+    for value in values:
+        plain = re.sub(r"[^\w.-]+", "_", str(value))
+        output = Path(experiment) / "notebooks" / f"{source.stem}-{plain}.ipynb"
+        outcomes.append(run(source, experiment, {**parameters, name: value}, output, **kwargs))
+    return outcomes
 
 
 def _braced(path: Path) -> str:
@@ -315,11 +374,13 @@ def run_all(
     stop: bool = False,
     **kwargs,
 ) -> list[Outcome]:
-    """Run the numbered notebooks in order (or `only` some), each with those parameters that it knows.
+    """Run the numbered notebooks in order, 00 at last since it needs what the others train (or `only` some), each with those
+    parameters that it knows.
 
     Refused when no notebook at all knows a parameter. One failure does not keep the others from running unless `stop`.
     """
-    chosen = [find(w) for w in only] if only else [p for p in notebooks() if p.stem[:2].isdigit()]
+    numbered = sorted((p for p in notebooks() if p.stem[:2].isdigit()), key=lambda p: (p.stem.startswith("00"), p.stem))
+    chosen = [find(w) for w in only] if only else numbered
     known = {path: globals()["parameters"](path) for path in chosen}
     every = sorted({name for names in known.values() for name in names})
     unknown = [name for name in parameters or {} if name not in every]

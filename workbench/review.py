@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, cascade, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench import boundary, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
+from workbench.ledger import CODES
 from workbench.volume import Refused, Volume, components
 
 AS_TEXT = {"case": str, "patient": str}
@@ -60,6 +62,31 @@ def shown(made: Experiment, case: str = "", split: str | None = None) -> str:
     if case and case not in set(table.case):
         raise Refused("case", case, "one of " + ", ".join(table.case))
     return case or table.sort_values(["split", "tumors"], ascending=[True, False], kind="stable").case.iloc[0]
+
+
+def found(folder: str | Path, case: str = "") -> folders.ResultFolder:
+    """A result below `folder`/results: of the case asked for, else the one with most tumor."""
+    there = {p.parent.name: p.parent for p in sorted(Path(folder).glob("results/*/result.json"))}
+    if not there or (case and case not in there):
+        raise Refused(
+            Path(folder) / "results",
+            f"no result of {case}" if there else "no result",
+            ", ".join(there)
+            or "one of the stage metrics or of `workbench segment CT --models EXPERIMENT -o FOLDER/results`",
+        )
+    if case:
+        return folders.result(there[case])
+    return max((folders.result(p) for p in there.values()), key=lambda r: r.info.get("tumor_ml", 0.0))
+
+
+def decided_by(result: folders.ResultFolder) -> pd.DataFrame:
+    """What became of the voxels that were tumor after any stage: a row a history of the ledger, with its volume in ml."""
+    codes, spacing_mm, _ = result.volume("ledger")
+    values, counts = np.unique(codes, return_counts=True)
+    rows = [(CODES[int(v)], int(n) * math.prod(spacing_mm) / 1000) for v, n in zip(values, counts) if v > 1]
+    return (
+        pd.DataFrame(rows, columns=["history", "ml"]).set_index("history").sort_values("ml", ascending=False).round(3)
+    )
 
 
 def original(made: Experiment, case: str) -> tuple[Volume, Volume]:
