@@ -183,6 +183,7 @@ def case_report(folder: str | Path) -> str:
                 words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm.",
                 missing="No candidate was found.",
             ),
+            _cards(case),
             _section(
                 "Ledger",
                 [_ledger_table(case)],
@@ -199,6 +200,29 @@ def case_report(folder: str | Path) -> str:
             ),
         ],
         info.get("warnings", []),
+    )
+
+
+def _cards(case: folders.ResultFolder) -> dict:
+    """A card for each candidate, as drawn beside cards.json; those that were not drawn in words."""
+    held = case.cards() or {"cards": [], "appearing": []}
+    images, words = [], []
+    for card in held["cards"]:
+        drawn = case.path / "cards" / f"candidate-{card['candidate']:02d}.png"
+        said = " ".join(card["words"])
+        if drawn.exists():
+            images.append(_image(drawn.read_bytes(), f"candidate {card['candidate']}. {said}"))
+        else:
+            words.append((card["candidate"], said))
+    return _section(
+        "Cards",
+        [
+            _table(pd.DataFrame(words, columns=["candidate", "not drawn"], dtype=object)),
+            _table(pd.DataFrame(held["appearing"]), "What a lower threshold of the cascade would add", fold=True),
+        ],
+        images,
+        "What was seen, how the trees voted, what was alike in training, and what would have changed it: each change by itself.",
+        "No card in this folder.",
     )
 
 
@@ -236,14 +260,8 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
     for stage in ("liver", "tumor", "boundary"):
         if (curves := table(stage, "curves.csv")) is not None and len(curves):
             add(figures.curves(curves, f"{stage}: learning curves"), f"{stage}: learning curves")
-    if (kept := table("selection", "table.csv")) is not None and {
-        "name",
-        "group",
-        "icc",
-        "icc_low",
-        "icc_high",
-        "kept",
-    } <= set(kept):
+    kept = table("selection", "table.csv")
+    if kept is not None and {"name", "group", "kept"} <= set(kept) and {"icc", "icc21"} & set(kept):
         add(
             figures.icc_forest(
                 kept[kept["kept"].astype(bool)], patients=patients, title="stability of the kept features"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import workbench
-from workbench import figures, ledger, report
+from workbench import cards, figures, ledger, report
 from workbench.experiment import write_json, write_table
 from workbench.readers import nifti
 from workbench.segmentation import Result
@@ -99,4 +99,5 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         ),
         making / "preview.png",
     )
+    cards.write(result, making)
     (making / "report.html").write_text(report.case_report(making), encoding="utf-8")

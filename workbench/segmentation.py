@@ -81,6 +81,8 @@ class Result:
     device: str
     warnings: list[str] = field(default_factory=list)
     maps: Maps | None = None  # on the work grid, for decisions anew
+    pieces: Tensor | None = None  # the candidates there, numbered as in `lesions`
+    models: Models | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -115,10 +117,11 @@ class Maps:
 @dataclass(frozen=True)
 class Decided:
     """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
-    whose sign is its mask, and the table of lesions."""
+    whose sign is its mask, the table of lesions, and the candidates `[z y x]`, numbered as there."""
 
     levels: list[Tensor]
     lesions: pd.DataFrame
+    pieces: Tensor
 
     @property
     def masks(self) -> list[Tensor]:
@@ -180,7 +183,7 @@ def decide(
             levels.append(_agree(moved, edge.mask.cpu()))
         else:
             levels.append(level)
-    return Decided(levels, lesions)
+    return Decided(levels, lesions, pieces.labels)
 
 
 def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
@@ -255,6 +258,8 @@ def segment(
         s,
         str(models.device),
         maps=maps,
+        pieces=decided.pieces,
+        models=models,
     )
 
 

@@ -7,7 +7,16 @@ statistics has its number of patients in the title. Nothing here needs pyplot, a
 arrays may be numpy or torch, tables are data frames with the columns of the experiment folder.
 """
 
-from workbench.figures.decisions import calibration, decision_card, froc, importance, scores, tradeoff, what_if
+from workbench.figures.decisions import (
+    calibration,
+    decision_card,
+    froc,
+    importance,
+    lesion_card,
+    scores,
+    tradeoff,
+    what_if,
+)
 from workbench.figures.descriptors import (
     ICC_KINDS,
     STEPS,
@@ -117,6 +126,7 @@ __all__ = [
     "icc_forest",
     "importance",
     "ledger",
+    "lesion_card",
     "lesions",
     "montage",
     "overlay",
