@@ -31,6 +31,7 @@ from workbench.forest import (
     load,
     out_of_fold,
     save,
+    settled,
     threshold_for_recall,
     votes,
     way,
@@ -332,6 +333,49 @@ def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
     assert (table["removed_share"] == table["removed"] / table["false_positives"]).all()
     for column in ("auc", "removed_share", "recall"):
         assert (table[f"{column}_low"] <= table[column]).all() and (table[column] <= table[f"{column}_high"]).all()
+    assert table.loc["selected", ["auc_gain", "auc_gain_low", "auc_gain_high", "removed_gain"]].eq(0).all()
+    size = table.loc["size"]
+    assert size.auc_gain == pytest.approx(table.loc["selected", "auc"] - size.auc) and size.auc_gain_low > 0
+    assert size.auc_gain_high - size.auc_gain_low < (size.auc_high - size.auc_low) + 0.1  # pairs, not two intervals
+
+
+def test_the_leaf_size_is_chosen_by_unseen_patients_of_the_given_rows():
+    """Each patient's lesions have a level of their own, so leaves of single rows learn patients by heart; large ones do not."""
+    rng = np.random.default_rng(3)
+    target, patients = rng.random(240) < 0.5, np.repeat([f"p{i}" for i in range(24)], 10)
+    features = pd.DataFrame({"tells": target + rng.normal(0, 1.2, 240), "noise": rng.normal(size=240)})
+    settings = ForestSettings(trees=40, folds=3, leaf_choices=(1, 20), inner_trees=40)
+    own, tried = settled(features, target, patients, settings)
+    assert own.min_leaf == 20 == tried.min_leaf[tried.auc.idxmax()] and len(tried) == 2
+    fold = grouped_folds(target, patients, 3)
+    for n, area in zip(tried.min_leaf, tried.auc):
+        scores = np.full(240, np.nan)
+        for held in range(3):
+            model = fit(features[fold != held], target[fold != held], ForestSettings(trees=40, min_leaf=int(n)))
+            scores[fold == held] = model.score(features[fold == held])
+        assert area == pytest.approx(auc(scores, target))
+    assert settled(features, target, patients, ForestSettings(leaf_choices=(5,)))[0].min_leaf == 5
+    assert (
+        settled(features[:20], target[:20], patients[:20], settings)[0].min_leaf == 1
+    )  # two patients: none to leave out
+
+
+def test_the_choice_is_nested(monkeypatch):
+    """The forest of a fold settles on the rows of the other patients: what the held-out ones are changes nothing."""
+    features, target, patients = candidates()
+    settings = ForestSettings(trees=10, folds=3, leaf_choices=(1, 6), inner_trees=10)
+    fold = grouped_folds(target, patients, 3)
+    spoiled, wrong = features.copy(), target.copy()
+    spoiled[fold == 0], wrong[fold == 0] = 1e6, ~target[fold == 0]
+    whole, other = (
+        out_of_fold(x, y, patients, None, settings, fold) for x, y in ((features, target), (spoiled, wrong))
+    )
+    assert whole.forests[0].settings == other.forests[0].settings
+    assert np.array_equal(whole.forests[0].score(features), other.forests[0].score(features))
+    seen = []
+    monkeypatch.setattr("workbench.forest.settled", lambda x, y, p, s: seen.append(set(p)) or (s, None))
+    out_of_fold(features, target, patients, None, settings, fold)
+    assert [s & set(patients[fold == n]) for n, s in enumerate(seen)] == [set()] * 3 and len(seen) == 3
 
 
 def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():
@@ -376,7 +420,7 @@ def test_votes_are_the_trees_own_and_the_way_is_one_of_them(fitted):
     assert table["probability"].iloc[-1] == pytest.approx(each[tree])
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("threshold", [0.0511, 0.3007, 0.6003])  # no score that a handful of trees can tie with
 def test_the_nearest_value_of_one_feature_that_turns_the_verdict(fitted, threshold):
     """Against every value in turn: it turns the verdict, none nearer does, and none does where none is named."""
     features, _, _ = candidates()

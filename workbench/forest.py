@@ -3,7 +3,7 @@
 States (Li et al., arXiv 2512.07574): a random forest on the 20 features rejects false-positive regions.
 
 Chooses: scikit-learn's forest, each tree balanced on its own bootstrap sample, trained on candidates of out-of-fold
-maps. A missing value takes the training median, which is stored beside the names, so that every device fills alike
+maps. The leaf size is chosen inside each fold's training patients (nested). A missing value takes the training median, which is stored beside the names, so that every device fills alike
 and anyone can read what was filled in; a value that float32 cannot hold counts as missing. The threshold is the
 largest that keeps a stated share of the true lesions (99 %) among *out-of-fold* scores; what it removes is always
 told together with what it loses. Two baselines stand beside the selected features: size alone, and shape alone (Bhat
@@ -70,14 +70,20 @@ class ForestSettings:
     max_features: str | float = "sqrt"
     recall: float = 0.99  # share of the lesions to keep out of fold; new patients keep less (docs/decisions/0005)
     folds: int = 5  # patient-grouped, for out-of-fold scores
+    leaf_choices: tuple[int, ...] = (3, 1, 8)  # sizes tried for `min_leaf` inside the training patients; one: no choice
+    inner_folds: int = 3
+    inner_trees: int = 100  # of the forests that are tried
     min_candidates: int = 20
     min_class: int = 5
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("trees", 1), ("min_leaf", 1), ("folds", 2), ("min_candidates", 2), ("min_class", 1)):
+        least_of = {"trees": 1, "min_leaf": 1, "folds": 2, "inner_folds": 2, "inner_trees": 1}
+        for name, least in (least_of | {"min_candidates": 2, "min_class": 1}).items():
             if getattr(self, name) < least:
                 raise Refused(f"ForestSettings.{name}", str(getattr(self, name)), f"at least {least}")
+        if not self.leaf_choices or min(self.leaf_choices) < 1:
+            raise Refused("ForestSettings.leaf_choices", str(self.leaf_choices), "one or more, at least 1 each")
         if not 0 < self.recall <= 1:
             raise Refused("ForestSettings.recall", str(self.recall), "more than 0, at most 1")
 
@@ -177,6 +183,31 @@ def boosted(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings 
     return Forest(tuple(features.columns), np.full(features.shape[1], np.nan, np.float32), model, settings)
 
 
+def settled(
+    features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, settings: ForestSettings | None = None
+) -> tuple[ForestSettings, pd.DataFrame]:
+    """The settings with the leaf size of `leaf_choices` whose forests rank unseen patients best, and a table: min_leaf, auc.
+
+    Each choice is tried on the given rows alone, in `inner_folds` patient-grouped folds (nested: give it a fold's training rows). The
+    first where they tie, or where the rows are too few to leave patients out.
+    """
+    settings = settings or ForestSettings()
+    first = replace(settings, min_leaf=settings.leaf_choices[0])
+    truth, areas = np.asarray(target).astype(bool), []
+    if len(settings.leaf_choices) == 1 or len(np.unique(_groups(patients))) < settings.inner_folds:
+        return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
+    fold = grouped_folds(truth, patients, settings.inner_folds, settings.seed)
+    if any(len(np.unique(truth[fold != n])) < 2 for n in range(settings.inner_folds)):
+        return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
+    for leaf in settings.leaf_choices:
+        tried = replace(
+            first, min_leaf=leaf, leaf_choices=(leaf,), trees=settings.inner_trees, min_candidates=2, min_class=1
+        )
+        areas.append(auc(out_of_fold(features, truth, patients, None, tried, fold).scores, truth))
+    best = settings.leaf_choices[int(np.argmax(np.round(areas, 12)))]
+    return replace(first, min_leaf=best), pd.DataFrame({"min_leaf": settings.leaf_choices, "auc": areas})
+
+
 Choose = Callable[[np.ndarray], Sequence[str]]  # positions of the training rows -> names of the features
 
 
@@ -210,7 +241,7 @@ def out_of_fold(
     fold: np.ndarray | None = None,
     make: Callable[..., Forest] = fit,
 ) -> OutOfFold:
-    """Scores of every row by a forest of the other patients, made by `fit` (or `boosted`).
+    """Scores of every row by a forest of the other patients, made by `fit` with `settled` settings (or by `boosted`).
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
     inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
@@ -226,7 +257,9 @@ def out_of_fold(
     for number in np.unique(fold):
         train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
-        forest = make(features.iloc[train][names], truth[train], replace(settings, min_candidates=2))
+        given = features.iloc[train][names], truth[train]
+        own = settled(*given, np.asarray(patients)[train], settings)[0] if make is fit else settings
+        forest = make(*given, replace(own, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
         forests.append(forest)
     return OutOfFold(scores, fold, tuple(forests))
@@ -561,7 +594,7 @@ def baselines(
     `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
     themselves. One row each: features (what), columns (how many), auc, threshold, recall, false_positives, removed,
     removed_share; with _low and _high of auc and removed_share from a bootstrap over patients at the fixed threshold,
-    of recall by Wilson.
+    of recall by Wilson. auc_gain and removed_gain: what the selected ones have more, from the same draws.
     """
     settings = settings or ForestSettings()
     truth = _truth(target, len(features), settings)
@@ -574,14 +607,15 @@ def baselines(
         "all": list(features.columns),
         "boosting": selected,
     }
-    rows = []
+    rows, drawn = [], []
     for what, columns in sets.items():
         if columns is None:
             continue
         found = out_of_fold(features, truth, patients, columns, settings, fold, boosted if what == "boosting" else fit)
         chosen = threshold_for_recall(found.scores, truth, settings.recall, lesions)
         removed = (found.scores < chosen.threshold) & ~truth
-        low, high = _by_patient(found.scores, truth, removed, groups, draws, settings.seed)
+        drawn.append(_by_patient(found.scores, truth, removed, groups, draws, settings.seed))
+        low, high = _middle_95(drawn[-1])
         rows.append(
             {
                 "features": what,
@@ -602,13 +636,22 @@ def baselines(
                 "removed_share_high": high[1],
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if "selected" not in set(table.features):
+        return table
+    best = int(np.flatnonzero(table.features == "selected")[0])
+    for n, measure in enumerate(("auc", "removed_share")):
+        gain = measure.replace("_share", "") + "_gain"
+        table[gain] = table[measure][best] - table[measure]
+        ends = [_middle_95(drawn[best][n : n + 1] - own[n : n + 1]) for own in drawn]
+        table[f"{gain}_low"], table[f"{gain}_high"] = ([float(end[side][0]) for end in ends] for side in (0, 1))
+    return table
 
 
 def _by_patient(
     scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high 2.5 % of (AUC, share of false positives removed) when patients are drawn with replacement."""
+) -> np.ndarray:
+    """AUC and share of false positives removed `[2 draw]` when patients are drawn with replacement; the same draws for one seed."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     areas, shares = [], []
@@ -618,10 +661,12 @@ def _by_patient(
             continue  # a draw of one class has neither figure
         areas.append(auc(scores[rows], truth[rows]))
         shares.append(removed[rows].sum() / (~truth[rows]).sum())
-    if not areas:
-        return np.full(2, np.nan), np.full(2, np.nan)
-    low, high = np.quantile([areas, shares], (0.025, 0.975), axis=1)
-    return low, high
+    return np.array([areas, shares])
+
+
+def _middle_95(drawn: np.ndarray) -> np.ndarray:
+    """Low and high 2.5 % of each row, `[2 row]`; NaN without a draw."""
+    return np.quantile(drawn, (0.025, 0.975), axis=1) if drawn.shape[1] else np.full((2, len(drawn)), np.nan)
 
 
 # ---------------------------------------------------------------------------------------------- on disk
@@ -666,7 +711,9 @@ def load(folder: str | Path) -> Forest:
     try:
         info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         names, medians = tuple(info["names"]), np.array(info["medians"], dtype=np.float32)
-        settings, stated, probe = ForestSettings(**info["settings"]), info["sha256"], info["probe"]
+        held = info["settings"]
+        held |= {"leaf_choices": tuple(held.get("leaf_choices", (held["min_leaf"],)))}  # of before there was a choice
+        settings, stated, probe = ForestSettings(**held), info["sha256"], info["probe"]
         threshold = None if info["threshold"] is None else RecallThreshold(**info["threshold"])
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(folder / INFO_FILE, f"{type(error).__name__} {error}", "the description of a forest") from error

@@ -200,8 +200,11 @@ def baselines_held_out(made: Experiment) -> pd.DataFrame:
             "all": list(radiomics.NAMES), "boosting": chosen}  # fmt: skip
     train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
     for row in made.table("forest", "baselines.csv").itertuples():
-        make = forest.boosted if row.features == "boosting" else forest.fit
-        model = make(x[train][sets[row.features]], y[train], made.settings.forest)
+        given, settings = (x[train][sets[row.features]], y[train]), made.settings.forest
+        if row.features == "boosting":
+            model = forest.boosted(*given, settings)
+        else:
+            model = forest.fit(*given, forest.settled(*given, scores.patient[train], settings)[0])
         kept, truth = model.score(x[~train]) >= row.threshold, y[~train]
         found = scores[~train & y].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
         counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": len(found),
