@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment
 
-from workbench import figures, folders
+from workbench import figures, folders, forest
 from workbench.files import write_atomic
 from workbench.volume import Refused
 
@@ -232,6 +232,15 @@ def ablation_metrics(ablation: pd.DataFrame) -> list[str]:
     return [m for m in ABLATION_METRICS if m in found] or found[:6]
 
 
+def variants(ablation: pd.DataFrame, left_out: pd.DataFrame | None) -> pd.DataFrame:
+    """The ablation with, below its stages, the method without one of them: "all but forest" and the like."""
+    if left_out is None:
+        return ablation
+    without = left_out.drop(columns=["low", "high"]).rename(columns={"mean_low": "low", "mean_high": "high"})
+    without = without.assign(stage="all but " + without["without"])
+    return pd.concat([ablation, without[list(ablation.columns)]], ignore_index=True)
+
+
 def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
     """Stage by metric: mean, 95 % interval and n in one cell, in the order of the file."""
 
@@ -280,6 +289,17 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         for split, rows in scores.groupby("split") if "split" in scores else [("all", scores)]:
             if rows["is_lesion"].nunique() == 2:
                 add(figures.tradeoff(rows, threshold, f"forest as a filter, {split}"), f"forest, {split} patients")
+                bins = forest.calibration(rows["score"], rows["is_lesion"])
+                name = f"reliability of the scores, {split} patients"
+                add(figures.calibration(*bins, rows["patient"].nunique(), name), name)
+        held, cohort = (
+            scores[scores["split"] == "test"] if "split" in scores else scores[:0],
+            table("cohort", "cases.csv"),
+        )
+        if len(held) and cohort is not None:
+            of = cohort[cohort["split"] == "test"]
+            found = figures.froc(held, int(of["tumors"].sum()), of["patient"].nunique(), threshold, "FROC, held out")
+            add(found, "lesions found against false positives, held-out patients")
     if (cases := table("metrics", "cases.csv")) is not None and {"forest", "boundary"} <= set(
         cases["stage"].map(figures.stage_key)
     ):
@@ -330,13 +350,16 @@ def experiment_report(folder: str | Path) -> str:
     ]
     has_ablation = ablation is not None and len(ablation) > 0
     shown = ablation_metrics(ablation) if has_ablation else []
-    every = _table(ablation_table(ablation), "Everything measured", fold=True) if has_ablation else None
+    whole = variants(ablation, left_out) if has_ablation else None
+    every = _table(ablation_table(whole), "Everything measured", fold=True) if has_ablation else None
     sections = [
         _section(
             "Ablation",
-            [_table(ablation_table(ablation, shown)), every] if has_ablation else [],
-            [_image(figures.png(figures.ablation(ablation, cases, shown)), "ablation")] if has_ablation else [],
-            "Held-out patients: mean, 95 % interval over patients, and n, after each stage." if has_ablation else "",
+            [_table(ablation_table(whole, shown)), every] if has_ablation else [],
+            [_image(figures.png(figures.ablation(whole, cases, shown)), "ablation")] if has_ablation else [],
+            "Held-out patients: mean, 95 % interval over patients, and n, after each stage, and with all stages but one."
+            if has_ablation
+            else "",
             "The stage `metrics` has not run.",
         ),
         _section(

@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, cascade, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench import boundary, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
-from workbench.volume import Refused, Volume, components
+from workbench.ledger import tumor_after
+from workbench.volume import Refused, Volume, bounding_box, components
 
 AS_TEXT = {"case": str, "patient": str}
 
@@ -246,6 +248,46 @@ def contours(made: Experiment, cases: dict[str, Redrawn]) -> pd.DataFrame:
         for stage, mask in (("forest", before), ("boundary", edge.mask.cpu())):
             found = metrics.compare((labels == 2).numpy(), mask.numpy(), spacing)
             rows.append({"stage": stage, "case": case, "patient": of[case], **found})
+    return pd.DataFrame(rows)
+
+
+def edges(made: Experiment) -> pd.DataFrame:
+    """Held-out reference lesions, their contour before (stage forest) and after the boundary stage, on the scan's own grid.
+
+    Columns case, patient, lesion, volume_ml, blur_mm (of the reference's own edge, as the descriptor boundary_blur_median has it),
+    and dice, assd_mm and surface_dice, each with _before and _after; NaN where nothing touches the lesion. A piece that
+    touches several lesions is shared out, each voxel to the nearest.
+    """
+    rows = []
+    for row in made.cases("test").itertuples():
+        ct, truth = original(made, row.case)
+        codes = torch.from_numpy(
+            np.ascontiguousarray(folders.result(made.folder / "results" / row.case).volume("ledger")[0])
+        )
+        masks = {when: tumor_after(codes, stage) for when, stage in (("before", "forest"), ("after", "boundary"))}
+        around = bounding_box(truth.array == 2, ct.spacing_mm, 30)
+        if around is None:
+            continue
+        reference = components(truth.array[around] == 2)[0]
+        inside, hu = truth.array[around] >= 1, ct.array[around].float()
+        numbers = torch.from_numpy(reference).long()
+        blur = radiomics.describe(hu, numbers, ct.spacing_mm, inside, groups=("boundary",))
+        blur = blur.set_index("label").boundary_blur_median
+        nearest = ndimage.distance_transform_edt(
+            reference == 0, ct.spacing_mm, return_distances=False, return_indices=True
+        )
+        owner = reference[tuple(nearest)]
+        for lesion in range(1, reference.max() + 1):
+            own = reference == lesion
+            found = {"case": row.case, "patient": row.patient, "lesion": lesion, "blur_mm": blur.get(lesion, math.nan)}
+            found["volume_ml"] = own.sum() * ct.voxel_ml
+            for when, mask in masks.items():
+                pieces = components(mask[around])[0]
+                part = np.isin(pieces, np.unique(pieces[own & (pieces > 0)])) & (pieces > 0) & (owner == lesion)
+                measured = metrics.compare(own, part, ct.spacing_mm)
+                for name in ("dice", "assd_mm", "surface_dice"):
+                    found[f"{name}_{when}"] = measured[name] if part.any() else math.nan
+            rows.append(found)
     return pd.DataFrame(rows)
 
 

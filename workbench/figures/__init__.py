@@ -27,7 +27,7 @@ from workbench.figures.descriptors import (
     relative_difference,
     survival,
 )
-from workbench.figures.measures import ablation, boundary_gain, paired, timings
+from workbench.figures.measures import ablation, boundary_gain, edge_gain, paired, timings
 from workbench.figures.slices import (
     AXES,
     View,
@@ -122,6 +122,7 @@ __all__ = [
     "curves",
     "decided",
     "decision_card",
+    "edge_gain",
     "froc",
     "icc_forest",
     "importance",
