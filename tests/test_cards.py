@@ -138,6 +138,19 @@ def test_held_out_patients_are_not_in_the_comparison(trained, what_if, decided, 
     cards.draw(bare, 1, what_if.maps, decided.pieces, decided.masks[-1])
 
 
+def test_neighbours_end_in_the_same_leaves(what_if, decided, made):
+    model, known = what_if.models.forest, cards.Known.of(what_if.models)
+    row = decided.lesions.iloc[[0]]
+    mine, theirs = model.model.apply(model.table(row)), model.model.apply(model.table(known.features))
+    share = known.table.assign(share=(mine == theirs).mean(1)).set_index(["case", "candidate"])
+    near = made["cards"][0]["nearest"]
+    assert len(near) == 2 * cards.NEAREST
+    for kind in (True, False):
+        best = share[share.is_lesion == kind].share.nlargest(cards.NEAREST).to_numpy()
+        assert [n["alike"] for n in near if n["is_lesion"] == kind] == pytest.approx(best)
+    assert all(n["alike"] == pytest.approx(share.share[(n["case"], n["candidate"])]) for n in near)
+
+
 def test_a_training_case_is_not_its_own_neighbour(trained, models):
     case = trained.cases("train").case[0]
     assert case not in set(cards.Known.of(models, case).table.case) and case in set(cards.Known.of(models).table.case)
@@ -158,3 +171,38 @@ def test_the_result_folder_has_the_cards_and_its_report_shows_them(models, tmp_p
     assert held["cards"][0]["words"][0] in page.text and len(page.images) == len(
         drawn
     )  # the preview and the other cards
+
+
+def test_missed_lesions_appear_at_the_threshold_that_is_named(trained, what_if):
+    """A reference lesion put where nothing is marked is lost by the cascade; where only the forest said no, by the forest."""
+    table = review.missed(trained)
+    scores = trained.table("forest", "scores.csv", dtype=review.AS_TEXT)
+    reference = {c: review.components(trained.work(c)[1] == 2)[0] for c in trained.cases("test").case}
+    found = 0
+    for case, lesions in reference.items():
+        pieces = trained.array("candidates", "labels", case).numpy()
+        kept = np.isin(pieces, scores[(scores.case == case) & scores.kept].candidate)
+        found += len(np.unique(lesions[kept & (lesions > 0)]))
+    assert len(table) + found == sum(lesions.max() for lesions in reference.values())
+    for row in table[table.case == what_if.case].itertuples():
+        own = reference[row.case] == row.lesion
+        assert row.peak == what_if.maps.p[torch.from_numpy(own)].max()
+        if np.isfinite(row.appears_at):
+            assert (at(what_if, row.appears_at).numpy()[own] > 0).any()
+
+
+def test_a_lesion_that_only_a_lower_threshold_marks(trained, tmp_path):
+    """The tumor map of a held-out case cut down to .12 over one found lesion: lost by the cascade, back at .1."""
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    made = type(trained)(copy, "cpu")
+    row = next(c for c in made.cases("test").case if (made.work(c)[1] == 2).any())
+    reference = review.components(made.work(row)[1] == 2)[0]
+    pieces, p = made.array("candidates", "labels", row).clone(), made.array("tumor", "maps", row).clone()
+    near = torch.from_numpy(review.ndimage.binary_dilation(reference == 1, iterations=3))
+    p[near] = p[near].clamp(max=0.0)
+    p[torch.from_numpy(reference == 1)] = 0.12
+    pieces[near] = 0
+    for name, array in (("tumor/maps", p), ("candidates/labels", pieces), ("consistency/masks", (p >= 0.3))):
+        np.save(copy / name / f"{row}.npy", array.numpy())
+    lost = review.missed(made).query("case == @row and lesion == 1").iloc[0]
+    assert lost.lost_at == "cascade" and lost.peak == pytest.approx(0.12, abs=1e-3) and lost.appears_at == 0.1

@@ -18,7 +18,6 @@ from sklearn.metrics import roc_auc_score
 from workbench.forest import (
     Forest,
     ForestSettings,
-    alike,
     alone,
     auc,
     baselines,
@@ -28,6 +27,7 @@ from workbench.forest import (
     fit,
     grouped_folds,
     importance,
+    leaves,
     load,
     out_of_fold,
     save,
@@ -392,16 +392,9 @@ def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():
     assert np.array_equal(found.scores[~train], expected) and auc(found.scores, target) > 0.8
 
 
-def test_alike_is_the_share_of_common_leaves(fitted):
+def test_leaves_are_scikit_learns(fitted):
     features, _, _ = candidates()
-    leaves = fitted.model.apply(fitted.table(features))
-    shares = (leaves[5] == leaves).mean(1)
-    found = alike(fitted, features.iloc[[5]], features, count=4)
-    assert found.place[0] == 5 and found.alike[0] == 1.0
-    assert found.alike.to_numpy() == pytest.approx(np.sort(shares)[::-1][:4])
-    assert shares[found.place] == pytest.approx(found.alike)
-    with pytest.raises(Refused, match="one candidate"):
-        alike(fitted, features, features)
+    assert np.array_equal(leaves(fitted, features).numpy(), fitted.model.apply(fitted.table(features)))
 
 
 def test_votes_are_the_trees_own_and_the_way_is_one_of_them(fitted):

@@ -75,7 +75,7 @@ def make(
     one a candidate of `pieces` `[z y x]` and row of `lesions`, and `appearing`: pieces that a lower threshold would add, with their
     places on a grid of `own_mm` (by default the work grid)."""
     known = Known.of(models, case)
-    atlas = _Maps(maps, models)
+    atlas = Atlas(maps, models)
     lower = atlas.lower()
     found = []
     for row in range(len(lesions)):
@@ -158,7 +158,7 @@ def _nearest(model: forest.Forest, one: pd.DataFrame, known: Known) -> list[dict
 # ---------------------------------------------------------------------------------------------- the maps' side
 
 
-class _Maps:
+class Atlas:
     """The maps around the liver, decided at other thresholds of the cascade."""
 
     def __init__(self, maps: Maps, models: Models):
@@ -215,7 +215,7 @@ class _Maps:
         }
 
 
-def _appearing(maps: Maps, atlas: _Maps, lower: Lower, pieces: Tensor, models: Models, own_mm: Spacing) -> list[dict]:
+def _appearing(maps: Maps, atlas: Atlas, lower: Lower, pieces: Tensor, models: Models, own_mm: Spacing) -> list[dict]:
     """Pieces that a lower threshold of the cascade adds where no candidate is, the most probable ones, each at the highest
     threshold at which it is there: at, place in mm, volume_ml, peak, score, kept (by the forest)."""
     taken, rows = pieces[atlas.box] > 0, []

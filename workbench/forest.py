@@ -521,21 +521,9 @@ def importance(
     return result.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
 
 
-def alike(forest: Forest, row: pd.DataFrame, features: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """The rows of `features` that the forest takes for most alike to one candidate: place, `alike`, the nearest first.
-
-    How alike two candidates are is the share of trees in which they end in one leaf (Breiman's proximity). Give it the
-    rows that it was trained on, without the candidate itself.
-    """
-    if len(row) != 1:
-        raise Refused("alike", f"{len(row)} rows", "one candidate")
-    share = (leaves(forest, row) == leaves(forest, features)).double().mean(1).numpy()
-    order = np.argsort(-share, kind="stable")[:count]
-    return pd.DataFrame({"place": order, "alike": share[order]})
-
-
 def leaves(forest: Forest, features: pd.DataFrame) -> Tensor:
-    """The leaf in which each row ends, `[candidate tree]`."""
+    """The leaf in which each row ends, `[candidate tree]`. The share of trees in which two end in one says how alike they are (Breiman's
+    proximity)."""
     return forest.flat.paths(torch.from_numpy(forest.table(features)))[..., -1]
 
 

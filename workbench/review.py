@@ -14,14 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench import boundary, cards, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
 from workbench.ledger import tumor_after
+from workbench.segmentation import Maps, Models
 from workbench.volume import Refused, Volume, bounding_box, components
 
 AS_TEXT = {"case": str, "patient": str}
@@ -213,6 +215,48 @@ def baselines_held_out(made: Experiment) -> pd.DataFrame:
                   "lost": (~found).sum(), "auc": forest.auc(model.score(x[~train]), truth)}  # fmt: skip
         rows.append({"features": row.features, "columns": len(sets[row.features]), **counts})
     return pd.DataFrame(rows).set_index("features")
+
+
+def card(made: Experiment, case: str, candidate: int) -> Figure:
+    """The card of a candidate, as the stages up to the forest have it, with the reference."""
+    model, maps = forest.load(made.path("forest")), Maps.of(made, case)
+    models = Models(made.settings, [], [], model, None, made.device, made.folder)
+    pieces, features = made.array("candidates", "labels", case), made.table("radiomics", "features.csv", dtype=AS_TEXT)
+    table = features.loc[features.case == case, ["case", "candidate", *model.names]].reset_index(drop=True)
+    score = model.score(table)
+    table = table.assign(forest_score=score, kept=score >= model.threshold.threshold)
+    kept = torch.isin(pieces, torch.as_tensor(table.candidate[table.kept].to_list(), dtype=pieces.dtype))
+    one = cards.make(maps, pieces, table[table.candidate == candidate], models, case)
+    return cards.draw(one, candidate, maps, pieces, kept, truth=made.work(case)[1] == 2)
+
+
+def missed(made: Experiment) -> pd.DataFrame:
+    """Held-out reference lesions (work grid) that no kept candidate touches: case, lesion, volume_ml, lost_at (the first stage that leaves
+    nothing of it), peak (the highest tumor probability in it), appears_at (the highest threshold of the cascade, below the
+    own one and in steps of `cards.STEP`, at which a candidate touches it; NaN for none)."""
+    scores, model, rows = made.table("forest", "scores.csv", dtype=AS_TEXT), forest.load(made.path("forest")), []
+    models = Models(made.settings, [], [], model, None, made.device, made.folder)
+    for case in made.cases("test").case:
+        maps, pieces = Maps.of(made, case), made.array("candidates", "labels", case)
+        kept = scores[(scores.case == case) & scores.kept].candidate.to_list()
+        masks = {
+            "cascade": maps.p >= made.settings.consistency.threshold,
+            "consistency": made.array("consistency", "masks", case).bool(),
+            "candidates": pieces > 0,
+            "forest": torch.isin(pieces, torch.as_tensor(kept, dtype=pieces.dtype)),
+        }
+        reference, count = components(made.work(case)[1] == 2)
+        lost = [n for n in range(1, count + 1) if not bool(masks["forest"][torch.from_numpy(reference == n)].any())]
+        atlas = cards.Atlas(maps, models) if lost else None
+        lower = atlas.lower() if lost else []
+        for number in lost:
+            own = torch.from_numpy(reference == number)
+            levels = [level for level, found in lower if bool((found.labels[own[atlas.box]] > 0).any())]
+            about = {"case": case, "lesion": number, "volume_ml": int(own.sum()) * math.prod(maps.spacing_mm) / 1000}
+            at = next(stage for stage, mask in masks.items() if not bool(mask[own].any()))
+            about |= {"lost_at": at, "peak": float(maps.p[own].max()), "appears_at": max(levels, default=math.nan)}
+            rows.append(about)
+    return pd.DataFrame(rows, columns=["case", "lesion", "volume_ml", "lost_at", "peak", "appears_at"])
 
 
 # --- the boundary ------------------------------------------------------------------------------------------------

@@ -113,6 +113,13 @@ class Maps:
     p: Tensor
     spacing_mm: Spacing
 
+    @classmethod
+    def of(cls, made: Experiment, case: str) -> Maps:
+        """Those that the stages liver and tumor of an experiment left for a case."""
+        hu, _, spacing = made.work(case)
+        p_liver, inside = made.array("liver", "maps", case).float(), made.array("liver", "masks", case).bool()
+        return cls(hu.float(), p_liver, inside, made.array("tumor", "maps", case).float(), spacing)
+
 
 @dataclass(frozen=True)
 class Decided:

@@ -9,7 +9,6 @@ arrays may be numpy or torch, tables are data frames with the columns of the exp
 
 from workbench.figures.decisions import (
     calibration,
-    decision_card,
     froc,
     importance,
     lesion_card,
@@ -121,7 +120,6 @@ __all__ = [
     "consistency",
     "curves",
     "decided",
-    "decision_card",
     "edge_gain",
     "froc",
     "icc_forest",

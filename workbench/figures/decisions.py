@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.figures.slices import View, box_around, slice_with_most
+from workbench.figures.slices import View, slice_with_most
 from workbench.figures.style import (
     BLACK,
     BLUE,
@@ -126,59 +126,6 @@ def importance(table: pd.DataFrame, patients: int | None = None, groups: dict | 
     ax.set(xlabel="permutation importance (loss of score), interval")
     who = f" ({patients} patients)" if patients is not None else ""
     figure.suptitle(f"{title or 'what the forest looks at'}{who}", fontsize=11)
-    return figure
-
-
-def decision_card(
-    ct,
-    mask,
-    spacing_mm,
-    score: float,
-    threshold: float,
-    contributions: pd.Series | pd.DataFrame | None = None,
-    facts: dict | None = None,
-    truth=None,
-    window="tumor",
-    title: str = "",
-) -> Figure:
-    """One candidate: its picture, its score against the threshold, and what each feature contributed.
-
-    `contributions`: feature -> change of the score (above 0: like a lesion); a series, or columns name, contribution.
-    """
-    if isinstance(contributions, pd.DataFrame):
-        contributions = contributions.set_index("name")["contribution"]
-    ct, mask, truth = as_array(ct), as_array(mask) > 0, as_array(truth)
-    figure = Picture(12, 4.6)
-    image, bar, reasons = figure.subplots(1, 3, width_ratios=[1.2, 0.35, 1.3])
-    view = View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
-    view.ct(image, ct, window)
-    view.contour(image, mask, TUMOR_COLOUR)
-    if truth is not None:
-        view.contour(image, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
-    view.zoom(image, box_around(mask, spacing_mm, 25))
-    image.set_title(view.title(), fontsize=9)
-    kept = score >= threshold
-    bar.bar([0], [score], color=TRUE_COLOUR if kept else FALSE_COLOUR)
-    bar.axhline(threshold, color=BLACK, ls="--")
-    bar.text(0, min(score + 0.02, 0.95), f"{score:.3f}", ha="center", fontsize=10)
-    bar.set(
-        ylim=(0, 1),
-        xticks=[],
-        ylabel="forest score (1)",
-        title=f"{'kept' if kept else 'rejected'}\nthreshold {threshold:.3f}",
-    )
-    bar.title.set_fontsize(9)
-    if contributions is not None and len(contributions):
-        top = contributions[contributions.abs().sort_values(ascending=False).index].head(10)[::-1]
-        reasons.barh(range(len(top)), top.to_numpy(), color=[TRUE_COLOUR if v > 0 else FALSE_COLOUR for v in top])
-        reasons.set_yticks(range(len(top)), top.index, fontsize=7)
-        reasons.axvline(0, color=BLACK, lw=0.8)
-        reasons.set(xlabel="contribution to the score (above 0: lesion)")
-    else:
-        reasons.set_axis_off()
-        say(reasons, "contributions not given")
-    words = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in (facts or {}).items())
-    figure.suptitle(f"{title or 'candidate'}{': ' + words if words else ''}", fontsize=11)
     return figure
 
 
