@@ -293,14 +293,27 @@ def test_explain_takes_one_row(fitted):
         explain(fitted, candidates()[0][:2])
 
 
-def test_importance_finds_what_tells_and_gives_noise_nothing(fitted):
-    features, target, _ = candidates(seed=1)
-    table = importance(fitted, features, target, repeats=10).set_index("name")
-    assert table.index[0] == "deep" and table.loc["deep", "low"] > 0.05
-    assert abs(table.loc["noise", "drop"]) < 0.02
+def test_importance_finds_what_tells_and_gives_noise_nothing():
+    features, target, patients = candidates(seed=1)
+    found = out_of_fold(features, target, patients, None, ForestSettings(trees=40, folds=3, leaf_choices=(3,)))
+    table = importance(found, features, target, patients, repeats=10).set_index("name")
+    assert table.index[0] == "deep" and table.loc["deep", "low"] > 0.05 and (table["forests"] == 3).all()
+    assert abs(table.loc["noise", "drop"]) < 0.02 and table.loc["noise", "low"] < 0 < table.loc["noise", "high"]
     assert (table["low"] <= table["drop"]).all() and (table["drop"] <= table["high"]).all()
     with pytest.raises(Refused, match="both classes"):
-        importance(fitted, features, np.zeros(90))
+        importance(found, features, np.zeros(90), patients)
+
+
+def test_importance_by_hand():
+    """Ten folds of a lesion and a look-alike: a shuffle swaps the two or not, so half of the lesions change places."""
+    features = pd.DataFrame({"tells": [0.0, 1.0] * 10, "other": 0.0})
+    target, patients, fold = [0, 1] * 10, np.repeat([f"p{i}" for i in range(10)], 2), np.repeat(range(10), 2)
+    settings = ForestSettings(trees=5, leaf_choices=(1,), max_features=1.0)
+    found = out_of_fold(features, target, patients, lambda rows: ["tells"] if 0 in rows else ["other"], settings, fold)
+    table = importance(found, features, target, patients, repeats=30).set_index("name")
+    assert table.loc["tells", "forests"] == 9 and table.loc["other", "forests"] == 1
+    assert table.loc["other", "drop"] == 0 and table.loc["other", ["low", "high"]].eq(0).all()
+    assert 0.3 < table.loc["tells", "drop"] < 0.6 and table.loc["tells", "high"] > table.loc["tells", "drop"]
 
 
 # ---------------------------------------------------------------------------------------------- baselines

@@ -496,29 +496,47 @@ def _reached(flat: TensorForest, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def importance(
-    forest: Forest, features: pd.DataFrame, target: ArrayLike, repeats: int = 20, seed: int = 0
+    found: OutOfFold,
+    features: pd.DataFrame,
+    target: ArrayLike,
+    patients: ArrayLike,
+    repeats: int = 20,
+    draws: int = 50,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """How much the area under the curve falls when a feature is shuffled among the rows: name, drop, low, high.
+    """How much the area under the out-of-fold curve falls when a feature is shuffled among the candidates of each fold.
 
-    Give it rows that the forest has not seen, or it tells of memory. `low` and `high` hold 95 % of the shuffles. The
-    largest drop first.
+    Columns name, drop (mean of `repeats` shuffles), low, high (95 %, patients drawn again `draws` times for each shuffle), forests (how many
+    of the folds' forests read it; where one does not, its scores stay). The largest drop first.
     """
-    truth = np.asarray(target).astype(bool)
+    truth, groups = np.asarray(target).astype(bool), _groups(patients)
     if truth.all() or not truth.any() or len(truth) != len(features):
         raise Refused("importance", f"{truth.sum()} lesions in {len(features)} rows", "both classes")
+    names = list(dict.fromkeys(name for forest in found.forests for name in forest.names))
+    scores = np.tile(found.scores, (len(names), repeats, 1))  # [feature shuffle candidate]
     rng = np.random.default_rng(seed)
-    table = forest.table(features)
-    orders = [rng.permutation(len(table)) for _ in range(repeats)]
-    base = auc(forest.model.predict_proba(table)[:, 1], truth)
-    drops = np.zeros((len(forest.names), repeats))
-    for column in range(len(forest.names)):
-        copies = np.tile(table, (repeats, 1))
-        copies[:, column] = np.concatenate([table[order, column] for order in orders])
-        scores = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
-        drops[column] = [base - auc(s, truth) for s in scores]
-    low, high = np.quantile(drops, (0.025, 0.975), axis=1)
-    result = pd.DataFrame({"name": forest.names, "drop": drops.mean(axis=1), "low": low, "high": high})
-    return result.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
+    for number, forest in zip(np.unique(found.fold), found.forests):
+        held = np.flatnonzero(found.fold == number)
+        table = forest.table(features.iloc[held])
+        orders = [rng.permutation(len(held)) for _ in range(repeats)]
+        for column, name in enumerate(forest.names):
+            copies = np.tile(table, (repeats, 1))
+            copies[:, column] = np.concatenate([table[order, column] for order in orders])
+            says = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
+            scores[names.index(name)][:, held] = says
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    drawn = [np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]) for _ in range(draws)]
+    drawn = [rows for rows in drawn if 0 < truth[rows].sum() < len(rows)]
+    whole = auc(found.scores, truth)
+    base = [auc(found.scores[rows], truth[rows]) for rows in drawn]
+    result = []
+    for name, shuffled in zip(names, scores):
+        falls = [was - auc(one[rows], truth[rows]) for one in shuffled for rows, was in zip(drawn, base)]
+        low, high = np.quantile(falls, (0.025, 0.975)) if falls else (math.nan, math.nan)
+        used = sum(name in forest.names for forest in found.forests)
+        result.append((name, float(np.mean([whole - auc(one, truth) for one in shuffled])), low, high, used))
+    table = pd.DataFrame(result, columns=["name", "drop", "low", "high", "forests"])
+    return table.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
 
 
 def leaves(forest: Forest, features: pd.DataFrame) -> Tensor:

@@ -516,14 +516,7 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     shape = list(groups.index[groups == "shape"])
     beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train])
     write_table(folder / "baselines.csv", beside)
-    rows = pd.concat(
-        [
-            forest.importance(f, x[fold == n], y[fold == n])
-            for n, f in zip(sorted(set(fold)), oof.forests)
-            if 0 < y[fold == n].sum() < (fold == n).sum()
-        ]
-    )
-    write_table(folder / "importance.csv", rows.groupby("name", as_index=False)[["drop", "low", "high"]].mean())
+    write_table(folder / "importance.csv", forest.importance(oof, x, y, patients))
     y = table.is_lesion.to_numpy()
     out = {
         "min_leaf": own.min_leaf,
