@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench import figures, forest, metrics, report, review
+from workbench import figures, folders, forest, metrics, report, review
 from workbench.experiment import Experiment
 from workbench.files import read_json, write_atomic
 from workbench.ledger import ABLATION
@@ -104,6 +104,7 @@ def write(made: Experiment, real_ct: dict | None = None) -> tuple[str, dict[str,
         _table(_changes(steps, left_out, shown)),
         "Held-out lesions by diameter, found at all (IoU above 0) and well (above 0.5):",
         _table(review.by_size(made).reset_index(names=["after", "diameter"])),
+        _missed(review.missed(made)),
         "## Selection",
         _table(_steps(made)),
         "Every one of the 728 has its row in `selection/table.csv`: the step at which it left, and why. Those kept:",
@@ -254,6 +255,18 @@ def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[C
     return claims
 
 
+def _smoothing(made: Experiment) -> list[Claim]:
+    """How much the smoothing alone changes the tumor's volume, from the results of the held-out cases."""
+    held = [folders.result(made.folder / "results" / case).info for case in made.cases("test").case]
+    shares = [
+        abs(h["change_ml"]["smoothing"]) / h["tumor_ml"] for h in held if h.get("change_ml") and h["tumor_ml"] > 0
+    ]
+    mean, low, high = metrics.bootstrap([100 * share for share in shares])
+    measured = f"{mean:.2f} % [{low:.2f}, {high:.2f}], {len(shares)} cases" if shares else "undefined"
+    claim = f"smoothing alone changes the tumor's volume by less than {100 * NO_LOSS:.0f} %"
+    return [Claim("boundary", claim, measured, verdict(low, high, -1, 100 * NO_LOSS))]
+
+
 def _paired(edges: pd.DataFrame, metric: str) -> dict:
     return metrics.paired(edges[f"{metric}_before"], edges[f"{metric}_after"], groups=edges.patient.to_numpy())
 
@@ -316,6 +329,16 @@ def _changes(steps: pd.DataFrame, left_out: pd.DataFrame, shown: list[str]) -> p
     both["cell"] = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}], p {r.p:.2g}" for r in both.itertuples()]
     wide = both[both.metric.isin(shown)].pivot(index="row", columns="metric", values="cell")
     return wide.loc[list(dict.fromkeys(both.row)), shown].reset_index(names="step")
+
+
+def _missed(table: pd.DataFrame) -> str:
+    """Where the held-out lesions that were not found were lost, in words."""
+    at, back = table.lost_at.value_counts(), table.appears_at.notna()
+    lost = ", ".join(f"{n} by {stage}" for stage, n in at.items()) or "none"
+    return (
+        f"Held-out lesions that no kept candidate touches: {len(table)} ({lost}). In {int((table.peak < 0.05).sum())} of them the tumor's "
+        f"probability is nowhere over .05; {int(back.sum())} would be touched by a candidate at a lower threshold of the cascade."
+    )
 
 
 def _steps(made: Experiment) -> pd.DataFrame:

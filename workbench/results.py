@@ -81,6 +81,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             },
             "liver_ml": float((labels > 0).sum()) * volume.voxel_ml,
             "tumor_ml": float((labels == 2).sum()) * volume.voxel_ml,
+            "change_ml": result.change_ml,
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),
             "shape_zyx": list(volume.shape),

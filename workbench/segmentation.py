@@ -82,6 +82,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     maps: Maps | None = None  # on the work grid, for decisions anew
     pieces: Tensor | None = None  # the candidates there, numbered as in `lesions`
+    change_ml: dict[str, float] = field(default_factory=dict)  # as in `Decided`
     models: Models | None = None
 
     @property
@@ -124,11 +125,13 @@ class Maps:
 @dataclass(frozen=True)
 class Decided:
     """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
-    whose sign is its mask, the table of lesions, and the candidates `[z y x]`, numbered as there."""
+    whose sign is its mask, the table of lesions, and the candidates `[z y x]`, numbered as there. `change_ml`: of the tumor's volume, by
+    the boundary stage and by its smoothing alone."""
 
     levels: list[Tensor]
     lesions: pd.DataFrame
     pieces: Tensor
+    change_ml: dict[str, float]
 
     @property
     def masks(self) -> list[Tensor]:
@@ -188,9 +191,11 @@ def decide(
             )
             moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
             levels.append(_agree(moved, edge.mask.cpu()))
+            change_ml = {"boundary": edge.volume_change_ml, "smoothing": edge.smoothing_change_ml}
         else:
             levels.append(level)
-    return Decided(levels, lesions, pieces.labels)
+            change_ml = {"boundary": 0.0, "smoothing": 0.0}
+    return Decided(levels, lesions, pieces.labels, change_ml)
 
 
 def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
@@ -266,6 +271,7 @@ def segment(
         str(models.device),
         maps=maps,
         pieces=decided.pieces,
+        change_ml=decided.change_ml,
         models=models,
     )
 
