@@ -50,9 +50,10 @@ demo: .venv ## a phantom cohort, all stages trained and evaluated, one report
 
 EXPERIMENT ?= experiments/demo
 REAL_CT ?= $(wildcard experiments/real_ct.json)
+EDGES ?= $(wildcard experiments/blurred_edges.json)
 
-evidence: .venv ## docs/evidence.md from the demo, and from experiments/real_ct.json where benchmarks/real_ct.py wrote it
-	$(BIN)/workbench evidence $(EXPERIMENT) -o docs/evidence.md $(if $(REAL_CT),--real-ct $(REAL_CT))
+evidence: .venv ## docs/evidence.md from the demo and from what benchmarks/real_ct.py and blurred_edges.py left in experiments/
+	$(BIN)/workbench evidence $(EXPERIMENT) -o docs/evidence.md $(if $(REAL_CT),--real-ct $(REAL_CT)) $(if $(EDGES),--edges $(EDGES))
 
 test: lint ## lints, then the tests
 	OMP_NUM_THREADS=1 $(SCREEN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \

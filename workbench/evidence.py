@@ -48,12 +48,17 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def page(experiment: str | Path, out: str | Path, real_ct: str | Path | None = None) -> Path:
-    """Write the page and its figures (pictures/evidence_*.png beside it). `real_ct`: what `benchmarks/real_ct.py --json` wrote."""
+def page(
+    experiment: str | Path, out: str | Path, real_ct: str | Path | None = None, fresh: str | Path | None = None
+) -> Path:
+    """Write the page and its figures (pictures/evidence_*.png beside it). `real_ct` and `fresh`: what `benchmarks/real_ct.py --json`
+    and `benchmarks/blurred_edges.py --json` wrote."""
     made, out = Experiment(experiment, "cpu"), Path(out)
     for stage in ("selection", "forest", "boundary", "metrics"):
         made.need(stage)
-    text, pictures = write(made, None if real_ct is None else read_json(Path(real_ct), "summary"))
+    real = None if real_ct is None else read_json(Path(real_ct), "summary")
+    edges = None if fresh is None else read_json(Path(fresh), "lesions", "cut_mm", "more_mm")
+    text, pictures = write(made, real, edges)
     for name, picture in pictures.items():
         (out.parent / "pictures").mkdir(parents=True, exist_ok=True)
         figures.save(picture, out.parent / "pictures" / f"evidence_{name}.png", dpi=80)
@@ -61,7 +66,7 @@ def page(experiment: str | Path, out: str | Path, real_ct: str | Path | None = N
     return out
 
 
-def write(made: Experiment, real_ct: dict | None = None) -> tuple[str, dict[str, Figure]]:
+def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = None) -> tuple[str, dict[str, Figure]]:
     """The page as Markdown, and its figures by name."""
     edges = review.edges(made)
     cut_mm = float(edges.blur_mm.median())
@@ -119,9 +124,17 @@ def write(made: Experiment, real_ct: dict | None = None) -> tuple[str, dict[str,
         _picture("calibration", "reliability of the scores"),
         _picture("froc", "lesions found against false positives"),
         "## The contour",
-        _table(_edges(edges, cut_mm)),
+        _table(edges_table(edges, cut_mm)),
         _picture("edges", "what the boundary stage did to each lesion"),
     ]
+    if fresh is not None:
+        lesions = pd.DataFrame(fresh["lesions"])
+        pictures["fresh"] = figures.edge_gain(lesions, fresh["cut_mm"], "fresh phantoms")
+        parts += [
+            f"The same on {lesions.patient.nunique()} fresh phantoms, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
+            _table(edges_table(lesions, fresh["cut_mm"], fresh["more_mm"])),
+            _picture("fresh", "the boundary stage on fresh phantoms"),
+        ]
     if real_ct is not None:
         words, pictures["real_ct"] = _real(real_ct)
         parts += words
@@ -255,6 +268,21 @@ def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[C
     return claims
 
 
+def _fresh(held: dict) -> list[Claim]:
+    """The claims on blurred edges again, on lesions that none of this was chosen on."""
+    table, claims = pd.DataFrame(held["lesions"]), []
+    for cut in (held["cut_mm"], held["more_mm"]):
+        for metric, words in (
+            ("tumor_assd_mm", "smaller surface distance (mm)"),
+            ("tumor_surface_dice", "higher surface Dice at 1 mm"),
+        ):
+            row = pd.Series(_paired(table[table.blur_mm >= cut], metric.removeprefix("tumor_")))
+            claims.append(
+                _change("boundary", f"{words}, edges blurred by {cut:.2g} mm or more, fresh phantoms", row, metric)
+            )
+    return claims
+
+
 def _smoothing(made: Experiment) -> list[Claim]:
     """How much the smoothing alone changes the tumor's volume, from the results of the held-out cases."""
     held = [folders.result(made.folder / "results" / case).info for case in made.cases("test").case]
@@ -268,7 +296,8 @@ def _smoothing(made: Experiment) -> list[Claim]:
 
 
 def _paired(edges: pd.DataFrame, metric: str) -> dict:
-    return metrics.paired(edges[f"{metric}_before"], edges[f"{metric}_after"], groups=edges.patient.to_numpy())
+    before, after = (edges[f"{metric}_{when}"].astype(float) for when in ("before", "after"))
+    return metrics.paired(before, after, groups=edges.patient.to_numpy())
 
 
 def _together(cases: pd.DataFrame, left_out: pd.DataFrame) -> list[Claim]:
@@ -379,22 +408,20 @@ def _baselines(made: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _edges(edges: pd.DataFrame, cut_mm: float) -> pd.DataFrame:
-    """Lesions found before and after the boundary stage, by the blur of their reference's edge."""
+def edges_table(edges: pd.DataFrame, *cuts_mm: float) -> pd.DataFrame:
+    """Lesions found before and after the boundary stage, by the blur of their reference's edge: all, those sharper than the first
+    cut, and those as blurred as each cut or more."""
     rows = []
-    for words, part in (
-        ("all", edges),
-        (f"sharper than {cut_mm:.1f} mm", edges[edges.blur_mm < cut_mm]),
-        (f"{cut_mm:.1f} mm or more", edges[edges.blur_mm >= cut_mm]),
-    ):
+    parts = [("all", edges), (f"below {cuts_mm[0]:.2g} mm", edges[edges.blur_mm < cuts_mm[0]])]
+    parts += [(f"{cut:.2g} mm or more", edges[edges.blur_mm >= cut]) for cut in cuts_mm]
+    for words, part in parts:
         row = {"blur of the edge": words, "lesions": len(part)}
         for metric in ("assd_mm", "surface_dice", "dice"):
             found = _paired(part, metric)
-            both = part[[f"{metric}_before", f"{metric}_after"]].dropna().mean()
-            row["in both"] = found["n"]
-            row[metric] = (
-                f"{both.iloc[0]:.3f} to {both.iloc[1]:.3f}: {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}"
-            )
+            both = part[[f"{metric}_before", f"{metric}_after"]].astype(float).dropna().mean()
+            row["found in both"] = found["n"]
+            interval = f"[{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}"
+            row[metric] = f"{both.iloc[0]:.3f} to {both.iloc[1]:.3f}: {found['difference']:+.3f} {interval}"
         rows.append(row)
     return pd.DataFrame(rows)
 

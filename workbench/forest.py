@@ -72,7 +72,7 @@ class ForestSettings:
     folds: int = 5  # patient-grouped, for out-of-fold scores
     leaf_choices: tuple[int, ...] = (3, 1, 8)  # sizes tried for `min_leaf` inside the training patients; one: no choice
     inner_folds: int = 3
-    inner_trees: int = 100  # of the forests that are tried
+    inner_trees: int = 40  # of the forests that are tried
     min_candidates: int = 20
     min_class: int = 5
     seed: int = 0
@@ -500,8 +500,8 @@ def importance(
     features: pd.DataFrame,
     target: ArrayLike,
     patients: ArrayLike,
-    repeats: int = 20,
-    draws: int = 50,
+    repeats: int = 10,
+    draws: int = 100,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How much the area under the out-of-fold curve falls when a feature is shuffled among the candidates of each fold.

@@ -298,41 +298,47 @@ def contours(made: Experiment, cases: dict[str, Redrawn]) -> pd.DataFrame:
 def edges(made: Experiment) -> pd.DataFrame:
     """Held-out reference lesions, their contour before (stage forest) and after the boundary stage, on the scan's own grid.
 
-    Columns case, patient, lesion, volume_ml, blur_mm (of the reference's own edge, as the descriptor boundary_blur_median has it),
-    and dice, assd_mm and surface_dice, each with _before and _after; NaN where nothing touches the lesion. A piece that
-    touches several lesions is shared out, each voxel to the nearest.
+    Columns case, patient and those of `lesion_edges`.
     """
-    rows = []
+    tables = []
     for row in made.cases("test").itertuples():
         ct, truth = original(made, row.case)
-        codes = torch.from_numpy(
-            np.ascontiguousarray(folders.result(made.folder / "results" / row.case).volume("ledger")[0])
-        )
-        masks = {when: tumor_after(codes, stage) for when, stage in (("before", "forest"), ("after", "boundary"))}
-        around = bounding_box(truth.array == 2, ct.spacing_mm, 30)
-        if around is None:
-            continue
-        reference = components(truth.array[around] == 2)[0]
-        inside, hu = truth.array[around] >= 1, ct.array[around].float()
-        numbers = torch.from_numpy(reference).long()
-        blur = radiomics.describe(hu, numbers, ct.spacing_mm, inside, groups=("boundary",))
-        blur = blur.set_index("label").boundary_blur_median
-        nearest = ndimage.distance_transform_edt(
-            reference == 0, ct.spacing_mm, return_distances=False, return_indices=True
-        )
-        owner = reference[tuple(nearest)]
-        for lesion in range(1, reference.max() + 1):
-            own = reference == lesion
-            found = {"case": row.case, "patient": row.patient, "lesion": lesion, "blur_mm": blur.get(lesion, math.nan)}
-            found["volume_ml"] = own.sum() * ct.voxel_ml
-            for when, mask in masks.items():
-                pieces = components(mask[around])[0]
-                part = np.isin(pieces, np.unique(pieces[own & (pieces > 0)])) & (pieces > 0) & (owner == lesion)
-                measured = metrics.compare(own, part, ct.spacing_mm)
-                for name in ("dice", "assd_mm", "surface_dice"):
-                    found[f"{name}_{when}"] = measured[name] if part.any() else math.nan
-            rows.append(found)
-    return pd.DataFrame(rows)
+        codes = folders.result(made.folder / "results" / row.case).volume("ledger")[0]
+        found = lesion_edges(ct, truth, torch.from_numpy(np.ascontiguousarray(codes)))
+        tables.append(found.assign(case=row.case, patient=row.patient))
+    return pd.concat(tables, ignore_index=True)
+
+
+def lesion_edges(ct: Volume, truth: Volume, codes: Tensor) -> pd.DataFrame:
+    """Each reference lesion of a scan and its contour before and after the boundary stage, read from the ledger `codes` `[z y x]`.
+
+    Columns lesion, volume_ml, blur_mm (of the reference's own edge, as the descriptor boundary_blur_median has it), and dice,
+    assd_mm and surface_dice, each with _before and _after; NaN where nothing touches the lesion. A piece that touches several
+    lesions is shared out, each voxel to the nearest.
+    """
+    columns = ["lesion", "volume_ml", "blur_mm"]
+    columns += [f"{m}_{when}" for m in ("dice", "assd_mm", "surface_dice") for when in ("before", "after")]
+    around = bounding_box(truth.array == 2, ct.spacing_mm, 30)
+    if around is None:
+        return pd.DataFrame(columns=columns)
+    masks = {when: tumor_after(codes[around], s) for when, s in (("before", "forest"), ("after", "boundary"))}
+    reference = components(truth.array[around] == 2)[0]
+    inside, hu = truth.array[around] >= 1, ct.array[around].float()
+    blur = radiomics.describe(hu, torch.from_numpy(reference).long(), ct.spacing_mm, inside, groups=("boundary",))
+    blur = blur.set_index("label").boundary_blur_median
+    nearest = ndimage.distance_transform_edt(reference == 0, ct.spacing_mm, return_distances=False, return_indices=True)
+    owner, rows = reference[tuple(nearest)], []
+    for lesion in range(1, reference.max() + 1):
+        own = reference == lesion
+        found = {"lesion": lesion, "volume_ml": own.sum() * ct.voxel_ml, "blur_mm": blur.get(lesion, math.nan)}
+        for when, mask in masks.items():
+            pieces = components(mask)[0]
+            part = np.isin(pieces, np.unique(pieces[own & (pieces > 0)])) & (pieces > 0) & (owner == lesion)
+            measured = metrics.compare(own, part, ct.spacing_mm)
+            for name in ("dice", "assd_mm", "surface_dice"):
+                found[f"{name}_{when}"] = measured[name] if part.any() else math.nan
+        rows.append(found)
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- the end -----------------------------------------------------------------------------------------------------
