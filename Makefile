@@ -22,7 +22,7 @@ export QT_API := pyside6
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: help .venv demo test lint lab mlflow view bench clean
+.PHONY: help .venv demo evidence test lint lab mlflow view bench clean
 
 help: ## this list
 	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 10
@@ -47,6 +47,13 @@ $(STAMP): pyproject.toml requirements.lock workbench/radiomics/loops.c
 
 demo: .venv ## a phantom cohort, all stages trained and evaluated, one report
 	$(BIN)/workbench demo
+
+EXPERIMENT ?= experiments/demo
+REAL_CT ?= $(wildcard experiments/real_ct.json)
+EDGES ?= $(wildcard experiments/blurred_edges.json)
+
+evidence: .venv ## docs/evidence.md from the demo and from what benchmarks/real_ct.py and blurred_edges.py left in experiments/
+	$(BIN)/workbench evidence $(EXPERIMENT) -o docs/evidence.md $(if $(REAL_CT),--real-ct $(REAL_CT)) $(if $(EDGES),--edges $(EDGES))
 
 test: lint ## lints, then the tests
 	OMP_NUM_THREADS=1 $(SCREEN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \

@@ -1,13 +1,14 @@
 """Real CT, one patient held out at a time: what phantoms, made-up lesions and other patients' scans give, stage by stage.
 
-    python benchmarks/real_ct.py [--quick] [--json FILE] [--work FOLDER] [--minutes N] [--cohort CSV] [--variants abcd]
+    python benchmarks/real_ct.py [--quick] [--json FILE] [--work FOLDER] [--minutes N] [--cohort CSV] [--variants abcd] [--measure-again]
 
 Variants: a phantoms only; b + made-up lesions in the other patients' livers, whose own tumors are painted over; c + the other
 patients' scans as they are; d both, made-up lesions beside the real ones. All begin with the nets of a, which saw no real patient,
 and train on as whole experiments of two folds, so forest and boundary learn from out-of-fold maps as ever. Scans cut to the liver's box get
 the reference liver (nothing is left there for the liver net to do), whole ones the liver net's own.
-Each (variant, patient) leaves a JSON in the work folder; a rerun goes on. Lesions are 26-connected, found when a voxel is shared; a
-false positive shares none; diameters are of the ball of the same volume. JSON: settings, every lesion, the summary.
+Each (variant, patient) leaves a JSON in the work folder; a rerun goes on, `--measure-again` only measures what is trained. Lesions are 26-connected, found when a voxel is shared; a
+false positive shares none; diameters are of the ball of the same volume. JSON: settings, every lesion, the summary, from which
+`workbench evidence` draws its part on real CT.
 """
 
 from __future__ import annotations
@@ -151,16 +152,11 @@ def measure(case: cohort.Case, models: segmentation.Models, keep: Path) -> dict:
     liver, tumor = truth.array >= 1, (truth.array == 2).numpy()
     cut = case.field_of_view != "whole"
     result = segmentation.segment(replace(ct, name=case.case), models, liver_given=liver if cut else None)
-    stages = {}
-    for stage in ABLATION:
-        found = (result.labels_after(stage) == 2).numpy()
-        matched = metrics.match_lesions(tumor, found, ct.spacing_mm, neighbours=26)
-        total = int(tumor.sum() + found.sum())
-        stages[stage] = {
-            "dice": 2 * int((tumor & found).sum()) / total if total else 1.0,
-            "lesions": [{k: r[k] for k in ("diameter_mm", "iou")} for r in matched["lesions"]],
-            "false_mm": [r["diameter_mm"] for r in matched["false_positives"] if not r["touches_lesion"]],
-        }
+    found = {stage: (result.labels_after(stage) == 2).numpy() for stage in ABLATION}
+    for stage in segmentation.DECIDING:
+        decided = segmentation.decide(result.maps, models, skip=(stage,))
+        found[f"all but {stage}"] = segmentation.on_own_grid(decided, ct.shape)[-1].numpy()
+    stages = {stage: compared(tumor, mask, ct.spacing_mm) for stage, mask in found.items()}
     both = int((result.liver & liver).sum())
     nifti.write(ct.with_array(result.labels), keep)
     return {
@@ -171,15 +167,24 @@ def measure(case: cohort.Case, models: segmentation.Models, keep: Path) -> dict:
     }
 
 
-def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool) -> str:
-    """Train a variant without a patient and measure the patient's scans; leaves `work/VARIANT-PATIENT.json`."""
+def compared(tumor: np.ndarray, found: np.ndarray, spacing_mm: Spacing) -> dict:
+    """Whole-mask measures, each lesion's overlap, and the diameters of what touches none."""
+    matched = metrics.match_lesions(tumor, found, spacing_mm, neighbours=26)
+    whole = metrics.compare(tumor, found, spacing_mm)
+    return {name: whole[name] for name in ("dice", "assd_mm", "surface_dice")} | {
+        "lesions": [{k: r[k] for k in ("diameter_mm", "iou")} for r in matched["lesions"]],
+        "false_mm": [r["diameter_mm"] for r in matched["false_positives"] if not r["touches_lesion"]],
+    }
+
+
+def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool, again: bool = False) -> str:
+    """Train a variant without a patient and measure the patient's scans; leaves `work/VARIANT-PATIENT.json`. `again`: measure only."""
     torch.set_num_threads(1)
     began, s = time.monotonic(), go_on(quick)
     cases = cohort.read_manifest(manifest)
     held = [c for c in cases if c.patient == patient]
-    folder = work / "begin"
-    if variant != "a":
-        folder = work / f"{variant}-{patient}"
+    folder = work / "begin" if variant == "a" else work / f"{variant}-{patient}"
+    if variant != "a" and not again:
         learns_from = manifest_without(patient, variant, cases, work, s)
         made = Experiment.create(folder, learns_from, s, "cpu", start=work / "begin")
         for stage in STAGES[:-1]:
@@ -189,9 +194,11 @@ def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool) -
     scans = [measure(c, models, work / "predictions" / f"{variant}-{c.case}.nii.gz") for c in held]
     write_json(
         work / f"{variant}-{patient}.json",
-        {"variant": variant, "patient": patient, "scans": scans, "seconds": round(time.monotonic() - began)},
+        metrics.json_safe(
+            {"variant": variant, "patient": patient, "scans": scans, "seconds": round(time.monotonic() - began)}
+        ),
     )
-    if variant != "a":
+    if variant != "a" and not again:
         for arrays in ("hu", "labels", "maps", "masks"):
             for stage in STAGES:
                 shutil.rmtree(folder / stage / arrays, ignore_errors=True)
@@ -199,6 +206,11 @@ def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool) -
 
 
 # ---------------------------------------------------------------- the summary
+
+
+def mean_of(values: list[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else math.nan
 
 
 def of_patient(scans: list[dict], stage: str) -> dict:
@@ -209,6 +221,10 @@ def of_patient(scans: list[dict], stage: str) -> dict:
     livers = [scan["liver_dice"] for scan in scans if scan["liver_dice"] is not None]
     row = {
         "tumor_dice": float(np.mean([a["dice"] for a in after])) if lesions else math.nan,
+        **{
+            f"tumor_{m}": mean_of([a.get(m) for a in after]) if lesions else math.nan
+            for m in ("assd_mm", "surface_dice")
+        },
         "dice_of_found": float(np.mean(hit)) if hit else math.nan,
         "liver_dice": float(np.mean(livers)) if livers else math.nan,
     }
@@ -231,7 +247,8 @@ def summary(work: Path) -> pd.DataFrame:
     for file in sorted(work.glob("?-*.json")):
         held = json.loads(file.read_text())
         rows += [
-            {k: held[k] for k in ("variant", "patient")} | {"stage": s} | of_patient(held["scans"], s) for s in ABLATION
+            {k: held[k] for k in ("variant", "patient")} | {"stage": s} | of_patient(held["scans"], s)
+            for s in held["scans"][0]["stages"]
         ]
     return pd.DataFrame(rows)
 
@@ -258,6 +275,9 @@ def main() -> int:
     parser.add_argument("--cohort", type=Path, default=COHORT, help="manifest of the real scans")
     parser.add_argument("--variants", default="acdb", help="which, in this order")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--measure-again", action="store_true", help="train nothing: measure again what is trained and measured"
+    )
     asked = parser.parse_args()
     began, work, quick = time.monotonic(), asked.work.absolute(), asked.quick
     if not asked.cohort.is_file():
@@ -267,18 +287,20 @@ def main() -> int:
     variants = asked.variants
     if quick:
         work, patients, variants = work / "quick", patients[1:2], "ac"
-    n, fresh = (16, 8) if quick else (PHANTOMS, FRESH)
-    first = cohort.write_phantoms(work / "phantoms", n, 1, "fine", 0)
-    cohort.write_phantoms(work / "fresh", fresh, 1001, "fine", 0)
-    base = Experiment.create(work / "begin", first, begin(quick), "cpu")
-    for stage in STAGES[:-1]:
-        pipeline.run(base, stage)
-    left = [(v, p) for v in variants for p in patients if not (work / f"{v}-{p}.json").is_file()]
+    again = asked.measure_again
+    if not again:
+        n, fresh = (16, 8) if quick else (PHANTOMS, FRESH)
+        first = cohort.write_phantoms(work / "phantoms", n, 1, "fine", 0)
+        cohort.write_phantoms(work / "fresh", fresh, 1001, "fine", 0)
+        base = Experiment.create(work / "begin", first, begin(quick), "cpu")
+        for stage in STAGES[:-1]:
+            pipeline.run(base, stage)
+    left = [(v, p) for v in variants for p in patients if (work / f"{v}-{p}.json").is_file() == again]
     with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
         running = []
         while left or running:
             while left and len(running) < asked.workers and (time.monotonic() - began) / 60 < asked.minutes:
-                running.append(pool.submit(piece, *left.pop(0), asked.cohort.absolute(), work, quick))
+                running.append(pool.submit(piece, *left.pop(0), asked.cohort.absolute(), work, quick, again))
             if not running:
                 break
             done = next((f for f in running if f.done()), None)
@@ -289,7 +311,7 @@ def main() -> int:
             print(done.result(), flush=True)
     table = summary(work)
     print(words(table))
-    if left:
+    if left and not again:
         print(f"{len(left)} pieces are left: the same command goes on")
     if asked.json:
         pieces = [json.loads(f.read_text()) for f in sorted(work.glob("?-*.json"))]

@@ -171,6 +171,18 @@ def test_ablation_draws_every_mean_interval_and_patient():
     assert "no metric" in str([t.get_text() for t in figures.ablation(T["ablation"].head(0)).axes[0].texts])
 
 
+CARD = {
+    "candidate": 2, "kept": False, "score": 0.1, "votes": {"trees": 10, "for": 1, "shares": [9, 0, 0, 0, 0, 0, 0, 0, 0, 1]},
+    "features": [{"name": name, "contribution": push} for name, push in (("a", 0.1), ("b", -0.2))],
+    "way": {"tree": 3, "splits": []}, "words": ["Rejected: so it is.", "", "Nothing would have changed it."],
+}  # fmt: skip
+ABOUT = {"case": "c1", "threshold": 0.4, "training": None}
+EDGES = pd.DataFrame(
+    {"patient": ["a", "a", "b"], "blur_mm": [0.8, np.nan, 2.0], "assd_mm_before": 1.0, "assd_mm_after": 0.5,
+     "surface_dice_before": 0.5, "surface_dice_after": 0.6}
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "make, says",
     [
@@ -206,15 +218,12 @@ def test_ablation_draws_every_mean_interval_and_patient():
         (lambda: figures.montage(A["ct"], MM, slices=3), "axial slice 0"),
         (lambda: figures.case_montage([("c1", A["ct"], A["labels"], MM)] * 2), "c1: axial slice 7"),
         (
-            lambda: figures.decision_card(A["ct"], A["candidates"] == 2, MM, 0.3, 0.4, None, {"volume_ml": 0.5}),
-            "rejected",
-        ),
-        (
-            lambda: figures.decision_card(
-                A["ct"], A["candidates"] == 1, MM, 0.4, 0.4, pd.Series({"a": 0.1, "b": -0.2})
+            lambda: figures.lesion_card(
+                CARD, ABOUT, A["ct"], MM, A["labels"] == 2, A["tumor_probability"], A["candidates"] == 2, MM
             ),
-            "kept",
+            "candidate 2",
         ),
+        (lambda: figures.edge_gain(EDGES, 1.0), "2 patients, 2 lesions"),
         (lambda: figures.timings({"liver": 1.0, "tumor": 2.5}), "3.5 s in all"),
     ],
 )

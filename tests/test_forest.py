@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from workbench.forest import (
     Forest,
     ForestSettings,
-    alike,
+    alone,
     auc,
     baselines,
     boosted,
@@ -27,10 +27,14 @@ from workbench.forest import (
     fit,
     grouped_folds,
     importance,
+    leaves,
     load,
     out_of_fold,
     save,
+    settled,
     threshold_for_recall,
+    votes,
+    way,
     wilson,
 )
 from workbench.volume import Refused
@@ -289,14 +293,27 @@ def test_explain_takes_one_row(fitted):
         explain(fitted, candidates()[0][:2])
 
 
-def test_importance_finds_what_tells_and_gives_noise_nothing(fitted):
-    features, target, _ = candidates(seed=1)
-    table = importance(fitted, features, target, repeats=10).set_index("name")
-    assert table.index[0] == "deep" and table.loc["deep", "low"] > 0.05
-    assert abs(table.loc["noise", "drop"]) < 0.02
+def test_importance_finds_what_tells_and_gives_noise_nothing():
+    features, target, patients = candidates(seed=1)
+    found = out_of_fold(features, target, patients, None, ForestSettings(trees=40, folds=3, leaf_choices=(3,)))
+    table = importance(found, features, target, patients, repeats=10).set_index("name")
+    assert table.index[0] == "deep" and table.loc["deep", "low"] > 0.05 and (table["forests"] == 3).all()
+    assert abs(table.loc["noise", "drop"]) < 0.02 and table.loc["noise", "low"] < 0 < table.loc["noise", "high"]
     assert (table["low"] <= table["drop"]).all() and (table["drop"] <= table["high"]).all()
     with pytest.raises(Refused, match="both classes"):
-        importance(fitted, features, np.zeros(90))
+        importance(found, features, np.zeros(90), patients)
+
+
+def test_importance_by_hand():
+    """Ten folds of a lesion and a look-alike: a shuffle swaps the two or not, so half of the lesions change places."""
+    features = pd.DataFrame({"tells": [0.0, 1.0] * 10, "other": 0.0})
+    target, patients, fold = [0, 1] * 10, np.repeat([f"p{i}" for i in range(10)], 2), np.repeat(range(10), 2)
+    settings = ForestSettings(trees=5, leaf_choices=(1,), max_features=1.0)
+    found = out_of_fold(features, target, patients, lambda rows: ["tells"] if 0 in rows else ["other"], settings, fold)
+    table = importance(found, features, target, patients, repeats=30).set_index("name")
+    assert table.loc["tells", "forests"] == 9 and table.loc["other", "forests"] == 1
+    assert table.loc["other", "drop"] == 0 and table.loc["other", ["low", "high"]].eq(0).all()
+    assert 0.3 < table.loc["tells", "drop"] < 0.6 and table.loc["tells", "high"] > table.loc["tells", "drop"]
 
 
 # ---------------------------------------------------------------------------------------------- baselines
@@ -329,6 +346,49 @@ def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
     assert (table["removed_share"] == table["removed"] / table["false_positives"]).all()
     for column in ("auc", "removed_share", "recall"):
         assert (table[f"{column}_low"] <= table[column]).all() and (table[column] <= table[f"{column}_high"]).all()
+    assert table.loc["selected", ["auc_gain", "auc_gain_low", "auc_gain_high", "removed_gain"]].eq(0).all()
+    size = table.loc["size"]
+    assert size.auc_gain == pytest.approx(table.loc["selected", "auc"] - size.auc) and size.auc_gain_low > 0
+    assert size.auc_gain_high - size.auc_gain_low < (size.auc_high - size.auc_low) + 0.1  # pairs, not two intervals
+
+
+def test_the_leaf_size_is_chosen_by_unseen_patients_of_the_given_rows():
+    """Each patient's lesions have a level of their own, so leaves of single rows learn patients by heart; large ones do not."""
+    rng = np.random.default_rng(3)
+    target, patients = rng.random(240) < 0.5, np.repeat([f"p{i}" for i in range(24)], 10)
+    features = pd.DataFrame({"tells": target + rng.normal(0, 1.2, 240), "noise": rng.normal(size=240)})
+    settings = ForestSettings(trees=40, folds=3, leaf_choices=(1, 20), inner_trees=40)
+    own, tried = settled(features, target, patients, settings)
+    assert own.min_leaf == 20 == tried.min_leaf[tried.auc.idxmax()] and len(tried) == 2
+    fold = grouped_folds(target, patients, 3)
+    for n, area in zip(tried.min_leaf, tried.auc):
+        scores = np.full(240, np.nan)
+        for held in range(3):
+            model = fit(features[fold != held], target[fold != held], ForestSettings(trees=40, min_leaf=int(n)))
+            scores[fold == held] = model.score(features[fold == held])
+        assert area == pytest.approx(auc(scores, target))
+    assert settled(features, target, patients, ForestSettings(leaf_choices=(5,)))[0].min_leaf == 5
+    assert (
+        settled(features[:20], target[:20], patients[:20], settings)[0].min_leaf == 1
+    )  # two patients: none to leave out
+
+
+def test_the_choice_is_nested(monkeypatch):
+    """The forest of a fold settles on the rows of the other patients: what the held-out ones are changes nothing."""
+    features, target, patients = candidates()
+    settings = ForestSettings(trees=10, folds=3, leaf_choices=(1, 6), inner_trees=10)
+    fold = grouped_folds(target, patients, 3)
+    spoiled, wrong = features.copy(), target.copy()
+    spoiled[fold == 0], wrong[fold == 0] = 1e6, ~target[fold == 0]
+    whole, other = (
+        out_of_fold(x, y, patients, None, settings, fold) for x, y in ((features, target), (spoiled, wrong))
+    )
+    assert whole.forests[0].settings == other.forests[0].settings
+    assert np.array_equal(whole.forests[0].score(features), other.forests[0].score(features))
+    seen = []
+    monkeypatch.setattr("workbench.forest.settled", lambda x, y, p, s: seen.append(set(p)) or (s, None))
+    out_of_fold(features, target, patients, None, settings, fold)
+    assert [s & set(patients[fold == n]) for n, s in enumerate(seen)] == [set()] * 3 and len(seen) == 3
 
 
 def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():
@@ -345,16 +405,65 @@ def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():
     assert np.array_equal(found.scores[~train], expected) and auc(found.scores, target) > 0.8
 
 
-def test_alike_is_the_share_of_common_leaves(fitted):
+def test_leaves_are_scikit_learns(fitted):
     features, _, _ = candidates()
-    leaves = fitted.model.apply(fitted.table(features))
-    shares = (leaves[5] == leaves).mean(1)
-    found = alike(fitted, features.iloc[[5]], features, count=4)
-    assert found.place[0] == 5 and found.alike[0] == 1.0
-    assert found.alike.to_numpy() == pytest.approx(np.sort(shares)[::-1][:4])
-    assert shares[found.place] == pytest.approx(found.alike)
-    with pytest.raises(Refused, match="one candidate"):
-        alike(fitted, features, features)
+    assert np.array_equal(leaves(fitted, features).numpy(), fitted.model.apply(fitted.table(features)))
+
+
+def test_votes_are_the_trees_own_and_the_way_is_one_of_them(fitted):
+    features, _, _ = candidates()
+    row = features.iloc[[3]]
+    each = [tree.predict_proba(fitted.table(row))[0, 1] for tree in fitted.model.estimators_]
+    assert votes(fitted, row) == pytest.approx(each, abs=1e-12)
+    table = way(fitted, row)
+    tree = table.attrs["tree"]
+    assert abs(each[tree] - np.mean(each)) == np.abs(np.array(each) - np.mean(each)).min()
+    nodes = fitted.model.estimators_[tree].decision_path(fitted.table(row)).indices
+    own = fitted.model.estimators_[tree].tree_
+    assert table["name"].tolist() == [fitted.names[own.feature[n]] for n in nodes[:-1]]
+    assert table["threshold"].to_numpy() == pytest.approx(own.threshold[nodes[:-1]], rel=1e-6)
+    assert (table["goes"] == "at most").tolist() == (table["value"] <= table["threshold"]).tolist()
+    assert table["probability"].iloc[-1] == pytest.approx(each[tree])
+
+
+@pytest.mark.parametrize("threshold", [0.0511, 0.3007, 0.6003])  # no score that a handful of trees can tie with
+def test_the_nearest_value_of_one_feature_that_turns_the_verdict(fitted, threshold):
+    """Against every value in turn: it turns the verdict, none nearer does, and none does where none is named."""
+    features, _, _ = candidates()
+    judged = fitted.with_threshold(threshold_for_recall([threshold], [1], 1.0))
+    named = 0
+    for row in range(0, 90, 9):
+        table, x = alone(judged, features.iloc[[row]], features), judged.table(features.iloc[[row]])
+        kept = judged.keeps(features.iloc[[row]])[0]
+        for n, found in enumerate(table.itertuples()):
+            values = judged.table(features)[:, n]
+            cuts = np.concatenate([t.tree_.threshold[t.tree_.feature == n] for t in judged.model.estimators_])
+            cuts = np.concatenate([cuts.astype(np.float32), np.nextafter(cuts.astype(np.float32), np.float32(np.inf))])
+            cuts = np.concatenate([cuts, np.nextafter(cuts, np.float32(-np.inf))])
+            tried = np.unique(np.concatenate([values, cuts, [x[0, n]]]).astype(np.float32))
+            tried = tried[(tried >= values.min()) & (tried <= values.max())]
+            rows = np.repeat(x, len(tried), axis=0)
+            rows[:, n] = tried
+            turned = (judged.model.predict_proba(rows)[:, 1] >= threshold) != kept
+            if not turned.any():
+                assert np.isnan(found.turns_at) and np.isnan(found.score)
+                continue
+            named += 1
+            assert (found.score >= threshold) != kept
+            assert abs(found.turns_at - found.value) == np.abs(tried[turned].astype(float) - found.value).min()
+    assert named >= 3
+    with pytest.raises(Refused, match="no threshold"):
+        alone(fitted, features.iloc[[0]], features)
+
+
+def test_one_split_turns_at_its_threshold():
+    features = pd.DataFrame({"flat": 0.0, "tells": [0.0] * 10 + [1.0] * 10})
+    found = fit(features, [0] * 10 + [1] * 10, ForestSettings(trees=1, max_features=1.0))
+    judged = found.with_threshold(threshold_for_recall([0.5], [1], 1.0))
+    table = alone(judged, features.iloc[[19]], features).set_index("name")
+    assert table.loc["tells", "turns_at"] == 0.5 and np.isnan(table.loc["flat", "turns_at"])
+    back = alone(judged, features.iloc[[0]], features).set_index("name").loc["tells", "turns_at"]
+    assert back > 0.5 and back == pytest.approx(0.5)
 
 
 def test_calibration_by_hand():

@@ -87,6 +87,30 @@ def test_the_held_out_are_nowhere_in_training(trained):
     assert set(trained.table("metrics", "cases.csv").case) == held <= set(scores[scores.split == "test"].case) | held
 
 
+def test_no_selection_sees_a_held_out_patient(trained, tmp_path):
+    """What the held-out patients' descriptors are changes nothing: those of the test split for no selection, those of a fold for that fold's."""
+    chosen = json.loads((trained.path("selection") / "selected.json").read_text())
+    folds = trained.table("selection", "folds.csv")
+    rng = np.random.default_rng(0)
+
+    def spoiled(cases: set[str], name: str) -> dict:
+        made = Experiment(shutil.copytree(trained.folder, tmp_path / name), "cpu")
+        features, which = (trained.table("radiomics", f"{t}.csv") for t in ("features", "repeats"))
+        on = features.case.isin(cases)
+        assert on.any()
+        features.loc[on, list(radiomics.NAMES)] = rng.normal(size=(on.sum(), 728)) * 1e4
+        features.to_csv(made.path("radiomics") / "features.csv", index=False)
+        repeats = np.load(made.path("radiomics") / "repeats.npy")
+        repeats[:, which.case.isin(cases)] = rng.normal(size=repeats.shape)[:, which.case.isin(cases)]
+        np.save(made.path("radiomics") / "repeats.npy", repeats)
+        pipeline._run_selection(made, made.path("selection"))
+        return json.loads((made.path("selection") / "selected.json").read_text())
+
+    assert spoiled(set(trained.cases("test").case), "test") == chosen
+    other = spoiled(set(folds.case[folds.fold == 0]), "fold")
+    assert other["0"] == chosen["0"] and other["1"] != chosen["1"] and other["all"] != chosen["all"]
+
+
 def test_a_finished_stage_is_not_run_again(trained, monkeypatch):
     def never(*_):
         raise AssertionError("ran again")
@@ -248,13 +272,19 @@ def test_a_result_folder_is_whole(segmented, tmp_path):
     folder = results.keep(result, tmp_path / "case")
     assert {p.name for p in folder.iterdir()} == {
         "labels.nii.gz", "liver_probability.nii.gz", "tumor_probability.nii.gz", "ledger.nii.gz", "lesions.csv",
-        "result.json", "preview.png", "report.html",
+        "result.json", "preview.png", "report.html", "cards.json", "cards",
     }  # fmt: skip
     labels = nibabel.load(folder / "labels.nii.gz")
     assert labels.get_data_dtype() == np.uint8
     about = json.loads((folder / "result.json").read_text())
     assert about["status"] == "ok" and str(int(result.ledger.max())) in about["ledger_codes"]
     assert len(pd.read_csv(folder / "lesions.csv")) == len(result.lesions)
+    changed = segmentation.decide(result.maps, result.models).masks
+    voxel_ml = float(np.prod(result.maps.spacing_mm)) / 1000
+    assert about["change_ml"]["boundary"] == pytest.approx(
+        float(changed[4].sum() - changed[3].sum()) * voxel_ml, abs=1e-6
+    )
+    assert set(about["change_ml"]) == {"boundary", "smoothing"}
 
 
 def test_a_result_that_fails_leaves_nothing(segmented, tmp_path, monkeypatch):

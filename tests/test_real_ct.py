@@ -67,12 +67,29 @@ def test_painting_over_leaves_the_rest_of_the_scan(benchmark):
     assert torch.equal(hu[far | (labels.array == 0)], ct.array.float()[far | (labels.array == 0)])
 
 
+def test_what_is_compared_by_hand(benchmark):
+    """Two lesions of 2 x 2 x 2 voxels of 6 mm, one found whole; a third piece touches none."""
+    tumor, found = (torch.zeros(6, 12, 12, dtype=torch.bool).numpy() for _ in range(2))
+    tumor[1:3, 1:3, 1:3] = tumor[1:3, 8:10, 1:3] = True
+    found[1:3, 1:3, 1:3] = found[4, 5, 8:10] = True
+    row = benchmark.compared(tumor, found, (6.0, 6.0, 6.0))
+    assert row["dice"] == pytest.approx(2 * 8 / (16 + 10)) and [r["iou"] for r in row["lesions"]] == [1.0, 0.0]
+    assert row["false_mm"] == pytest.approx([(6 * 0.432 * 1000 / torch.pi) ** (1 / 3)])
+    assert row["surface_dice"] == pytest.approx((8 + 8) / (16 + 10)) and row["assd_mm"] > 6
+
+
 def test_the_figures_of_a_patient(benchmark):
     lesions = [{"diameter_mm": mm, "iou": iou} for mm, iou in ((4, 0.0), (6, 0.5), (8, 0.0), (20, 1.0))]
-    scan = {"liver_dice": None, "stages": {"forest": {"dice": 0.5, "lesions": lesions, "false_mm": [4.0, 7.0, 30.0]}}}
-    other = {"liver_dice": 0.9, "stages": {"forest": {"dice": 0.7, "lesions": lesions[-1:], "false_mm": []}}}
+    scan = {
+        "liver_dice": None,
+        "stages": {"forest": {"dice": 0.5, "lesions": lesions, "false_mm": [4.0, 7.0, 30.0], "assd_mm": 2.0}},
+    }
+    other = {
+        "liver_dice": 0.9,
+        "stages": {"forest": {"dice": 0.7, "lesions": lesions[-1:], "false_mm": [], "assd_mm": None}},
+    }
     row = benchmark.of_patient([scan, other], "forest")
-    assert row["tumor_dice"] == pytest.approx(0.6) and row["liver_dice"] == 0.9
+    assert row["tumor_dice"] == pytest.approx(0.6) and row["liver_dice"] == 0.9 and row["tumor_assd_mm"] == 2.0
     assert row["dice_of_found"] == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert (row["lesions_5"], row["found_5"], row["recall_10"]) == (4, 3, 1.0)
     assert row["false_5"] == 1.0 and row["false_10"] == 0.5 and row["precision_5"] == pytest.approx(3 / 5)

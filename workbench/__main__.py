@@ -368,6 +368,20 @@ def cohort(
     raise typer.Exit(0 if done == len(found.cases) else 1)
 
 
+@app.command()
+def evidence(
+    experiment: Annotated[Path, typer.Argument(help="A trained experiment with results of its held-out cases.")],
+    out: Annotated[Path, typer.Option("-o", help="Page to write; its figures go to pictures/ beside it.")],
+    real_ct: Annotated[Path | None, typer.Option(help="What benchmarks/real_ct.py --json wrote.")] = None,
+    edges: Annotated[Path | None, typer.Option(help="What benchmarks/blurred_edges.py --json wrote.")] = None,
+) -> None:
+    """Each stage's claim, its number with interval, and whether the data support it: a Markdown page."""
+    from workbench import evidence as e
+
+    _file(out)
+    print(e.page(experiment, out, real_ct, edges))
+
+
 @exports.command()
 def nnunet(
     manifest: Path,

@@ -81,6 +81,11 @@ class ResultFolder:
                 ]
             )
 
+    def cards(self) -> dict | None:
+        """cards.json (see `cards.make`), or None where there is none."""
+        file = self.path / "cards.json"
+        return read_json(file, "cards", "appearing") if file.exists() else None
+
     def ct(self) -> tuple[np.ndarray | None, str]:
         """The CT `[z y x]` that was segmented and "", or None and why it cannot be shown."""
         source = self.info.get("input")

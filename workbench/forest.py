@@ -3,7 +3,7 @@
 States (Li et al., arXiv 2512.07574): a random forest on the 20 features rejects false-positive regions.
 
 Chooses: scikit-learn's forest, each tree balanced on its own bootstrap sample, trained on candidates of out-of-fold
-maps. A missing value takes the training median, which is stored beside the names, so that every device fills alike
+maps. The leaf size is chosen inside each fold's training patients (nested). A missing value takes the training median, which is stored beside the names, so that every device fills alike
 and anyone can read what was filled in; a value that float32 cannot hold counts as missing. The threshold is the
 largest that keeps a stated share of the true lesions (99 %) among *out-of-fold* scores; what it removes is always
 told together with what it loses. Two baselines stand beside the selected features: size alone, and shape alone (Bhat
@@ -24,6 +24,7 @@ import platform
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,14 +70,20 @@ class ForestSettings:
     max_features: str | float = "sqrt"
     recall: float = 0.99  # share of the lesions to keep out of fold; new patients keep less (docs/decisions/0005)
     folds: int = 5  # patient-grouped, for out-of-fold scores
+    leaf_choices: tuple[int, ...] = (3, 1, 8)  # sizes tried for `min_leaf` inside the training patients; one: no choice
+    inner_folds: int = 3
+    inner_trees: int = 40  # of the forests that are tried
     min_candidates: int = 20
     min_class: int = 5
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("trees", 1), ("min_leaf", 1), ("folds", 2), ("min_candidates", 2), ("min_class", 1)):
+        least_of = {"trees": 1, "min_leaf": 1, "folds": 2, "inner_folds": 2, "inner_trees": 1}
+        for name, least in (least_of | {"min_candidates": 2, "min_class": 1}).items():
             if getattr(self, name) < least:
                 raise Refused(f"ForestSettings.{name}", str(getattr(self, name)), f"at least {least}")
+        if not self.leaf_choices or min(self.leaf_choices) < 1:
+            raise Refused("ForestSettings.leaf_choices", str(self.leaf_choices), "one or more, at least 1 each")
         if not 0 < self.recall <= 1:
             raise Refused("ForestSettings.recall", str(self.recall), "more than 0, at most 1")
 
@@ -131,9 +138,14 @@ class Forest:
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
         return replace(self, threshold=threshold)
 
+    @cached_property
+    def flat(self) -> TensorForest:
+        """The forest as flat tensors on the CPU, made once."""
+        return TensorForest.of(self)
+
     def tensors(self, device: torch.device | str = "cpu") -> TensorForest:
         """The same forest as flat tensors on `device`."""
-        return TensorForest.of(self).to(device)
+        return self.flat.to(device)
 
 
 # ---------------------------------------------------------------------------------------------- fitting
@@ -171,6 +183,31 @@ def boosted(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings 
     return Forest(tuple(features.columns), np.full(features.shape[1], np.nan, np.float32), model, settings)
 
 
+def settled(
+    features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, settings: ForestSettings | None = None
+) -> tuple[ForestSettings, pd.DataFrame]:
+    """The settings with the leaf size of `leaf_choices` whose forests rank unseen patients best, and a table: min_leaf, auc.
+
+    Each choice is tried on the given rows alone, in `inner_folds` patient-grouped folds (nested: give it a fold's training rows). The
+    first where they tie, or where the rows are too few to leave patients out.
+    """
+    settings = settings or ForestSettings()
+    first = replace(settings, min_leaf=settings.leaf_choices[0])
+    truth, areas = np.asarray(target).astype(bool), []
+    if len(settings.leaf_choices) == 1 or len(np.unique(_groups(patients))) < settings.inner_folds:
+        return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
+    fold = grouped_folds(truth, patients, settings.inner_folds, settings.seed)
+    if any(len(np.unique(truth[fold != n])) < 2 for n in range(settings.inner_folds)):
+        return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
+    for leaf in settings.leaf_choices:
+        tried = replace(
+            first, min_leaf=leaf, leaf_choices=(leaf,), trees=settings.inner_trees, min_candidates=2, min_class=1
+        )
+        areas.append(auc(out_of_fold(features, truth, patients, None, tried, fold).scores, truth))
+    best = settings.leaf_choices[int(np.argmax(np.round(areas, 12)))]
+    return replace(first, min_leaf=best), pd.DataFrame({"min_leaf": settings.leaf_choices, "auc": areas})
+
+
 Choose = Callable[[np.ndarray], Sequence[str]]  # positions of the training rows -> names of the features
 
 
@@ -204,7 +241,7 @@ def out_of_fold(
     fold: np.ndarray | None = None,
     make: Callable[..., Forest] = fit,
 ) -> OutOfFold:
-    """Scores of every row by a forest of the other patients, made by `fit` (or `boosted`).
+    """Scores of every row by a forest of the other patients, made by `fit` with `settled` settings (or by `boosted`).
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
     inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
@@ -220,7 +257,9 @@ def out_of_fold(
     for number in np.unique(fold):
         train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
-        forest = make(features.iloc[train][names], truth[train], replace(settings, min_candidates=2))
+        given = features.iloc[train][names], truth[train]
+        own = settled(*given, np.asarray(patients)[train], settings)[0] if make is fit else settings
+        forest = make(*given, replace(own, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
         forests.append(forest)
     return OutOfFold(scores, fold, tuple(forests))
@@ -345,11 +384,7 @@ def explain(forest: Forest, row: pd.Series | pd.DataFrame) -> pd.DataFrame:
     and missing (the median stood in). Contributions add up to `attrs["score"]` - `attrs["prior"]`.
     """
     row = row.to_frame().T if isinstance(row, pd.Series) else row
-    if len(row) != 1:
-        raise Refused("explain", f"{len(row)} rows", "one candidate")
-    values = forest.table(row)
-    flat = TensorForest.of(forest)
-    path = flat.paths(torch.from_numpy(values))[0]  # [tree step]
+    flat, path = _way(forest, row)
     tree = torch.arange(len(path))[:, None]
     change = flat.value[tree, path].diff(dim=1)
     contribution = torch.zeros(len(forest.names), dtype=torch.float64)
@@ -369,45 +404,145 @@ def explain(forest: Forest, row: pd.Series | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def importance(
-    forest: Forest, features: pd.DataFrame, target: ArrayLike, repeats: int = 20, seed: int = 0
-) -> pd.DataFrame:
-    """How much the area under the curve falls when a feature is shuffled among the rows: name, drop, low, high.
+def _way(forest: Forest, row: pd.DataFrame) -> tuple[TensorForest, Tensor]:
+    """The nodes that one candidate passes, `[tree step]`."""
+    if len(row) != 1:
+        raise Refused("explain", f"{len(row)} rows", "one candidate")
+    return forest.flat, forest.flat.paths(torch.from_numpy(forest.table(row)))[0]
 
-    Give it rows that the forest has not seen, or it tells of memory. `low` and `high` hold 95 % of the shuffles. The
-    largest drop first.
+
+def votes(forest: Forest, row: pd.DataFrame) -> np.ndarray:
+    """What each tree says of one candidate, `[tree]` in [0, 1]: the share of lesions in its leaf. Their mean is the score."""
+    flat, path = _way(forest, row)
+    return flat.value[torch.arange(len(path)), path[:, -1]].numpy()
+
+
+def way(forest: Forest, row: pd.DataFrame) -> pd.DataFrame:
+    """One candidate's way through the tree that says most nearly what the forest says: a row a split.
+
+    Columns name, value, threshold, goes ("at most" or "above"), probability (of a lesion, once there). `attrs["tree"]` is its number.
     """
-    truth = np.asarray(target).astype(bool)
+    flat, path = _way(forest, row)
+    says = votes(forest, row)
+    tree = int(np.argmin(np.abs(says - says.mean())))
+    nodes = path[tree][: int((path[tree].diff() != 0).sum()) + 1]  # a leaf repeats to the end
+    at, then = nodes[:-1], nodes[1:]
+    asked = flat.feature[tree, at].numpy()
+    table = pd.DataFrame(
+        {
+            "name": np.array(forest.names, dtype=object)[asked],
+            "value": forest.table(row)[0, asked].astype(np.float64),
+            "threshold": flat.threshold[tree, at].double().numpy(),
+            "goes": np.where((then == flat.left[tree, at]).numpy(), "at most", "above"),
+            "probability": flat.value[tree, then].numpy(),
+        }
+    )
+    table.attrs = {"tree": tree}
+    return table
+
+
+def alone(forest: Forest, row: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
+    """What one feature alone would have to be to turn the verdict: the nearest value within the range of `features`.
+
+    Exact: while the others stay, the score is a step function of the one that moves, and its steps are the forest's own
+    splits. Columns name, value (as the forest reads it), turns_at (NaN: no value that any of `features` spans), score (there).
+    """
+    if forest.threshold is None:
+        raise Refused("forest", "no threshold", "one chosen on out-of-fold scores", "Use with_threshold.")
+    if len(row) != 1 or not len(features):
+        raise Refused(
+            "alone", f"{len(row)} rows beside {len(features)}", "one candidate, and those that span the range"
+        )
+    flat, x, known = forest.flat, forest.table(row)[0], forest.table(features)
+    low, high = _reached(flat, x)
+    value, leaf = flat.value.numpy(), flat.left.numpy() == np.arange(flat.left.shape[1])
+    kept = bool(votes(forest, row).mean() >= forest.threshold.threshold)
+    turns = np.full(len(x), np.nan)
+    for number, (least, most) in enumerate(zip(known.min(0), known.max(0))):
+        on = leaf & (low[number] < high[number])
+        begins, ends, says = low[number][on], high[number][on], value[on] / len(value)
+        edges = np.unique(np.concatenate([begins, ends, [-np.inf, np.inf]])).astype(np.float32)
+        change = np.bincount(np.searchsorted(edges, begins), says, len(edges))
+        change -= np.bincount(np.searchsorted(edges, ends), says, len(edges))
+        other = (np.cumsum(change)[:-1] >= forest.threshold.threshold) != kept  # of each piece (edge, next edge]
+        first = np.maximum(np.nextafter(edges[:-1], np.float32(np.inf)), least)[other]
+        last = np.minimum(edges[1:], most)[other]
+        nearest = np.clip(x[number], first, last)[first <= last]
+        if len(nearest):
+            turns[number] = nearest[np.argmin(np.abs(nearest - x[number]))]
+    moved = np.tile(x, (len(x), 1))
+    np.fill_diagonal(moved, np.where(np.isnan(turns), x, turns))
+    score = np.where(np.isnan(turns), np.nan, flat(torch.from_numpy(moved)).numpy())
+    return pd.DataFrame({"name": forest.names, "value": x.astype(np.float64), "turns_at": turns, "score": score})
+
+
+def _reached(flat: TensorForest, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """With which values of one feature a node is reached while the others are `x`: `low < value <= high`, each
+    `[feature tree node]`; low is not below high where none does."""
+    feature, cut, left, right = (t.numpy() for t in (flat.feature, flat.threshold, flat.left, flat.right))
+    shape = (len(x), *feature.shape)
+    low, high = np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32)
+    low[..., 0], high[..., 0] = -np.inf, np.inf
+    for node in range(feature.shape[1]):  # a child's number is above its parent's
+        tree = np.flatnonzero(left[:, node] != node)
+        asked = feature[tree, node] == np.arange(len(x))[:, None]
+        goes_left, at = x[feature[tree, node]] <= cut[tree, node], cut[tree, node]
+        a, b = low[:, tree, node], high[:, tree, node]
+        low[:, tree, left[tree, node]] = np.where(asked | goes_left, a, np.inf)
+        high[:, tree, left[tree, node]] = np.where(asked, np.minimum(b, at), np.where(goes_left, b, -np.inf))
+        low[:, tree, right[tree, node]] = np.where(asked, np.maximum(a, at), np.where(goes_left, np.inf, a))
+        high[:, tree, right[tree, node]] = np.where(asked | ~goes_left, b, -np.inf)
+    return low, high
+
+
+def importance(
+    found: OutOfFold,
+    features: pd.DataFrame,
+    target: ArrayLike,
+    patients: ArrayLike,
+    repeats: int = 10,
+    draws: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How much the area under the out-of-fold curve falls when a feature is shuffled among the candidates of each fold.
+
+    Columns name, drop (mean of `repeats` shuffles), low, high (95 %, patients drawn again `draws` times for each shuffle), forests (how many
+    of the folds' forests read it; where one does not, its scores stay). The largest drop first.
+    """
+    truth, groups = np.asarray(target).astype(bool), _groups(patients)
     if truth.all() or not truth.any() or len(truth) != len(features):
         raise Refused("importance", f"{truth.sum()} lesions in {len(features)} rows", "both classes")
+    names = list(dict.fromkeys(name for forest in found.forests for name in forest.names))
+    scores = np.tile(found.scores, (len(names), repeats, 1))  # [feature shuffle candidate]
     rng = np.random.default_rng(seed)
-    table = forest.table(features)
-    orders = [rng.permutation(len(table)) for _ in range(repeats)]
-    base = auc(forest.model.predict_proba(table)[:, 1], truth)
-    drops = np.zeros((len(forest.names), repeats))
-    for column in range(len(forest.names)):
-        copies = np.tile(table, (repeats, 1))
-        copies[:, column] = np.concatenate([table[order, column] for order in orders])
-        scores = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
-        drops[column] = [base - auc(s, truth) for s in scores]
-    low, high = np.quantile(drops, (0.025, 0.975), axis=1)
-    result = pd.DataFrame({"name": forest.names, "drop": drops.mean(axis=1), "low": low, "high": high})
-    return result.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
+    for number, forest in zip(np.unique(found.fold), found.forests):
+        held = np.flatnonzero(found.fold == number)
+        table = forest.table(features.iloc[held])
+        orders = [rng.permutation(len(held)) for _ in range(repeats)]
+        for column, name in enumerate(forest.names):
+            copies = np.tile(table, (repeats, 1))
+            copies[:, column] = np.concatenate([table[order, column] for order in orders])
+            says = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
+            scores[names.index(name)][:, held] = says
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    drawn = [np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]) for _ in range(draws)]
+    drawn = [rows for rows in drawn if 0 < truth[rows].sum() < len(rows)]
+    whole = auc(found.scores, truth)
+    base = [auc(found.scores[rows], truth[rows]) for rows in drawn]
+    result = []
+    for name, shuffled in zip(names, scores):
+        falls = [was - auc(one[rows], truth[rows]) for one in shuffled for rows, was in zip(drawn, base)]
+        low, high = np.quantile(falls, (0.025, 0.975)) if falls else (math.nan, math.nan)
+        used = sum(name in forest.names for forest in found.forests)
+        result.append((name, float(np.mean([whole - auc(one, truth) for one in shuffled])), low, high, used))
+    table = pd.DataFrame(result, columns=["name", "drop", "low", "high", "forests"])
+    return table.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
 
 
-def alike(forest: Forest, row: pd.DataFrame, features: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """The rows of `features` that the forest takes for most alike to one candidate: place, `alike`, the nearest first.
-
-    How alike two candidates are is the share of trees in which they end in one leaf (Breiman's proximity). Give it the
-    rows that it was trained on, without the candidate itself.
-    """
-    if len(row) != 1:
-        raise Refused("alike", f"{len(row)} rows", "one candidate")
-    flat = TensorForest.of(forest)
-    own, others = (flat.paths(torch.from_numpy(forest.table(rows)))[..., -1] for rows in (row, features))
-    share = (own == others).double().mean(1).numpy()
-    order = np.argsort(-share, kind="stable")[:count]
-    return pd.DataFrame({"place": order, "alike": share[order]})
+def leaves(forest: Forest, features: pd.DataFrame) -> Tensor:
+    """The leaf in which each row ends, `[candidate tree]`. The share of trees in which two end in one says how alike they are (Breiman's
+    proximity)."""
+    return forest.flat.paths(torch.from_numpy(forest.table(features)))[..., -1]
 
 
 class Calibration(NamedTuple):
@@ -465,7 +600,7 @@ def baselines(
     `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
     themselves. One row each: features (what), columns (how many), auc, threshold, recall, false_positives, removed,
     removed_share; with _low and _high of auc and removed_share from a bootstrap over patients at the fixed threshold,
-    of recall by Wilson.
+    of recall by Wilson. auc_gain and removed_gain: what the selected ones have more, from the same draws.
     """
     settings = settings or ForestSettings()
     truth = _truth(target, len(features), settings)
@@ -478,14 +613,15 @@ def baselines(
         "all": list(features.columns),
         "boosting": selected,
     }
-    rows = []
+    rows, drawn = [], []
     for what, columns in sets.items():
         if columns is None:
             continue
         found = out_of_fold(features, truth, patients, columns, settings, fold, boosted if what == "boosting" else fit)
         chosen = threshold_for_recall(found.scores, truth, settings.recall, lesions)
         removed = (found.scores < chosen.threshold) & ~truth
-        low, high = _by_patient(found.scores, truth, removed, groups, draws, settings.seed)
+        drawn.append(_by_patient(found.scores, truth, removed, groups, draws, settings.seed))
+        low, high = _middle_95(drawn[-1])
         rows.append(
             {
                 "features": what,
@@ -506,13 +642,22 @@ def baselines(
                 "removed_share_high": high[1],
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if "selected" not in set(table.features):
+        return table
+    best = int(np.flatnonzero(table.features == "selected")[0])
+    for n, measure in enumerate(("auc", "removed_share")):
+        gain = measure.replace("_share", "") + "_gain"
+        table[gain] = table[measure][best] - table[measure]
+        ends = [_middle_95(drawn[best][n : n + 1] - own[n : n + 1]) for own in drawn]
+        table[f"{gain}_low"], table[f"{gain}_high"] = ([float(end[side][0]) for end in ends] for side in (0, 1))
+    return table
 
 
 def _by_patient(
     scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high 2.5 % of (AUC, share of false positives removed) when patients are drawn with replacement."""
+) -> np.ndarray:
+    """AUC and share of false positives removed `[2 draw]` when patients are drawn with replacement; the same draws for one seed."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     areas, shares = [], []
@@ -522,10 +667,12 @@ def _by_patient(
             continue  # a draw of one class has neither figure
         areas.append(auc(scores[rows], truth[rows]))
         shares.append(removed[rows].sum() / (~truth[rows]).sum())
-    if not areas:
-        return np.full(2, np.nan), np.full(2, np.nan)
-    low, high = np.quantile([areas, shares], (0.025, 0.975), axis=1)
-    return low, high
+    return np.array([areas, shares])
+
+
+def _middle_95(drawn: np.ndarray) -> np.ndarray:
+    """Low and high 2.5 % of each row, `[2 row]`; NaN without a draw."""
+    return np.quantile(drawn, (0.025, 0.975), axis=1) if drawn.shape[1] else np.full((2, len(drawn)), np.nan)
 
 
 # ---------------------------------------------------------------------------------------------- on disk
@@ -570,7 +717,9 @@ def load(folder: str | Path) -> Forest:
     try:
         info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         names, medians = tuple(info["names"]), np.array(info["medians"], dtype=np.float32)
-        settings, stated, probe = ForestSettings(**info["settings"]), info["sha256"], info["probe"]
+        held = info["settings"]
+        held |= {"leaf_choices": tuple(held.get("leaf_choices", (held["min_leaf"],)))}  # of before there was a choice
+        settings, stated, probe = ForestSettings(**held), info["sha256"], info["probe"]
         threshold = None if info["threshold"] is None else RecallThreshold(**info["threshold"])
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(folder / INFO_FILE, f"{type(error).__name__} {error}", "the description of a forest") from error

@@ -555,7 +555,9 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     oof = forest.out_of_fold(x, y, patients, chosen, s, fold)
     scores[train] = oof.scores
     cut = forest.threshold_for_recall(oof.scores, y, s.recall, lesions[train])
-    model = forest.fit(x[names["all"]], y, s).with_threshold(cut)
+    own, tried = forest.settled(x[names["all"]], y, patients, s)
+    model = forest.fit(x[names["all"]], y, own).with_threshold(cut)
+    write_table(folder / "settings.csv", tried.assign(chosen=tried.min_leaf == own.min_leaf))
     if (~train).any():
         scores[~train] = model.score(features[~train])
     forest.save(model, folder)
@@ -566,16 +568,10 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     shape = list(groups.index[groups == "shape"])
     beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train])
     write_table(folder / "baselines.csv", beside)
-    rows = pd.concat(
-        [
-            forest.importance(f, x[fold == n], y[fold == n])
-            for n, f in zip(sorted(set(fold)), oof.forests)
-            if 0 < y[fold == n].sum() < (fold == n).sum()
-        ]
-    )
-    write_table(folder / "importance.csv", rows.groupby("name", as_index=False)[["drop", "low", "high"]].mean())
+    write_table(folder / "importance.csv", forest.importance(oof, x, y, patients))
     y = table.is_lesion.to_numpy()
     out = {
+        "min_leaf": own.min_leaf,
         "threshold": cut.threshold,
         "recall": cut.recall,
         "recall_low": cut.recall_low,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment
 
-from workbench import figures, folders
+from workbench import figures, folders, forest
 from workbench.files import write_atomic
 from workbench.volume import Refused
 
@@ -171,6 +171,8 @@ def case_report(folder: str | Path) -> str:
         for name in ("liver_ml", "tumor_ml")
         if info.get(name) is not None
     ]
+    if change := info.get("change_ml"):
+        facts.append(f"contour: {change['boundary']:+.2f} ml, by its smoothing alone {change['smoothing']:+.2f} ml")
     features = lesions.drop(columns=[c for c in shown if c != "candidate"])
     return _page(
         f"Case {case.case}",
@@ -183,6 +185,7 @@ def case_report(folder: str | Path) -> str:
                 words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm.",
                 missing="No candidate was found.",
             ),
+            _cards(case),
             _section(
                 "Ledger",
                 [_ledger_table(case)],
@@ -202,10 +205,42 @@ def case_report(folder: str | Path) -> str:
     )
 
 
+def _cards(case: folders.ResultFolder) -> dict:
+    """A card for each candidate, as drawn beside cards.json; those that were not drawn in words."""
+    held = case.cards() or {"cards": [], "appearing": []}
+    images, words = [], []
+    for card in held["cards"]:
+        drawn = case.path / "cards" / f"candidate-{card['candidate']:02d}.png"
+        said = " ".join(card["words"])
+        if drawn.exists():
+            images.append(_image(drawn.read_bytes(), f"candidate {card['candidate']}. {said}"))
+        else:
+            words.append((card["candidate"], said))
+    return _section(
+        "Cards",
+        [
+            _table(pd.DataFrame(words, columns=["candidate", "not drawn"], dtype=object)),
+            _table(pd.DataFrame(held["appearing"]), "What a lower threshold of the cascade would add", fold=True),
+        ],
+        images,
+        "What was seen, how the trees voted, what was alike in training, and what would have changed it: each change by itself.",
+        "No card in this folder.",
+    )
+
+
 def ablation_metrics(ablation: pd.DataFrame) -> list[str]:
     """Those of ABLATION_METRICS that were measured; the first six when the names are others."""
     found = list(dict.fromkeys(ablation["metric"]))
     return [m for m in ABLATION_METRICS if m in found] or found[:6]
+
+
+def variants(ablation: pd.DataFrame, left_out: pd.DataFrame | None) -> pd.DataFrame:
+    """The ablation with, below its stages, the method without one of them: "all but forest" and the like."""
+    if left_out is None:
+        return ablation
+    without = left_out.drop(columns=["low", "high"]).rename(columns={"mean_low": "low", "mean_high": "high"})
+    without = without.assign(stage="all but " + without["without"])
+    return pd.concat([ablation, without[list(ablation.columns)]], ignore_index=True)
 
 
 def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
@@ -236,14 +271,8 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
     for stage in ("liver", "tumor", "boundary"):
         if (curves := table(stage, "curves.csv")) is not None and len(curves):
             add(figures.curves(curves, f"{stage}: learning curves"), f"{stage}: learning curves")
-    if (kept := table("selection", "table.csv")) is not None and {
-        "name",
-        "group",
-        "icc",
-        "icc_low",
-        "icc_high",
-        "kept",
-    } <= set(kept):
+    kept = table("selection", "table.csv")
+    if kept is not None and {"name", "group", "kept"} <= set(kept) and {"icc", "icc21"} & set(kept):
         add(
             figures.icc_forest(
                 kept[kept["kept"].astype(bool)], patients=patients, title="stability of the kept features"
@@ -262,6 +291,17 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         for split, rows in scores.groupby("split") if "split" in scores else [("all", scores)]:
             if rows["is_lesion"].nunique() == 2:
                 add(figures.tradeoff(rows, threshold, f"forest as a filter, {split}"), f"forest, {split} patients")
+                bins = forest.calibration(rows["score"], rows["is_lesion"])
+                name = f"reliability of the scores, {split} patients"
+                add(figures.calibration(*bins, rows["patient"].nunique(), name), name)
+        held, cohort = (
+            scores[scores["split"] == "test"] if "split" in scores else scores[:0],
+            table("cohort", "cases.csv"),
+        )
+        if len(held) and cohort is not None:
+            of = cohort[cohort["split"] == "test"]
+            found = figures.froc(held, int(of["tumors"].sum()), of["patient"].nunique(), threshold, "FROC, held out")
+            add(found, "lesions found against false positives, held-out patients")
     if (cases := table("metrics", "cases.csv")) is not None and {"forest", "boundary"} <= set(
         cases["stage"].map(figures.stage_key)
     ):
@@ -312,13 +352,16 @@ def experiment_report(folder: str | Path) -> str:
     ]
     has_ablation = ablation is not None and len(ablation) > 0
     shown = ablation_metrics(ablation) if has_ablation else []
-    every = _table(ablation_table(ablation), "Everything measured", fold=True) if has_ablation else None
+    whole = variants(ablation, left_out) if has_ablation else None
+    every = _table(ablation_table(whole), "Everything measured", fold=True) if has_ablation else None
     sections = [
         _section(
             "Ablation",
-            [_table(ablation_table(ablation, shown)), every] if has_ablation else [],
-            [_image(figures.png(figures.ablation(ablation, cases, shown)), "ablation")] if has_ablation else [],
-            "Held-out patients: mean, 95 % interval over patients, and n, after each stage." if has_ablation else "",
+            [_table(ablation_table(whole, shown)), every] if has_ablation else [],
+            [_image(figures.png(figures.ablation(whole, cases, shown)), "ablation")] if has_ablation else [],
+            "Held-out patients: mean, 95 % interval over patients, and n, after each stage, and with all stages but one."
+            if has_ablation
+            else "",
             "The stage `metrics` has not run.",
         ),
         _section(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import workbench
-from workbench import figures, ledger, report
+from workbench import cards, figures, ledger, report
 from workbench.experiment import write_json, write_table
 from workbench.readers import nifti
 from workbench.segmentation import Result
@@ -81,6 +81,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             },
             "liver_ml": float((labels > 0).sum()) * volume.voxel_ml,
             "tumor_ml": float((labels == 2).sum()) * volume.voxel_ml,
+            "change_ml": result.change_ml,
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),
             "shape_zyx": list(volume.shape),
@@ -99,4 +100,5 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         ),
         making / "preview.png",
     )
+    cards.write(result, making)
     (making / "report.html").write_text(report.case_report(making), encoding="utf-8")

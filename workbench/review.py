@@ -15,14 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench import boundary, cards, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
-from workbench.ledger import CODES
-from workbench.volume import Refused, Volume, components
+from workbench.ledger import CODES, tumor_after
+from workbench.segmentation import Maps, Models
+from workbench.volume import Refused, Volume, bounding_box, components
 
 AS_TEXT = {"case": str, "patient": str}
 
@@ -227,14 +230,59 @@ def baselines_held_out(made: Experiment) -> pd.DataFrame:
             "all": list(radiomics.NAMES), "boosting": chosen}  # fmt: skip
     train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
     for row in made.table("forest", "baselines.csv").itertuples():
-        make = forest.boosted if row.features == "boosting" else forest.fit
-        model = make(x[train][sets[row.features]], y[train], made.settings.forest)
+        given, settings = (x[train][sets[row.features]], y[train]), made.settings.forest
+        if row.features == "boosting":
+            model = forest.boosted(*given, settings)
+        else:
+            model = forest.fit(*given, forest.settled(*given, scores.patient[train], settings)[0])
         kept, truth = model.score(x[~train]) >= row.threshold, y[~train]
         found = scores[~train & y].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
         counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": len(found),
                   "lost": (~found).sum(), "auc": forest.auc(model.score(x[~train]), truth)}  # fmt: skip
         rows.append({"features": row.features, "columns": len(sets[row.features]), **counts})
     return pd.DataFrame(rows).set_index("features")
+
+
+def card(made: Experiment, case: str, candidate: int) -> Figure:
+    """The card of a candidate, as the stages up to the forest have it, with the reference."""
+    model, maps = forest.load(made.path("forest")), Maps.of(made, case)
+    models = Models(made.settings, [], [], model, None, made.device, made.folder)
+    pieces, features = made.array("candidates", "labels", case), made.table("radiomics", "features.csv", dtype=AS_TEXT)
+    table = features.loc[features.case == case, ["case", "candidate", *model.names]].reset_index(drop=True)
+    score = model.score(table)
+    table = table.assign(forest_score=score, kept=score >= model.threshold.threshold)
+    kept = torch.isin(pieces, torch.as_tensor(table.candidate[table.kept].to_list(), dtype=pieces.dtype))
+    one = cards.make(maps, pieces, table[table.candidate == candidate], models, case)
+    return cards.draw(one, candidate, maps, pieces, kept, truth=made.work(case)[1] == 2)
+
+
+def missed(made: Experiment) -> pd.DataFrame:
+    """Held-out reference lesions (work grid) that no kept candidate touches: case, lesion, volume_ml, lost_at (the first stage that leaves
+    nothing of it), peak (the highest tumor probability in it), appears_at (the highest threshold of the cascade, below the
+    own one and in steps of `cards.STEP`, at which a candidate touches it; NaN for none)."""
+    scores, model, rows = made.table("forest", "scores.csv", dtype=AS_TEXT), forest.load(made.path("forest")), []
+    models = Models(made.settings, [], [], model, None, made.device, made.folder)
+    for case in made.cases("test").case:
+        maps, pieces = Maps.of(made, case), made.array("candidates", "labels", case)
+        kept = scores[(scores.case == case) & scores.kept].candidate.to_list()
+        masks = {
+            "cascade": maps.p >= made.settings.consistency.threshold,
+            "consistency": made.array("consistency", "masks", case).bool(),
+            "candidates": pieces > 0,
+            "forest": torch.isin(pieces, torch.as_tensor(kept, dtype=pieces.dtype)),
+        }
+        reference, count = components(made.work(case)[1] == 2)
+        lost = [n for n in range(1, count + 1) if not bool(masks["forest"][torch.from_numpy(reference == n)].any())]
+        atlas = cards.Atlas(maps, models) if lost else None
+        lower = atlas.lower() if lost else []
+        for number in lost:
+            own = torch.from_numpy(reference == number)
+            levels = [level for level, found in lower if bool((found.labels[own[atlas.box]] > 0).any())]
+            about = {"case": case, "lesion": number, "volume_ml": int(own.sum()) * math.prod(maps.spacing_mm) / 1000}
+            at = next(stage for stage, mask in masks.items() if not bool(mask[own].any()))
+            about |= {"lost_at": at, "peak": float(maps.p[own].max()), "appears_at": max(levels, default=math.nan)}
+            rows.append(about)
+    return pd.DataFrame(rows, columns=["case", "lesion", "volume_ml", "lost_at", "peak", "appears_at"])
 
 
 # --- the boundary ------------------------------------------------------------------------------------------------
@@ -271,6 +319,52 @@ def contours(made: Experiment, cases: dict[str, Redrawn]) -> pd.DataFrame:
             found = metrics.compare((labels == 2).numpy(), mask.numpy(), spacing)
             rows.append({"stage": stage, "case": case, "patient": of[case], **found})
     return pd.DataFrame(rows)
+
+
+def edges(made: Experiment) -> pd.DataFrame:
+    """Held-out reference lesions, their contour before (stage forest) and after the boundary stage, on the scan's own grid.
+
+    Columns case, patient and those of `lesion_edges`.
+    """
+    tables = []
+    for row in made.cases("test").itertuples():
+        ct, truth = original(made, row.case)
+        codes = folders.result(made.folder / "results" / row.case).volume("ledger")[0]
+        found = lesion_edges(ct, truth, torch.from_numpy(np.ascontiguousarray(codes)))
+        tables.append(found.assign(case=row.case, patient=row.patient))
+    return pd.concat(tables, ignore_index=True)
+
+
+def lesion_edges(ct: Volume, truth: Volume, codes: Tensor) -> pd.DataFrame:
+    """Each reference lesion of a scan and its contour before and after the boundary stage, read from the ledger `codes` `[z y x]`.
+
+    Columns lesion, volume_ml, blur_mm (of the reference's own edge, as the descriptor boundary_blur_median has it), and dice,
+    assd_mm and surface_dice, each with _before and _after; NaN where nothing touches the lesion. A piece that touches several
+    lesions is shared out, each voxel to the nearest.
+    """
+    columns = ["lesion", "volume_ml", "blur_mm"]
+    columns += [f"{m}_{when}" for m in ("dice", "assd_mm", "surface_dice") for when in ("before", "after")]
+    around = bounding_box(truth.array == 2, ct.spacing_mm, 30)
+    if around is None:
+        return pd.DataFrame(columns=columns)
+    masks = {when: tumor_after(codes[around], s) for when, s in (("before", "forest"), ("after", "boundary"))}
+    reference = components(truth.array[around] == 2)[0]
+    inside, hu = truth.array[around] >= 1, ct.array[around].float()
+    blur = radiomics.describe(hu, torch.from_numpy(reference).long(), ct.spacing_mm, inside, groups=("boundary",))
+    blur = blur.set_index("label").boundary_blur_median
+    nearest = ndimage.distance_transform_edt(reference == 0, ct.spacing_mm, return_distances=False, return_indices=True)
+    owner, rows = reference[tuple(nearest)], []
+    for lesion in range(1, reference.max() + 1):
+        own = reference == lesion
+        found = {"lesion": lesion, "volume_ml": own.sum() * ct.voxel_ml, "blur_mm": blur.get(lesion, math.nan)}
+        for when, mask in masks.items():
+            pieces = components(mask)[0]
+            part = np.isin(pieces, np.unique(pieces[own & (pieces > 0)])) & (pieces > 0) & (owner == lesion)
+            measured = metrics.compare(own, part, ct.spacing_mm)
+            for name in ("dice", "assd_mm", "surface_dice"):
+                found[f"{name}_{when}"] = measured[name] if part.any() else math.nan
+        rows.append(found)
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

@@ -81,6 +81,9 @@ class Result:
     device: str
     warnings: list[str] = field(default_factory=list)
     maps: Maps | None = None  # on the work grid, for decisions anew
+    pieces: Tensor | None = None  # the candidates there, numbered as in `lesions`
+    change_ml: dict[str, float] = field(default_factory=dict)  # as in `Decided`
+    models: Models | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -111,14 +114,24 @@ class Maps:
     p: Tensor
     spacing_mm: Spacing
 
+    @classmethod
+    def of(cls, made: Experiment, case: str) -> Maps:
+        """Those that the stages liver and tumor of an experiment left for a case."""
+        hu, _, spacing = made.work(case)
+        p_liver, inside = made.array("liver", "maps", case).float(), made.array("liver", "masks", case).bool()
+        return cls(hu.float(), p_liver, inside, made.array("tumor", "maps", case).float(), spacing)
+
 
 @dataclass(frozen=True)
 class Decided:
     """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
-    whose sign is its mask, and the table of lesions."""
+    whose sign is its mask, the table of lesions, and the candidates `[z y x]`, numbered as there. `change_ml`: of the tumor's volume, by
+    the boundary stage and by its smoothing alone."""
 
     levels: list[Tensor]
     lesions: pd.DataFrame
+    pieces: Tensor
+    change_ml: dict[str, float]
 
     @property
     def masks(self) -> list[Tensor]:
@@ -178,9 +191,11 @@ def decide(
             )
             moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
             levels.append(_agree(moved, edge.mask.cpu()))
+            change_ml = {"boundary": edge.volume_change_ml, "smoothing": edge.smoothing_change_ml}
         else:
             levels.append(level)
-    return Decided(levels, lesions)
+            change_ml = {"boundary": 0.0, "smoothing": 0.0}
+    return Decided(levels, lesions, pieces.labels, change_ml)
 
 
 def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
@@ -255,6 +270,9 @@ def segment(
         s,
         str(models.device),
         maps=maps,
+        pieces=decided.pieces,
+        change_ml=decided.change_ml,
+        models=models,
     )
 
 

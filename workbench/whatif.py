@@ -51,15 +51,7 @@ class WhatIf:
     def __init__(self, made: Experiment, case: str):
         for stage in ("liver", "tumor", "forest", "boundary"):
             made.need(stage)
-        hu, labels, spacing = made.work(case)
-        self.truth, self.case = labels, case
-        self.maps = Maps(
-            hu.float(),
-            made.array("liver", "maps", case).float(),
-            made.array("liver", "masks", case).bool(),
-            made.array("tumor", "maps", case).float(),
-            spacing,
-        )
+        self.truth, self.case, self.maps = made.work(case)[1], case, Maps.of(made, case)
         s = made.settings
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)

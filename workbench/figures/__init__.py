@@ -7,7 +7,15 @@ statistics has its number of patients in the title. Nothing here needs pyplot, a
 arrays may be numpy or torch, tables are data frames with the columns of the experiment folder.
 """
 
-from workbench.figures.decisions import calibration, decision_card, froc, importance, scores, tradeoff, what_if
+from workbench.figures.decisions import (
+    calibration,
+    froc,
+    importance,
+    lesion_card,
+    scores,
+    tradeoff,
+    what_if,
+)
 from workbench.figures.descriptors import (
     ICC_KINDS,
     STEPS,
@@ -18,7 +26,7 @@ from workbench.figures.descriptors import (
     relative_difference,
     survival,
 )
-from workbench.figures.measures import ablation, boundary_gain, paired, timings
+from workbench.figures.measures import ablation, boundary_gain, edge_gain, paired, timings
 from workbench.figures.slices import (
     AXES,
     View,
@@ -112,11 +120,12 @@ __all__ = [
     "consistency",
     "curves",
     "decided",
-    "decision_card",
+    "edge_gain",
     "froc",
     "icc_forest",
     "importance",
     "ledger",
+    "lesion_card",
     "lesions",
     "montage",
     "overlay",

@@ -1,16 +1,20 @@
 """What the forest decides, how well, and why."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.figures.slices import View, box_around, slice_with_most
+from workbench.figures.slices import View, slice_with_most
 from workbench.figures.style import (
     BLACK,
     BLUE,
     FALSE_COLOUR,
     GREY,
     GROUP_COLOURS,
+    PROBABILITY_MAPS,
+    SKY,
     TRUE_COLOUR,
     TRUTH_COLOUR,
     TUMOR_COLOUR,
@@ -19,6 +23,8 @@ from workbench.figures.style import (
     patients_of,
     say,
 )
+
+SPLITS = 8  # of a tree's way that a card has room for
 
 
 def _at_thresholds(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,57 +129,122 @@ def importance(table: pd.DataFrame, patients: int | None = None, groups: dict | 
     return figure
 
 
-def decision_card(
+def lesion_card(
+    card: dict,
+    about: dict,
     ct,
-    mask,
     spacing_mm,
-    score: float,
-    threshold: float,
-    contributions: pd.Series | pd.DataFrame | None = None,
-    facts: dict | None = None,
+    after,
+    probability,
+    piece,
+    work_mm,
     truth=None,
     window="tumor",
-    title: str = "",
 ) -> Figure:
-    """One candidate: its picture, its score against the threshold, and what each feature contributed.
+    """One card of `workbench.cards`: picture, probability, features among the training candidates, votes, what would have changed it.
 
-    `contributions`: feature -> change of the score (above 0: like a lesion); a series, or columns name, contribution.
+    `ct`, `after` and `truth` (tumor in the end and in the reference) on one grid, `probability` and `piece` on the work grid,
+    whose outer corner is the same. `about`: all cards of the case.
     """
-    if isinstance(contributions, pd.DataFrame):
-        contributions = contributions.set_index("name")["contribution"]
-    ct, mask, truth = as_array(ct), as_array(mask) > 0, as_array(truth)
-    figure = Picture(12, 4.6)
-    image, bar, reasons = figure.subplots(1, 3, width_ratios=[1.2, 0.35, 1.3])
-    view = View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
-    view.ct(image, ct, window)
-    view.contour(image, mask, TUMOR_COLOUR)
-    if truth is not None:
-        view.contour(image, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
-    view.zoom(image, box_around(mask, spacing_mm, 25))
-    image.set_title(view.title(), fontsize=9)
-    kept = score >= threshold
-    bar.bar([0], [score], color=TRUE_COLOUR if kept else FALSE_COLOUR)
-    bar.axhline(threshold, color=BLACK, ls="--")
-    bar.text(0, min(score + 0.02, 0.95), f"{score:.3f}", ha="center", fontsize=10)
-    bar.set(
-        ylim=(0, 1),
-        xticks=[],
-        ylabel="forest score (1)",
-        title=f"{'kept' if kept else 'rejected'}\nthreshold {threshold:.3f}",
-    )
-    bar.title.set_fontsize(9)
-    if contributions is not None and len(contributions):
-        top = contributions[contributions.abs().sort_values(ascending=False).index].head(10)[::-1]
-        reasons.barh(range(len(top)), top.to_numpy(), color=[TRUE_COLOUR if v > 0 else FALSE_COLOUR for v in top])
-        reasons.set_yticks(range(len(top)), top.index, fontsize=7)
-        reasons.axvline(0, color=BLACK, lw=0.8)
-        reasons.set(xlabel="contribution to the score (above 0: lesion)")
+    ct, after, truth, probability, piece = (as_array(a) for a in (ct, after, truth, probability, piece))
+    figure = Picture(14, 7.4)
+    figure.set_layout_engine("none")  # every part has its place: cards are drawn by the dozen
+    verdict = TRUE_COLOUR if card["kept"] else FALSE_COLOUR
+    _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm, window)
+    strips, pushes = figure.add_axes((0.415, 0.09, 0.23, 0.79)), figure.add_axes((0.655, 0.09, 0.095, 0.79))
+    features = pd.DataFrame(card["features"])
+    names, rows = features["name"].to_list(), np.arange(len(features))
+    pushes.barh(rows, features.contribution, 0.6, color=np.where(features.contribution > 0, TRUE_COLOUR, FALSE_COLOUR))
+    if "percentile" in features:
+        for up, what, colour in ((-0.17, "lesions", TRUE_COLOUR), (0.17, "look_alikes", FALSE_COLOUR)):
+            least, low, middle, high, most = np.array(features[what].to_list()).T
+            strips.hlines(rows + up, least, most, color=colour, lw=1)
+            strips.hlines(rows + up, low, high, color=colour, lw=4, alpha=0.55)
+            strips.plot(middle, rows + up, "|", color=colour, ms=6, mew=1.6)
+        strips.hlines(rows, features.percentile, features.turns_percentile, color=BLACK, lw=0.8, ls=":")
+        strips.plot(features.turns_percentile, rows, "o", mfc="white", mec=BLACK, ms=5)
+        strips.plot(features.percentile, rows, "D", color=BLACK, ms=4.5)
+    strips.set_yticks(range(len(names)), names, fontsize=6.3)
+    for ax in (strips, pushes):
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.tick_params(axis="x", labelsize=7)
+        ax.grid(alpha=0.25, axis="x")
+    pushes.set_yticks([])
+    pushes.axvline(0, color=BLACK, lw=0.8)
+    pushes.set_xlabel("push on the score\n(right: lesion)", fontsize=8)
+    strips.set(xlim=(-2, 102))
+    strips.set_xlabel("percentile among the training candidates", fontsize=8)
+    if about["training"] is None:
+        say(strips, "the training candidates\nare not beside the models")
     else:
-        reasons.set_axis_off()
-        say(reasons, "contributions not given")
-    words = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in (facts or {}).items())
-    figure.suptitle(f"{title or 'candidate'}{': ' + words if words else ''}", fontsize=11)
+        n = about["training"]
+        strips.set_title(
+            f"blue: {n['lesions']} training lesions, red: {n['look_alikes']} look-alikes (5, 25, 50, 75, 95 %)\n"
+            "diamond: this one; circle: where this feature alone would turn the verdict",
+            fontsize=7.5,
+        )
+    votes = figure.add_axes((0.80, 0.68, 0.185, 0.2))
+    votes.bar(np.arange(0.05, 1, 0.1), card["votes"]["shares"], width=0.09, color=GREY)
+    votes.axvline(card["score"], color=verdict, lw=2, label=f"score {card['score']:.3f}")
+    votes.axvline(about["threshold"], color=BLACK, ls="--", lw=1.2, label=f"threshold {about['threshold']:.3f}")
+    votes.set(xlim=(0, 1))
+    votes.set_xlabel("P(lesion) of a tree", fontsize=8)
+    votes.set_ylabel("trees", fontsize=8)
+    votes.tick_params(labelsize=7)
+    votes.legend(fontsize=7, loc="upper center")
+    votes.set_title(f"{card['votes']['for']} of {card['votes']['trees']} trees for a lesion", fontsize=8)
+    text = ["What would have changed it", *card["words"][2:]]
+    text = [textwrap.fill(line, 50, subsequent_indent="  ") for line in text]
+    if card.get("nearest"):
+        text += ["", "Most alike in training (share of common leaves)"]
+        text += [
+            f"{'lesion' if n['is_lesion'] else 'look-alike'} {n['case']}/{n['candidate']}  {n['alike']:.2f}  score {n['score']:.2f}"
+            for n in card["nearest"]
+        ]
+    splits = card["way"]["splits"]
+    text += ["", f"Its way through tree {card['way']['tree']}, most nearly of the score"]
+    for s in splits[:SPLITS]:
+        line = f"{s['name']} {s['value']:.3g}, {s['goes']} {s['threshold']:.3g}: {s['probability']:.2f}"
+        text.append(textwrap.fill(line, 54, subsequent_indent="  "))
+    text += [f"and {len(splits) - SPLITS} more"] if len(splits) > SPLITS else []
+    figure.text(0.775, 0.6, "\n".join(text), fontsize=7.2, va="top", linespacing=1.3)
+    title = f"{about['case']}, candidate {card['candidate']}: {card['words'][0]}"
+    figure.suptitle(title, fontsize=11, color=verdict, y=0.97)
     return figure
+
+
+def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm, window):
+    """Left: CT and tumor probability around a piece, with its own contour and the tumor's in the end."""
+    z = slice_with_most(piece)
+    own_z = min(int((z + 0.5) * work_mm[0] / spacing_mm[0]), ct.shape[0] - 1)
+    view, coarse = View(ct.shape, spacing_mm, "axial", own_z), View(piece.shape, work_mm, "axial", z)
+    shift = [(a - b) / 2 for a, b in zip(work_mm, spacing_mm)]  # between the centres of the two first voxels
+    rows, columns = (np.flatnonzero(piece[z].any(axis=a)) for a in (1, 0))
+    half = max(np.ptp(rows) * work_mm[1], np.ptp(columns) * work_mm[2]) / 2 + 22
+    cy, cx = (r.mean() * mm + s for r, mm, s in zip((rows, columns), work_mm[1:], shift[1:]))
+    y, x = (np.arange(n) * mm + s for n, mm, s in zip(piece.shape[1:], work_mm[1:], shift[1:]))
+    for n, (low, name) in enumerate(((0.52, "CT"), (0.07, "tumor probability"))):
+        ax = figure.add_axes((0.035, low, 0.2, 0.37))
+        view.ct(ax, ct, window)
+        if n:
+            left, right, bottom, top = coarse.extent
+            extent = (left + shift[2], right + shift[2], bottom + shift[1], top + shift[1])
+            ax.imshow(
+                probability[z], extent=extent, cmap=PROBABILITY_MAPS["tumor"], vmin=0, vmax=1, interpolation="nearest"
+            )
+        view.contour(ax, after, TUMOR_COLOUR)
+        if truth is not None:
+            view.contour(ax, truth, TRUTH_COLOUR, (0, (3, 2)))
+        ax.contour(
+            x, y, piece[z].astype(np.float32), levels=[0.5], colors=[SKY], linestyles=["dotted"], linewidths=[1.6]
+        )
+        ax.set(xlim=(cx - half, cx + half), ylim=(cy + half, cy - half))
+        ax.set_title(f"{name}, slice {own_z} ({view.at_mm:.0f} mm)", fontsize=8)
+        ax.set_xlabel("")
+    words = "mm, from the right to the left of the patient; dotted: the candidate; orange: tumor in the end" + (
+        "; dashed: reference" if truth is not None else ""
+    )
+    figure.text(0.035, 0.015, words, fontsize=7.5)
 
 
 def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | None = None, title: str = "") -> Figure:

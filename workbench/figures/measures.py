@@ -18,7 +18,8 @@ def ablation(
 ) -> Figure:
     """Each metric after each stage: mean and 95 % interval over patients, and one thin line a patient where given.
 
-    `table`: stage, metric, mean, low, high, n in stage order; `cases`: stage, case, patient and a column per metric.
+    `table`: stage, metric, mean, low, high, n in stage order, then the method without one stage ("all but ...", hollow);
+    `cases`: stage, case, patient and a column per metric.
     """
     stages = list(dict.fromkeys(table["stage"]))
     metrics = [m for m in (metrics or dict.fromkeys(table["metric"])) if (table["metric"] == m).any()]
@@ -37,8 +38,9 @@ def ablation(
             if np.isfinite(row["mean"]):
                 if np.isfinite([row["low"], row["high"]]).all():
                     ax.plot([at, at], [row["low"], row["high"]], color=stage_colour(stage), lw=3, alpha=0.8)
-                ax.plot(at, row["mean"], "o", color=stage_colour(stage), mec=BLACK, ms=7)
-        ax.set_xticks(range(len(stages)), stages, fontsize=8, rotation=15)
+                fill = "white" if str(stage).startswith("all but") else stage_colour(stage)
+                ax.plot(at, row["mean"], "o", color=fill, mec=BLACK, ms=7)
+        ax.set_xticks(range(len(stages)), stages, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
         n = part["n"].dropna()
         count = (
             ""
@@ -88,6 +90,23 @@ def paired(cases: pd.DataFrame, before: str, after: str, metrics: list[str], tit
         )
         ax.grid(alpha=0.3, axis="y")
     figure.suptitle(f"{title or f'{before} → {after}'} ({patients} patients)", fontsize=11)
+    return figure
+
+
+def edge_gain(table: pd.DataFrame, cut_mm: float, title: str = "") -> Figure:
+    """What the boundary stage did to each lesion against the blur of its edge: columns blur_mm, assd_mm and surface_dice with
+    _before and _after, patient. `cut_mm`: from where an edge counts as blurred."""
+    figure = Picture(9.6, 4)
+    both = table.dropna(subset=["blur_mm", "assd_mm_before", "assd_mm_after"])
+    for ax, metric in zip(figure.subplots(1, 2), ("assd_mm", "surface_dice")):
+        ax.plot(
+            both.blur_mm, both[f"{metric}_after"] - both[f"{metric}_before"], "o", color=stage_colour("boundary"), ms=4
+        )
+        ax.axhline(0, color=BLACK, lw=0.8)
+        ax.axvline(cut_mm, color=GREY, ls="--", lw=1)
+        ax.set(xlabel="blur of the reference's edge (mm)", ylabel=f"change of {units_of(metric)}")
+        ax.grid(alpha=0.3)
+    figure.suptitle(f"{title or 'boundary relabelling'} ({patients_of(both)}, {len(both)} lesions)", fontsize=11)
     return figure
 
 

@@ -112,8 +112,8 @@ def say(ax, words: str) -> None:
 
 
 def stage_key(stage: str) -> str:
-    """`+ forest`, `Forest` and `forest` are one stage."""
-    return str(stage).replace("→", "").replace("+", "").strip().lower()
+    """`+ forest`, `Forest`, `all but forest` and `forest` are about one stage."""
+    return str(stage).replace("→", "").replace("+", "").replace("all but", "").strip().lower()
 
 
 def stage_colour(stage: str) -> str:

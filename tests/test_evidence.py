@@ -1,0 +1,143 @@
+"""The evidence page: verdicts by hand, every figure from the files, and nothing typed."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench import evidence, forest, metrics, report, review
+from workbench.experiment import Experiment
+from workbench.ledger import ABLATION, tumor_after
+from workbench.volume import Refused
+
+
+@pytest.fixture(scope="module")
+def written(trained):
+    return evidence.write(trained)
+
+
+def test_verdicts_by_hand():
+    assert evidence.verdict(0.1, 0.3, 1) == "**supported**" and evidence.verdict(-0.3, -0.1, 1) == "**contradicted**"
+    assert evidence.verdict(-0.3, -0.1, -1) == "**supported**" and evidence.verdict(-0.1, 0.3, 1) == "not shown"
+    assert evidence.verdict(0.0, 0.0, 1) == "not shown" and evidence.verdict(math.nan, 1, 1) == "undefined"
+    assert (
+        evidence.verdict(0.76, 0.9, 1, 0.75) == "**supported**" and evidence.verdict(0.7, 0.9, 1, 0.75) == "not shown"
+    )
+
+
+def test_a_change_needs_its_interval_and_its_test():
+    row = pd.Series({"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.03, "n": 9})
+    assert evidence._change("", "", row, "tumor_dice").verdict == "**supported**"
+    assert evidence._change("", "", row, "tumor_assd_mm").verdict == "**contradicted**"
+    assert evidence._change("", "", row.where(row.index != "p", 0.06), "tumor_dice").verdict == "not shown"
+
+
+def test_spiegelhalter_by_hand():
+    """Two scores of .8, one lesion: (.2 - .8) * -.6 over the root of 2 * .36 * .16."""
+    assert evidence.spiegelhalter([0.8, 0.8], [1, 0]) == pytest.approx(0.36 / math.sqrt(2 * 0.36 * 0.16))
+    rng = np.random.default_rng(0)
+    p = rng.random(4000)
+    assert abs(evidence.spiegelhalter(p, rng.random(4000) < p)) < 1.96
+    assert evidence.spiegelhalter(p, rng.random(4000) < p**3) > 1.96
+
+
+def test_edges_are_those_of_the_masks_before_and_after(trained):
+    """For a lesion that lies alone: the same as comparing its surroundings in both masks."""
+    edges = review.edges(trained)
+    assert len(edges) == trained.cases("test").tumors.sum() and (edges.blur_mm > 0).mean() > 0.9
+    checked = 0
+    for case, part in edges.groupby("case"):
+        ct, truth = review.original(trained, case)
+        codes = review.folders.result(trained.folder / "results" / case).volume("ledger")[0]
+        reference = review.components(truth.array == 2)[0]
+        masks = {
+            w: tumor_after(review.torch.from_numpy(codes.copy()), s).numpy()
+            for w, s in (("before", "forest"), ("after", "boundary"))
+        }
+        for row in part.itertuples():
+            own, measured = reference == row.lesion, {}
+            for when, mask in masks.items():
+                pieces = review.components(review.torch.from_numpy(mask))[0]
+                mine = np.isin(pieces, np.unique(pieces[own & mask])) & mask
+                if not mine.any() or len(np.unique(reference[mine & (reference > 0)])) > 1:
+                    break  # not found, or one piece with another lesion
+                measured[when] = metrics.compare(own, mine, ct.spacing_mm)
+            else:
+                # voxels nearer to another lesion belong to that one; none is when the numbers agree
+                if all(measured[w]["dice"] == pytest.approx(getattr(row, f"dice_{w}")) for w in measured):
+                    for when in measured:
+                        assert getattr(row, f"assd_mm_{when}") == pytest.approx(measured[when]["assd_mm"])
+                    checked += 1
+    assert checked >= 2
+
+
+def test_the_page_says_what_the_files_say(trained, written):
+    page, pictures = written
+    row = trained.table("metrics", "ablation.csv").query("stage == 'boundary' and metric == 'tumor_dice'").iloc[0]
+    assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in page
+    for stage in (*ABLATION, "all but consistency", "all but forest", "all but boundary"):
+        assert f"| {stage} |" in page
+    left = trained.table("metrics", "leave_one_out.csv").query("without == 'forest' and metric == 'tumor_dice'").iloc[0]
+    assert f"{left['mean']:.3f} [{left['mean_low']:.3f}, {left['mean_high']:.3f}]" in page
+    held = json.loads((trained.path("selection") / "metrics.json").read_text())
+    assert f"{held['nogueira']:.2f} [{held['nogueira_low']:.2f}, {held['nogueira_high']:.2f}]" in page
+    kept = trained.table("selection", "table.csv").query("kept")
+    assert all(f"| {name} |" in page for name in kept.name) and "| all |" in page
+    scores = trained.table("forest", "scores.csv", dtype=review.AS_TEXT)
+    chances = forest.calibration(*(scores[scores.split == "train"][c] for c in ("score", "is_lesion")))
+    assert f"Brier {chances.brier:.3f}" in page and "2 held out" in page
+    assert all(f"pictures/evidence_{name}.png" in page for name in pictures) and "nan" not in page.replace(
+        "tumor n", ""
+    )
+
+
+def test_a_changed_file_changes_the_page(trained, tmp_path):
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    about = json.loads((copy / "experiment.json").read_text())
+    (copy / "experiment.json").write_text(json.dumps(about | {"manifest": str(trained.manifest)}))
+    steps = pd.read_csv(copy / "metrics/comparisons.csv")
+    on = (steps.to == "forest") & (steps.metric == "tumor_dice")
+    for low, high, said in ((0.2, 0.4, "**supported**"), (-0.4, -0.2, "**contradicted**"), (-0.1, 0.4, "not shown")):
+        steps.loc[on, ["difference", "low", "high", "p"]] = [(low + high) / 2, low, high, 0.01]
+        steps.to_csv(copy / "metrics/comparisons.csv", index=False)
+        page, _ = evidence.write(Experiment(copy, "cpu"))
+        line = next(line for line in page.splitlines() if line.startswith("| forest | higher tumor Dice |"))
+        assert said in line and f"[{low:+.3f}, {high:+.3f}]" in line
+
+
+def test_the_part_on_real_ct(trained, tmp_path):
+    stages = [*ABLATION, "all but forest"]
+    rows = [
+        {"variant": "a", "stage": stage, "patient": f"p{n}", "lesions_5": int(n > 0), "tumor_dice": 0.5 + 0.1 * n + 0.01 * s,
+         "recall_5": 1.0, "false_5": 4 - s}
+        for s, stage in enumerate(stages)
+        for n in range(4)
+    ]  # fmt: skip
+    held = {"summary": rows, "settings": {"variants": {"a": "phantoms <only>"}}}
+    words, picture = evidence._real(held)
+    text = "\n".join(words)
+    assert "4 patients, 3 of them with tumors" in text and "Variant a: phantoms <only>" in text
+    assert f"| cascade | {0.7:.3f} [" in text and "| all but forest |" in text
+    assert "| candidates → forest | +0.010 [+0.010, +0.010], p 0.25 |" in text and "all but forest → all" in text
+    assert "3 patients with tumors" in picture._suptitle.get_text()
+    (tmp_path / "real.json").write_text(json.dumps(held))
+    path = evidence.page(trained.folder, tmp_path / "docs" / "evidence.md", tmp_path / "real.json")
+    page = path.read_text()
+    named = {p.name for p in (path.parent / "pictures").iterdir()}
+    assert "## Real CT" in page and all(f"pictures/{name}" in page for name in named) and len(named) == 6
+    (tmp_path / "real.json").write_text("{}")
+    with pytest.raises(Refused, match="summary"):
+        evidence.page(trained.folder, tmp_path / "docs" / "evidence.md", tmp_path / "real.json")
+
+
+def test_variants_stand_below_the_stages():
+    ablation = pd.DataFrame([{"stage": "boundary", "metric": "m", "mean": 1.0, "low": 0.5, "high": 1.5, "n": 3}])
+    left = pd.DataFrame([{"without": "forest", "metric": "m", "mean": 0.8, "mean_low": 0.3, "mean_high": 1.1,
+                          "difference": 0.2, "low": -1.0, "high": 1.0, "p": 1.0, "n": 3}])  # fmt: skip
+    both = report.variants(ablation, left)
+    assert both.stage.tolist() == ["boundary", "all but forest"]
+    assert both.iloc[1][["mean", "low", "high", "n"]].tolist() == [0.8, 0.3, 1.1, 3]
+    assert report.variants(ablation, None) is ablation

@@ -1,0 +1,478 @@
+"""The evidence page: each stage's claim, its number with its interval, and whether the data support it, from an experiment's files.
+
+Ours; the paper has none. A claim of a change is *supported* when its 95 % interval over patients (pairs, patients drawn again)
+leaves 0 out on the claimed side and the paired test agrees (p at most 0.05), *contradicted* when both speak for the other side, *not
+shown* else. A claim of a level is supported when the whole interval reaches it. What is claimed stands here in code before anything is measured; nothing on the page is
+typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench import figures, folders, forest, metrics, report, review
+from workbench.experiment import Experiment
+from workbench.files import read_json, write_atomic
+from workbench.ledger import ABLATION
+from workbench.selection import STEPS
+
+BETTER = {  # which way is better, for what the claims are about
+    "tumor_dice": 1,
+    "tumor_assd_mm": -1,
+    "tumor_surface_dice": 1,
+    "recall_iou0": 1,
+    "recall_over_10mm": 1,
+    "precision_iou0": 1,
+    "false_positives": -1,
+    "recall_5": 1,
+    "recall_10": 1,
+    "precision_5": 1,
+    "false_5": -1,
+}
+REAL_METRICS = ("tumor_dice", "tumor_assd_mm", "tumor_surface_dice", "recall_5", "recall_10", "precision_5", "false_5")
+EXCELLENT = 0.75  # fixed: from where Nogueira, Sechidis & Brown (2018) call a selection's stability excellent
+NO_LOSS = 0.01  # a choice: a share that a stage which only takes away may cost and still count as costing nothing
+
+
+class Claim(NamedTuple):
+    stage: str
+    claim: str
+    measured: str
+    verdict: str
+
+
+def page(
+    experiment: str | Path, out: str | Path, real_ct: str | Path | None = None, fresh: str | Path | None = None
+) -> Path:
+    """Write the page and its figures (pictures/evidence_*.png beside it). `real_ct` and `fresh`: what `benchmarks/real_ct.py --json`
+    and `benchmarks/blurred_edges.py --json` wrote."""
+    made, out = Experiment(experiment, "cpu"), Path(out)
+    for stage in ("selection", "forest", "boundary", "metrics"):
+        made.need(stage)
+    real = None if real_ct is None else read_json(Path(real_ct), "summary")
+    edges = None if fresh is None else read_json(Path(fresh), "lesions", "cut_mm", "more_mm")
+    text, pictures = write(made, real, edges)
+    for name, picture in pictures.items():
+        (out.parent / "pictures").mkdir(parents=True, exist_ok=True)
+        figures.save(picture, out.parent / "pictures" / f"evidence_{name}.png", dpi=80)
+    write_atomic(out, text.encode())
+    return out
+
+
+def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = None) -> tuple[str, dict[str, Figure]]:
+    """The page as Markdown, and its figures by name."""
+    edges = review.edges(made)
+    cut_mm = float(edges.blur_mm.median())
+    about, last = read_json(made.path("metrics") / "stage.json"), made.table("metrics", "cases.csv")
+    ablation, left_out = (made.table("metrics", f"{name}.csv") for name in ("ablation", "leave_one_out"))
+    shown, whole = report.ablation_metrics(ablation), report.variants(ablation, left_out)
+    steps, scores = made.table("metrics", "comparisons.csv"), made.table("forest", "scores.csv", dtype=review.AS_TEXT)
+    train, held = (scores[scores.split == split] for split in ("train", "test"))
+    chances, model = forest.calibration(train.score, train.is_lesion), forest.load(made.path("forest"))
+    patients, lesions = last.patient.nunique(), len(edges)
+    pictures = {
+        "ablation": figures.ablation(whole, last, shown),
+        "calibration": figures.calibration(*chances, train.patient.nunique(), "the forest's scores, out of fold"),
+        "froc": figures.froc(held, lesions, patients, model.threshold.threshold, "held out"),
+        "importance": figures.importance(_top(made), train.patient.nunique(), title="what the forests look at"),
+        "edges": figures.edge_gain(edges, cut_mm),
+    }
+    claims = [
+        *_cascade(steps),
+        *_selection(made),
+        *_forest(made, steps, train, held, chances),
+        *_boundary(steps, edges, cut_mm),
+    ]
+    claims += _together(last, left_out)
+    parts = [
+        "# Evidence",
+        f"Made by `make evidence` from one experiment's files, never typed: preset {made.about['preset']}, version {about['version']}, seed "
+        f"{made.settings.seed}, device {about['device']}, finished {about['finished'][:10]}. {made.cases('train').patient.nunique()} patients "
+        f"to learn from, **{patients} held out** ({lesions} lesions). Intervals are 95 %: over patients drawn again for means and changes, "
+        "Wilson's for shares. *Supported*: the interval leaves 0 (or the stated level) out on the claimed side and, for a change, p is at most .05; "
+        "*contradicted*: the same on the other side; *not shown*: neither. Phantoms, unless the row says otherwise: none of this is evidence for patients.",
+        "## What is claimed, and what the data say",
+        _table(pd.DataFrame(claims)),
+        f"{len(claims)} claims: at 5 % each, about one in twenty would look supported or contradicted by chance alone.",
+        "## The ablation",
+        "After each stage, and with all stages but one; the mean, its interval, and n where it is not all patients.",
+        _table(_short(whole, shown, patients)),
+        _picture("ablation", "each metric after each stage, and without one stage"),
+        "Each stage against the one before it, and what a stage changes when all others are there (pairs):",
+        _table(_changes(steps, left_out, shown)),
+        "Held-out lesions by diameter, found at all (IoU above 0) and well (above 0.5):",
+        _table(review.by_size(made).reset_index(names=["after", "diameter"])),
+        _missed(review.missed(made)),
+        "## Selection",
+        _table(_steps(made)),
+        "Every one of the 728 has its row in `selection/table.csv`: the step at which it left, and why. Those kept:",
+        _table(_kept(made)),
+        "## The forest beside other filters",
+        "Out of fold, selection and leaf size chosen inside each fold, the threshold of each at the same recall. *gain*: what the selected ones "
+        "have more, in pairs.",
+        _table(_baselines(made)),
+        "Held out, each fitted on all training candidates, at its own out-of-fold threshold:",
+        _table(review.baselines_held_out(made).reset_index().round({"auc": 3})),
+        _picture("importance", "permutation importance on patients left out"),
+        _picture("calibration", "reliability of the scores"),
+        _picture("froc", "lesions found against false positives"),
+        "## The contour",
+        _table(edges_table(edges, cut_mm)),
+        _picture("edges", "what the boundary stage did to each lesion"),
+    ]
+    if fresh is not None:
+        lesions = pd.DataFrame(fresh["lesions"])
+        pictures["fresh"] = figures.edge_gain(lesions, fresh["cut_mm"], "fresh phantoms")
+        parts += [
+            f"The same on {lesions.patient.nunique()} fresh phantoms, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
+            _table(edges_table(lesions, fresh["cut_mm"], fresh["more_mm"])),
+            _picture("fresh", "the boundary stage on fresh phantoms"),
+        ]
+    if real_ct is not None:
+        words, pictures["real_ct"] = _real(real_ct)
+        parts += words
+    return "\n\n".join(parts) + "\n", pictures
+
+
+# ---------------------------------------------------------------------------------------------- claims
+
+
+def verdict(low: float, high: float, better: int, level: float = 0.0) -> str:
+    """What an interval says of a claim that the figure lies above (`better` 1) or below (-1) a level."""
+    if math.isnan(low) or math.isnan(high):
+        return "undefined"
+    low, high = (low - level, high - level) if better > 0 else (level - high, level - low)
+    return "**supported**" if low > 0 else "**contradicted**" if high < 0 else "not shown"
+
+
+def _change(stage: str, claim: str, row: pd.Series, metric: str) -> Claim:
+    """A claim that a paired change makes a metric better."""
+    words = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], p {row.p:.2g}, n {int(row.n)}"
+    said = verdict(row.low, row.high, BETTER[metric])
+    return Claim(stage, claim, words, said if row.p <= 0.05 or said == "undefined" else "not shown")
+
+
+def _step(steps: pd.DataFrame, to: str, metric: str) -> pd.Series:
+    return steps[(steps.to == to) & (steps.metric == metric)].iloc[0]
+
+
+def _cascade(steps: pd.DataFrame) -> list[Claim]:
+    lost = _step(steps, "candidates", "recall_iou0")
+    kept = Claim(
+        "candidates",
+        f"dropping small pieces costs no lesion (recall falls by less than {NO_LOSS})",
+        f"{lost.difference:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}]",
+        verdict(lost.low, lost.high, 1, -NO_LOSS),
+    )
+    rule = [
+        _change("consistency", claim, _step(steps, "consistency", metric), metric)
+        for claim, metric in (
+            ("the three-slice rule raises tumor Dice", "tumor_dice"),
+            ("it takes false positives away", "false_positives"),
+            ("it restores lesions", "recall_iou0"),
+        )
+    ]
+    return [*rule, kept]
+
+
+def _selection(made: Experiment) -> list[Claim]:
+    held, table = read_json(made.path("selection") / "metrics.json"), made.table("selection", "table.csv")
+    index, low, high = (held.get(f"nogueira{end}", math.nan) for end in ("", "_low", "_high"))
+    bound, kept = made.settings.selection.icc_bound, table[table.kept]
+    steady = kept[["icc21_low", "icc11_low"]].min(axis=1)
+    left = table[~table.kept]
+    claims = [
+        Claim(
+            "selection",
+            f"every one of {len(table)} descriptors has a step and a reason, {made.settings.selection.keep} stay",
+            f"{int((table.reason != '').sum() - table.reason.isna().sum())} reasons, {len(kept)} stay, {len(left)} leave",
+            "**supported**"
+            if len(kept) == made.settings.selection.keep and table.reason.notna().all() and table.step.isin(STEPS).all()
+            else "**contradicted**",
+        ),
+        Claim(
+            "selection",
+            f"those kept repeat themselves: both ICC intervals from {bound} up",
+            f"{int((steady >= bound).sum())} of {len(kept)}; lowest end {steady.min():.2f}",
+            "**supported**" if (steady >= bound).all() else "**contradicted**",
+        ),
+        Claim(
+            "selection",
+            f"the choice repeats itself between folds (Nogueira's index above {EXCELLENT})",
+            f"{index:.2f} [{low:.2f}, {high:.2f}]",
+            verdict(low, high, 1, EXCELLENT),
+        ),
+    ]
+    beside = made.table("forest", "baselines.csv").set_index("features")
+    if "auc_gain" in beside:
+        for what, words in (
+            ("all", "all 728"),
+            ("size", "size alone"),
+            ("shape", "shape alone"),
+            ("boosting", "boosting"),
+        ):
+            row = beside.loc[what]
+            claims.append(
+                Claim(
+                    "forest",
+                    f"the selected descriptors in a forest rank better than {words} (area under the curve, out of fold)",
+                    f"{row.auc_gain:+.3f} [{row.auc_gain_low:+.3f}, {row.auc_gain_high:+.3f}]",
+                    verdict(row.auc_gain_low, row.auc_gain_high, 1),
+                )
+            )
+    return claims
+
+
+def spiegelhalter(scores: np.ndarray, target: np.ndarray) -> float:
+    """z of the Brier score beside what it would be were the scores chances (Spiegelhalter 1986); 1.96 is the 5 % level."""
+    p, y = np.asarray(scores, float), np.asarray(target, float)
+    return float(((y - p) * (1 - 2 * p)).sum() / math.sqrt(((1 - 2 * p) ** 2 * p * (1 - p)).sum()))
+
+
+def _forest(
+    made: Experiment, steps: pd.DataFrame, train: pd.DataFrame, held: pd.DataFrame, chances: forest.Calibration
+) -> list[Claim]:
+    z = spiegelhalter(train.score, train.is_lesion)
+    false, found = held[~held.is_lesion], held[held.is_lesion].groupby(["case", "lesion"]).kept.any()
+    recall, kept = made.settings.forest.recall, (int(found.sum()), len(found))
+    removed, inside = int((~false.kept).sum()), chances.bins.score.between(chances.bins.low, chances.bins.high)
+    return [
+        Claim("forest", "it removes false candidates of new patients", review.share(removed, len(false)),
+              verdict(*forest.wilson(removed, len(false)), 1) if len(false) else "undefined"),
+        Claim("forest", f"it keeps {recall:.0%} of the found lesions of new patients", review.share(*kept),
+              verdict(*forest.wilson(*kept), 1, recall) if kept[1] else "undefined"),
+        _change("forest", "fewer false positives a patient", _step(steps, "forest", "false_positives"), "false_positives"),
+        _change("forest", "higher tumor Dice", _step(steps, "forest", "tumor_dice"), "tumor_dice"),
+        Claim("forest", "its scores are chances (Spiegelhalter's test, out of fold)", f"z {z:+.1f}; {int(inside.sum())} of {len(inside)} "
+              f"bins hold their score; Brier {chances.brier:.3f}, calibration error {chances.error:.3f}",
+              "not contradicted" if abs(z) <= 1.96 else "**contradicted**"),
+    ]  # fmt: skip
+
+
+def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[Claim]:
+    named = (("tumor_assd_mm", "smaller surface distance (mm)"), ("tumor_surface_dice", "higher surface Dice at 1 mm"))
+    claims = [_change("boundary", f"{words}, a patient", _step(steps, "boundary", m), m) for m, words in named]
+    part = edges[edges.blur_mm >= cut_mm]
+    for metric, words in named:
+        row = pd.Series(_paired(part, metric.removeprefix("tumor_")))
+        claims.append(
+            _change("boundary", f"{words}, lesions whose edge is blurred ({cut_mm:.1f} mm or more)", row, metric)
+        )
+    return claims
+
+
+def _fresh(held: dict) -> list[Claim]:
+    """The claims on blurred edges again, on lesions that none of this was chosen on."""
+    table, claims = pd.DataFrame(held["lesions"]), []
+    for cut in (held["cut_mm"], held["more_mm"]):
+        for metric, words in (
+            ("tumor_assd_mm", "smaller surface distance (mm)"),
+            ("tumor_surface_dice", "higher surface Dice at 1 mm"),
+        ):
+            row = pd.Series(_paired(table[table.blur_mm >= cut], metric.removeprefix("tumor_")))
+            claims.append(
+                _change("boundary", f"{words}, edges blurred by {cut:.2g} mm or more, fresh phantoms", row, metric)
+            )
+    return claims
+
+
+def _smoothing(made: Experiment) -> list[Claim]:
+    """How much the smoothing alone changes the tumor's volume, from the results of the held-out cases."""
+    held = [folders.result(made.folder / "results" / case).info for case in made.cases("test").case]
+    shares = [
+        abs(h["change_ml"]["smoothing"]) / h["tumor_ml"] for h in held if h.get("change_ml") and h["tumor_ml"] > 0
+    ]
+    mean, low, high = metrics.bootstrap([100 * share for share in shares])
+    measured = f"{mean:.2f} % [{low:.2f}, {high:.2f}], {len(shares)} cases" if shares else "undefined"
+    claim = f"smoothing alone changes the tumor's volume by less than {100 * NO_LOSS:.0f} %"
+    return [Claim("boundary", claim, measured, verdict(low, high, -1, 100 * NO_LOSS))]
+
+
+def _paired(edges: pd.DataFrame, metric: str) -> dict:
+    before, after = (edges[f"{metric}_{when}"].astype(float) for when in ("before", "after"))
+    return metrics.paired(before, after, groups=edges.patient.to_numpy())
+
+
+def _together(cases: pd.DataFrame, left_out: pd.DataFrame) -> list[Claim]:
+    first, last = (cases[cases.stage == stage].reset_index(drop=True) for stage in (ABLATION[0], ABLATION[-1]))
+    claims = []
+    for metric, words in (
+        ("tumor_dice", "higher tumor Dice"),
+        ("false_positives", "fewer false positives"),
+        ("recall_iou0", "more lesions found"),
+    ):
+        row = pd.Series(metrics.paired(first[metric], last[metric], groups=first.patient.to_numpy()))
+        claims.append(_change("all", f"{words} than by the cascade alone", row, metric))
+    for row in left_out[left_out.metric == "tumor_dice"].itertuples():
+        claims.append(
+            _change("all", f"higher tumor Dice than without {row.without}", pd.Series(row._asdict()), "tumor_dice")
+        )
+    return claims
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """A table in Markdown."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, float | np.floating):
+            return "" if math.isnan(value) else str(int(value)) if float(value).is_integer() else f"{value:.3g}"
+        return str(value).replace("|", "/")
+
+    lines = ["| " + " | ".join(str(c).replace("_", " ") for c in frame.columns) + " |", "|" + "---|" * frame.shape[1]]
+    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in frame.itertuples(index=False)])
+
+
+def _picture(name: str, words: str) -> str:
+    return f"![{words}](pictures/evidence_{name}.png)"
+
+
+def _short(table: pd.DataFrame, shown: list[str], patients: int) -> pd.DataFrame:
+    """Stage by metric: mean and interval in a cell, n where it is not all patients."""
+
+    def cell(row) -> str:
+        if not math.isfinite(row["mean"]):
+            return "undefined"
+        n = "" if int(row["n"]) == patients else f" ({int(row['n'])})"
+        return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{n}"
+
+    cells = {(row["stage"], row["metric"]): cell(row) for _, row in table.iterrows()}
+    stages = list(dict.fromkeys(table.stage))
+    rows = [[stage, *(cells.get((stage, m), "") for m in shown)] for stage in stages]
+    return pd.DataFrame(rows, columns=["after", *shown])
+
+
+def _changes(steps: pd.DataFrame, left_out: pd.DataFrame, shown: list[str]) -> pd.DataFrame:
+    """Paired changes by stage and by stage left out, one row each, a column a metric."""
+    steps = steps.assign(row=steps["from"] + " → " + steps["to"])
+    both = pd.concat([steps, left_out.assign(row="all but " + left_out["without"] + " → all")])
+    both["cell"] = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}], p {r.p:.2g}" for r in both.itertuples()]
+    wide = both[both.metric.isin(shown)].pivot(index="row", columns="metric", values="cell")
+    return wide.loc[list(dict.fromkeys(both.row)), shown].reset_index(names="step")
+
+
+def _missed(table: pd.DataFrame) -> str:
+    """Where the held-out lesions that were not found were lost, in words."""
+    at, back = table.lost_at.value_counts(), table.appears_at.notna()
+    lost = ", ".join(f"{n} by {stage}" for stage, n in at.items()) or "none"
+    return (
+        f"Held-out lesions that no kept candidate touches: {len(table)} ({lost}). In {int((table.peak < 0.05).sum())} of them the tumor's "
+        f"probability is nowhere over .05; {int(back.sum())} would be touched by a candidate at a lower threshold of the cascade."
+    )
+
+
+def _steps(made: Experiment) -> pd.DataFrame:
+    """How many descriptors of each group left at each step."""
+    table = made.table("selection", "table.csv")
+    counts = pd.crosstab(table.group, table.step).reindex(columns=list(STEPS), fill_value=0)
+    counts.loc["all"] = counts.sum()
+    return counts.assign(descriptors=counts.sum(axis=1)).reset_index()
+
+
+def _kept(made: Experiment) -> pd.DataFrame:
+    """The kept descriptors with both ICCs and the number of folds whose own selection holds them."""
+    table = made.table("selection", "table.csv")
+    chosen = json.loads((made.path("selection") / "selected.json").read_text())
+    folds = pd.Series([name for fold, names in chosen.items() if fold != "all" for name in names]).value_counts()
+    kept = table[table.kept].sort_values("rank")
+    rows = {"rank": kept["rank"].astype(int), "name": kept.name, "group": kept.group}
+    for kind, words in (("icc21", "ICC(2,1)"), ("icc11", "ICC(1,1)")):
+        ends = zip(kept[kind], kept[f"{kind}_low"], kept[f"{kind}_high"])
+        rows[words] = [f"{a:.2f} [{b:.2f}, {c:.2f}]" for a, b, c in ends]
+    return pd.DataFrame(rows | {"folds": [f"{folds.get(n, 0)} of {len(chosen) - 1}" for n in kept.name]})
+
+
+def _top(made: Experiment, most: int = 20) -> pd.DataFrame:
+    return made.table("forest", "importance.csv").nlargest(most, "drop")
+
+
+def _baselines(made: Experiment) -> pd.DataFrame:
+    table = made.table("forest", "baselines.csv")
+    rows = {"features": table.features, "columns": table["columns"]}
+    for name, words in (("auc", "AUC"), ("recall", "recall"), ("removed_share", "false positives removed")):
+        rows[words] = [f"{r[name]:.3f} [{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]" for _, r in table.iterrows()]
+    for name, words in (("auc_gain", "gain in AUC"), ("removed_gain", "gain in the share removed")):
+        if name in table:
+            rows[words] = [
+                f"{r[name]:+.3f} [{r[f'{name}_low']:+.3f}, {r[f'{name}_high']:+.3f}]" for _, r in table.iterrows()
+            ]
+    return pd.DataFrame(rows)
+
+
+def edges_table(edges: pd.DataFrame, *cuts_mm: float) -> pd.DataFrame:
+    """Lesions found before and after the boundary stage, by the blur of their reference's edge: all, those sharper than the first
+    cut, and those as blurred as each cut or more."""
+    rows = []
+    parts = [("all", edges), (f"below {cuts_mm[0]:.2g} mm", edges[edges.blur_mm < cuts_mm[0]])]
+    parts += [(f"{cut:.2g} mm or more", edges[edges.blur_mm >= cut]) for cut in cuts_mm]
+    for words, part in parts:
+        row = {"blur of the edge": words, "lesions": len(part)}
+        for metric in ("assd_mm", "surface_dice", "dice"):
+            found = _paired(part, metric)
+            both = part[[f"{metric}_before", f"{metric}_after"]].astype(float).dropna().mean()
+            row["found in both"] = found["n"]
+            interval = f"[{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}"
+            row[metric] = f"{both.iloc[0]:.3f} to {both.iloc[1]:.3f}: {found['difference']:+.3f} {interval}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------------------------------------- real CT
+
+
+def _real(held: dict) -> tuple[list[str], Figure]:
+    """The part on real CT: a table a variant, means over the patients with tumors, and the figure."""
+    table = pd.DataFrame(held["summary"])
+    ill = table[table.lesions_5 > 0]
+    patients, shown = ill.patient.nunique(), [m for m in REAL_METRICS if m in table]
+    parts = [
+        "## Real CT, one patient held out at a time",
+        f"{table.patient.nunique()} patients, {patients} of them with tumors; means over these, false positives a scan, lesions over 5 and 10 mm "
+        "(what the variants learn from: [benchmarks](benchmarks.md)). With so few patients an interval is a hint of its own.",
+    ]
+    stages = []
+    for variant, part in ill.groupby("variant"):
+        rows = [
+            {"stage": stage, "metric": m, **dict(zip(("mean", "low", "high"), metrics.bootstrap(own[m].astype(float), groups=own.patient))),
+             "n": int(own[m].notna().sum())}
+            for stage, own in part.groupby("stage", sort=False)
+            for m in shown
+        ]  # fmt: skip
+        name = held.get("settings", {}).get("variants", {}).get(variant, "")
+        parts += [
+            f"Variant {variant}: {name}",
+            _table(_short(pd.DataFrame(rows), shown, part.patient.nunique())),
+            _real_steps(part, shown),
+        ]
+        stages += [row | {"stage": f"{variant}: {row['stage']}"} for row in rows]
+    parts.append(_picture("real_ct", "real CT: each metric after each stage, and without one"))
+    return parts, figures.ablation(pd.DataFrame(stages), None, shown, title=f"real CT, {patients} patients with tumors")
+
+
+def _real_steps(part: pd.DataFrame, shown: list[str]) -> str:
+    """Each stage against the one before it on real CT, in pairs."""
+
+    def wide(stage: str) -> pd.DataFrame:
+        return part[part.stage == stage].set_index("patient")
+
+    pairs = [(a, b) for a, b in zip(ABLATION, ABLATION[1:])]
+    pairs += [(stage, ABLATION[-1]) for stage in dict.fromkeys(part.stage) if str(stage).startswith("all but")]
+    rows = []
+    for a, b in pairs:
+        before, after = wide(a), wide(b)
+        after = after.reindex(before.index)
+        found = {m: metrics.paired(before[m].astype(float), after[m].astype(float)) for m in shown}
+        cells = {
+            m: f"{f['difference']:+.3f} [{f['low']:+.3f}, {f['high']:+.3f}], p {f['p']:.2g}" for m, f in found.items()
+        }
+        rows.append({"step": f"{a} → {'all' if a.startswith('all but') else b}"} | cells)
+    return _table(pd.DataFrame(rows))
