@@ -136,6 +136,12 @@ def train(
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
     preset: str = "demo",
     start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
+    with_corrections: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Results whose verdicts and corrected labels to learn from, or a folder of them; repeatable."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an experiment that is there.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -161,7 +167,9 @@ def train(
         pipeline.train(folder.Experiment(experiment, device), stage)
         return
     _writable(experiment)
-    made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device, start=start)
+    made = folder.Experiment.create(
+        experiment, cohort, folder.PRESETS[preset](), device, start=start, with_corrections=with_corrections or ()
+    )
     processes.wait()
     pipeline.train(made, stage, results.keep)
     print(tracking.sync(experiment))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import workbench
-from workbench import figures, ledger, report
+from workbench import figures, ledger, report, verdicts
 from workbench.experiment import write_json, write_table
 from workbench.readers import nifti
 from workbench.segmentation import Result
@@ -21,7 +21,7 @@ from workbench.volume import Refused
 def keep(result: Result, folder: str | Path, source: str | Path | None = None) -> Path:
     """Write a result, whole or not at all: it is made beside its place and moved there when complete.
 
-    A former result makes room; a folder that holds anything else is refused and left alone.
+    A former result makes room, but for what a reader said of it; a folder that holds anything else is refused and left alone.
     """
     folder = Path(folder)
     free(folder)
@@ -31,6 +31,8 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     making.mkdir()
     try:
         _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
+        if (folder / verdicts.FOLDER).is_dir():
+            shutil.copytree(folder / verdicts.FOLDER, making / verdicts.FOLDER)
         former = making.with_suffix(".old")
         if folder.exists():
             os.replace(folder, former)
@@ -58,6 +60,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         ("liver_probability", result.liver_probability),
         ("tumor_probability", result.tumor_probability),
         ("ledger", result.ledger),
+        ("candidates", result.candidates),
     ):
         nifti.write(volume.with_array(array, name), making / f"{name}.nii.gz")
     write_table(making / "lesions.csv", result.lesions)

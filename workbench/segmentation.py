@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench import (
@@ -33,7 +34,7 @@ from workbench.experiment import (
     Settings,
 )
 from workbench.readers import gates
-from workbench.volume import Refused, Spacing, Volume, resample
+from workbench.volume import Refused, Spacing, Volume, resample, resample_labels
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Result:
     tumor_probability: Tensor
     ledger: Tensor
     liver: Tensor
+    candidates: Tensor  # int16, numbered as in the table
     lesions: pd.DataFrame
     timings: dict[str, float]
     settings: Settings
@@ -115,9 +117,10 @@ class Maps:
 @dataclass(frozen=True)
 class Decided:
     """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
-    whose sign is its mask, and the table of lesions."""
+    whose sign is its mask, the candidates' numbers, and the table of lesions."""
 
     levels: list[Tensor]
+    candidates: Tensor
     lesions: pd.DataFrame
 
     @property
@@ -180,7 +183,7 @@ def decide(
             levels.append(_agree(moved, edge.mask.cpu()))
         else:
             levels.append(level)
-    return Decided(levels, lesions)
+    return Decided(levels, pieces.labels, lesions)
 
 
 def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
@@ -189,6 +192,17 @@ def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
     for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
         masks[n] &= masks[n - 1]
     return masks
+
+
+def _numbers_on(candidates: Tensor, mask: Tensor) -> Tensor:
+    """The candidates' numbers int16 on another grid, where `mask` is what became of them there.
+
+    The mask may reach a voxel or two of the work grid beyond them, so they grow before the nearest number is taken.
+    """
+    grown = candidates.float()[None]
+    for _ in range(2):
+        grown = torch.where(grown > 0, grown, F.max_pool3d(grown, 3, 1, 1))
+    return resample_labels(grown[0].to(torch.int16), tuple(mask.shape)) * mask
 
 
 def look(
@@ -250,6 +264,7 @@ def segment(
         resample(maps.p, volume.shape).clamp(0, 1),
         history,
         liver_mask,
+        _numbers_on(decided.candidates, masks[2]),
         decided.lesions,
         timings,
         s,
