@@ -19,7 +19,6 @@ def reviewed(tmp_path):
     """Three results with verdicts, and a cohort in which the first trains, the second is held out, the third is none."""
     folders = [fake.result(tmp_path / "results" / f"r{n}", f"c{n}") for n in range(3)]
     for n, folder in enumerate(folders):
-        fake.write_nifti(folder / "candidates.nii.gz", fake.arrays()["candidates"])
         info = json.loads((folder / "result.json").read_text()) | {"input": f"../c{n} ct.nii.gz"}
         (folder / "result.json").write_text(json.dumps(info))
         verdicts.give(folder, 1, "accept", who="Ann")

@@ -86,6 +86,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "tumor_ml": float((labels == 2).sum()) * volume.voxel_ml,
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),
+            "forest_threshold": result.threshold,
             "shape_zyx": list(volume.shape),
             "spacing_mm_zyx": list(volume.spacing_mm),
             "warnings": result.warnings,

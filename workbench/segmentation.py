@@ -78,6 +78,7 @@ class Result:
     liver: Tensor
     candidates: Tensor  # int16, numbered as in the table
     lesions: pd.DataFrame
+    threshold: float  # of the forest
     timings: dict[str, float]
     settings: Settings
     device: str
@@ -266,6 +267,7 @@ def segment(
         liver_mask,
         _numbers_on(decided.candidates, masks[2]),
         decided.lesions,
+        models.forest.threshold.threshold,
         timings,
         s,
         str(models.device),
