@@ -13,7 +13,8 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 import workbench
-from workbench import figures, phantom, qa
+from workbench import figures, folders, phantom, qa, verdicts
+from workbench.qa import worklist
 from workbench.volume import Refused
 
 MANIFEST = Path(workbench.__file__).with_name("napari.yaml")
@@ -34,7 +35,7 @@ def test_layers_are_the_canonical_arrays_with_scale_in_mm(tmp_path, oblique):
     found, truth = named(folder), fake.arrays()
     assert [k for k in found] == [
         "CT (HU)", "liver probability", "tumor probability", "labels", "candidates by score", "ledger",
-        "contour before the boundary stage", "contour after it", "candidates",
+        "before boundary", "after boundary", "candidates",
     ]  # fmt: skip
     for name, key in (
         ("CT (HU)", "ct"),
@@ -77,7 +78,7 @@ def test_candidates_lie_in_their_lesions_and_say_what_is_known(folder):
     assert [fake.arrays()["candidates"][tuple(int(v) for v in p)] for p in data] == [1, 2, 3]
     features = keywords["features"]
     assert features["forest_score"].tolist()[:2] == [0.93, 0.11] and features["reason"].tolist()[0] == ""
-    true, false, unknown = (np.array(c) for c in keywords["face_color"])
+    true, false, unknown = (np.array(c) for c in keywords["border_color"])
     assert np.linalg.norm(true[:3] - to_rgb(figures.TRUE_COLOUR)) < 0.1
     assert np.linalg.norm(false[:3] - to_rgb(figures.FALSE_COLOUR)) < 0.2 and to_hex(unknown) == figures.GREY
 
@@ -180,7 +181,7 @@ def test_hidden_layers_are_read_when_they_are_looked_at(folder, monkeypatch):
     )
     found = named(folder)
     assert set(read) == {"labels"}
-    after, before = found["contour after it"][0], found["contour before the boundary stage"][0]
+    after, before = found["after boundary"][0], found["before boundary"][0]
     assert after.shape == fake.SHAPE and read.count("ledger") == 0
     codes = fake.arrays()["ledger"]
     np.testing.assert_array_equal(after[7] > 0, np.isin(codes[7], (2, 3, 7)))
@@ -199,7 +200,7 @@ def test_a_scaled_ct_is_not_blown_up(tmp_path, slope, inter, kind):
     nibabel.save(image, tmp_path / "ct.nii.gz")
     array, spacing_mm, _ = folders.canonical(nibabel.load(tmp_path / "ct.nii.gz"))
     assert array.dtype == kind and spacing_mm == (3.0, 2.0, 1.0)
-    np.testing.assert_allclose(array, (raw * slope + inter).transpose(2, 1, 0)[:, ::-1, ::-1])
+    np.testing.assert_allclose(array, (raw.astype(float) * slope + inter).transpose(2, 1, 0)[:, ::-1, ::-1])
 
 
 @pytest.mark.gui
@@ -244,7 +245,7 @@ def window(tmp_path, make_napari_viewer):
     places = [fake.result(tmp_path / f"case {n}", f"case {n}", oblique=True) for n in (1, 2)]
     viewer = make_napari_viewer(show=True)
     viewer.window.resize(1400, 900)
-    _, panel = viewer.window.add_plugin_dock_widget("liver-workbench", "Cases, lesions, verdicts")
+    _, panel = viewer.window.add_plugin_dock_widget("liver-workbench", "Review")
     panel.open(places[1])
     return viewer, panel, places
 
@@ -260,12 +261,13 @@ def test_the_panel_jumps_to_what_to_check_first(window):
     viewer, panel, _ = window
     assert [panel.table.item(n, 0).text() for n in range(3)] == ["2", "1", "3"] and panel.candidate() == 2
     assert viewer.dims.point == pytest.approx((25.0, 50.0, 33.0)) and viewer.dims.current_step[0] == 5
-    assert viewer.camera.center[-2:] == pytest.approx((50.0, 33.0))
+    assert viewer.scene.camera.center[-2:] == pytest.approx((50.0, 33.0))
     press(viewer, "J")
     assert panel.candidate() == 1 and viewer.dims.point == pytest.approx((35.0, 30.0, 19.5))
     assert viewer.layers["candidates"].selected_data == {0}
     press(viewer, "H")
-    assert viewer.dims.order == (1, 0, 2) and viewer.camera.center[-2:] == pytest.approx((35.0, 19.5))
+    assert viewer.dims.order == (1, 0, 2) and viewer.scene.camera.orientation2d[0] == "up", "the head is up"
+    assert viewer.scene.camera.center[-2:] == pytest.approx((35.0, 19.5))
     press(viewer, "K")
     panel.table.selectRow(2)
     assert viewer.dims.point == pytest.approx((45.0, 24.0, 36.0))
@@ -286,8 +288,8 @@ def test_windows_stages_and_cases_are_turned_through(window):
     for button in panel.sets["Stage"].buttons():
         button.click()
         if button.text() == "boundary":
-            assert shown() == {"CT (HU)", "contour before the boundary stage", "contour after it"}
-            assert viewer.layers["contour after it"].contour == 1
+            assert shown() == {"CT (HU)", "before boundary", "after boundary"}
+            assert viewer.layers["after boundary"].contour == 1
     press(viewer, "Shift-J")
     assert panel.case.path == places[1], "there is no next one"
     press(viewer, "Shift-K")
@@ -313,16 +315,16 @@ def test_verdicts_are_saved_and_come_back(window, make_napari_viewer):
     press(viewer, "Shift-K")
     assert not panel.review.verdicts and panel.table.item(0, 5).text() == ""
     press(viewer, "Shift-J")
-    assert [panel.table.item(n, 5).text() for n in range(3)] == ["reject", "accept", ""]
+    assert [panel.table.item(n, 5).text() for n in range(3)] == ["✗ reject", "✓ accept", ""]
     assert panel.note.text() == "a vessel" and "2 of 3 lesions judged" in panel.state.text()
-    assert verdicts.read(places[1]).verdicts[-1].note == "certain"
+    assert {v.candidate: v.note for v in panel.review.verdicts} == {1: "certain", 2: "a vessel"}
     press(viewer, "Backspace")
     assert panel.table.item(0, 5).text() == "" and len(verdicts.read(places[1]).verdicts) == 1
     table = pd.read_csv(places[1] / "lesions.csv")
     table.loc[0, "forest_score"] = 0.4
     table.to_csv(places[1] / "lesions.csv", index=False)
     panel.open(places[1])
-    assert "the result has changed since 1 verdicts" in panel.state.text()
+    assert "the result has changed since 1 verdict " in panel.state.text()
     assert [panel.table.item(n, 5).text() for n in range(3)] == ["", "", ""]
 
 

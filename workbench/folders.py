@@ -50,10 +50,11 @@ def _voxels(image: Any) -> np.ndarray:
     if slope == 1 and inter == 0:
         return np.asanyarray(proxy)
     if slope != 1 or not inter.is_integer() or proxy.dtype.kind not in "iu":
-        return proxy.get_scaled(np.float32)
+        return np.asarray(proxy, np.float32)
     raw = proxy.get_unscaled()
     low, high = int(raw.min()) + int(inter), int(raw.max()) + int(inter)
-    return np.add(raw, int(inter), dtype=np.int16 if -(2**15) <= low and high < 2**15 else np.int32, casting="unsafe")
+    kind = np.int16 if -(2**15) <= min(low, inter) and max(high, inter) < 2**15 else np.int32
+    return np.add(raw, int(inter), dtype=kind, casting="unsafe")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Review:
         """One line when something was said of another result than this one; else empty."""
         old = [v for v in self.verdicts if v.result_sha256 != result_sha256]
         drawn = self.corrected is not None and self.corrected.result_sha256 != result_sha256
-        parts = [f"{len(old)} verdicts"] * bool(old) + ["the corrected labels"] * drawn
+        parts = [f"{len(old)} verdict{'s' * (len(old) > 1)}"] * bool(old) + ["the corrected labels"] * drawn
         if not parts:
             return ""
         last = max([*(v.when for v in old), *([self.corrected.when] if drawn else [])])

@@ -37,8 +37,8 @@ VOLUMES = {
     "candidates": np.int16,
 }
 BOUNDARY = {  # column of the ledger's history -> the contour after that stage
-    3: ("contour before the boundary stage", figures.STAGE_COLOURS["forest"]),
-    4: ("contour after it", figures.STAGE_COLOURS["boundary"]),
+    3: ("before boundary", figures.STAGE_COLOURS["forest"]),
+    4: ("after boundary", figures.STAGE_COLOURS["boundary"]),
 }
 LEDGER_COLOURS = {0: "transparent", None: figures.GREY, **figures.LEDGER_COLOURS, 1: figures.LIVER_COLOUR + FAINT}
 
@@ -89,7 +89,7 @@ def layers(folder: str | Path) -> list[Layer]:
     held = {name: Later(array.shape, VOLUMES[name], partial(_read, case, name)) for name in there}
     held[first] = Later(array.shape, VOLUMES[first], lambda: array)
     metadata = {"affine_xyz_to_ras_mm": affine.tolist(), "case": case.case, "folder": str(case.path)}
-    common = {"scale": spacing_mm, "units": "mm", "metadata": metadata}
+    common = {"scale": spacing_mm, "units": "mm", "axis_labels": ("z", "y", "x"), "metadata": metadata}
     lesions, found = case.lesions(), []
 
     def put(kind: str, name: str, data: Any, **keywords) -> None:
@@ -128,8 +128,8 @@ def layers(folder: str | Path) -> list[Layer]:
         features = lesions[shown].copy()
         features["reason"] = features["reason"].fillna("")
         put("points", "candidates", lesions[["z_mm", "y_mm", "x_mm"]].to_numpy(float) / spacing_mm, features=features,
-            face_color=[_score_colour(s) for s in lesions.forest_score], symbol="ring", border_color="black",
-            size=8 / np.mean(spacing_mm),
+            face_color="transparent", border_color=[_score_colour(s) for s in lesions.forest_score], border_width=0.08,
+            size=16 / np.mean(spacing_mm),
             text={"string": "{candidate}: {forest_score:.2f}", "color": "white", "size": 9, "translation": [0, -6, 0]},
         )  # fmt: skip
     return found

@@ -22,7 +22,6 @@ from pathlib import Path
 import napari
 import numpy as np
 from qtpy.QtCore import QEvent, Qt
-from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QButtonGroup,
@@ -46,7 +45,11 @@ from workbench import figures, folders, qa, verdicts
 from workbench.qa import worklist
 from workbench.volume import Refused
 
-PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
+PLANES = {  # order of the axes, and which way the first of the plane runs: the head is up
+    "axial": ((0, 1, 2), "down"),
+    "coronal": ((1, 0, 2), "up"),
+    "sagittal": ((2, 0, 1), "up"),
+}
 STAGES = {  # what each button shows over the CT
     "CT": (),
     "maps": ("liver probability", "tumor probability"),
@@ -56,19 +59,14 @@ STAGES = {  # what each button shows over the CT
     "result": ("labels", qa.CORRECTED, "candidates"),
 }
 WINDOWS = ("liver", "tumor", "soft tissue", "lung", "bone")
-MARKS = {"accept": "accept", "reject": "reject", "needs edit": "edit"}
-COLOURS = {
-    "accept": figures.TRUE_COLOUR,
-    "reject": figures.FALSE_COLOUR,
-    "needs edit": figures.STAGE_COLOURS["candidates"],
-}
+MARKS = {"accept": "✓ accept", "reject": "✗ reject", "needs edit": "✎ edit"}
 COLUMNS = {"nr": "number", "score": "forest score", "ml": "volume in ml", "mm": "longest axial diameter",
            "forest": "what the forest decided", "verdict": "what you said"}  # fmt: skip
 ZOOM_MM = 160.0  # a jump shows at least this much of the plane
 
 
 class Panel(QWidget):
-    TITLE = "Cases, lesions, verdicts"
+    TITLE = "Review"
 
     def __init__(self, napari_viewer: napari.viewer.Viewer):
         super().__init__()
@@ -144,9 +142,11 @@ class Panel(QWidget):
         row = self.lesions[self.lesions.candidate == candidate].iloc[0]
         at = np.array([row.z_mm, row.y_mm, row.x_mm], float)
         self.viewer.dims.set_point(range(3), at)
-        self.viewer.camera.center = tuple(at[list(self.viewer.dims.displayed)])
+        self.viewer.scene.camera.center = tuple(at[list(self.viewer.dims.displayed)])
         widest = max(self.viewer.dims.range[a].stop for a in self.viewer.dims.displayed)
-        self.viewer.camera.zoom = max(self.viewer.camera.zoom, min(self.viewer.canvas.size) / min(widest, ZOOM_MM))
+        self.viewer.scene.camera.zoom = max(
+            self.viewer.scene.camera.zoom, min(self.viewer.canvas.size) / min(widest, ZOOM_MM)
+        )
         if "candidates" in self.viewer.layers:
             points = self.viewer.layers["candidates"]
             points.selected_data = set(np.flatnonzero(points.features.candidate == candidate).tolist())
@@ -354,7 +354,8 @@ class Panel(QWidget):
         self._down("Window", WINDOWS.index(name))
 
     def _plane(self, name: str) -> None:
-        self.viewer.dims.order = PLANES[name]
+        self.viewer.dims.order, down = PLANES[name]
+        self.viewer.scene.camera.orientation2d = (down, "right")
         self._down("Plane", list(PLANES).index(name))
         self.jump()
 
@@ -390,7 +391,6 @@ class Panel(QWidget):
                 if 0 < column < 4:
                     item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
                 if column == 5 and verdict:
-                    item.setForeground(QColor(COLOURS[verdict.verdict]))
                     item.setToolTip(f"{verdict.who}, {verdict.when}: {verdict.note or 'no note'}")
                 self.table.setItem(n, column, item)
         if 0 <= row < len(self.lesions):

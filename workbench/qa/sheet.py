@@ -46,7 +46,7 @@ def draw(found: list[Layer], title: str) -> Figure:
                     mm[:, down],
                     s=60,
                     facecolors="none",
-                    edgecolors=points[1]["face_color"],
+                    edgecolors=points[1]["border_color"],
                     linewidths=1.5,
                 )
             view.zoom(ax, None)
