@@ -2,7 +2,7 @@
 
 The work: a made-up result folder of that size (CT int16, labels and ledger uint8, maps float32, candidates int16, gzip as the
 workbench writes them), opened with the panel in a process of its own until the first picture is drawn. The peer is
-what napari does without the workbench: every volume read through nibabel's `get_fdata`, which is float64. Needs a display.
+what a script does without the workbench: CT, labels and one map through nibabel's `get_fdata`, which is float64. Needs a display.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def opened(folder: Path, peer: bool) -> dict:
         import nibabel
 
         viewer = napari.Viewer()
-        for file in (folder.parent / "ct.nii.gz", *(folder / f"{n}.nii.gz" for n in NAMES)):
+        for file in (folder.parent / "ct.nii.gz", folder / "labels.nii.gz", folder / "tumor_probability.nii.gz"):
             viewer.add_image(nibabel.load(file).get_fdata(), name=file.name)
     else:
         from workbench import qa

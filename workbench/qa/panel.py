@@ -41,7 +41,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from workbench import figures, folders, qa, verdicts
+from workbench import folders, qa, verdicts
 from workbench.qa import worklist
 from workbench.volume import Refused
 
