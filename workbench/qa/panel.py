@@ -8,7 +8,7 @@ plane: napari has no linked orthogonal views of its own yet, so `H` turns the sa
 | J, K | next, previous lesion | T | accept: a true lesion |
 | Shift-J, Shift-K | next, previous case | R | reject: no lesion |
 | D | next window | W | needs edit: its outline is wrong |
-| G | next stage | Backspace | take the verdict back |
+| G | next stage | U | take the verdict back |
 | H | next plane | Shift-S | keep the corrected labels |
 """
 
@@ -258,7 +258,7 @@ class Panel(QWidget):
                 _button("Accept", "a true lesion (T)", lambda: self.judge("accept")),
                 _button("Reject", "no lesion (R)", lambda: self.judge("reject")),
                 _button("Needs edit", "a lesion with a wrong outline (W)", lambda: self.judge("needs edit")),
-                _button("Undo", "take the verdict back (Backspace)", self.withdraw),
+                _button("Undo", "take the verdict back (U)", self.withdraw),
             )
         )
         box.addWidget(self.note)
@@ -285,7 +285,7 @@ class Panel(QWidget):
             grid.addLayout(self._set(title, list(names), do), row, 1)
         box.addLayout(grid)
         box.addWidget(self.said)
-        keys = QLabel("J K lesion · Shift-J Shift-K case · T R W verdict · Backspace undo")
+        keys = QLabel("J K lesion · Shift-J Shift-K case · T R W verdict · U undo")
         keys.setWordWrap(True)
         keys.setToolTip(__doc__ or "")
         box.addWidget(keys)
@@ -315,7 +315,7 @@ class Panel(QWidget):
             "T": lambda: self.judge("accept"),
             "R": lambda: self.judge("reject"),
             "W": lambda: self.judge("needs edit"),
-            "Backspace": self.withdraw,
+            "U": self.withdraw,
             "Shift-S": self.keep,
             "G": lambda: turn("Stage"),
             "D": lambda: turn("Window"),
