@@ -74,9 +74,12 @@ def result(folder: Path, case: str = "case 1", oblique: bool = False, with_ct: b
     a = arrays()
     if status == "no liver":
         a.update(
-            {name: np.zeros_like(a[name]) for name in ("labels", "ledger", "tumor_probability", "liver_probability")}
+            {
+                name: np.zeros_like(a[name])
+                for name in ("labels", "ledger", "tumor_probability", "liver_probability", "candidates")
+            }
         )
-    for name in ("labels", "liver_probability", "tumor_probability", "ledger"):
+    for name in ("labels", "liver_probability", "tumor_probability", "ledger", "candidates"):
         write_nifti(folder / f"{name}.nii.gz", a[name], oblique)
     source = folder.parent / f"{case} ct.nii.gz"
     if with_ct:

@@ -271,8 +271,8 @@ def test_a_result_folder_is_whole(segmented, tmp_path):
     result, _ = segmented
     folder = results.keep(result, tmp_path / "case")
     assert {p.name for p in folder.iterdir()} == {
-        "labels.nii.gz", "liver_probability.nii.gz", "tumor_probability.nii.gz", "ledger.nii.gz", "lesions.csv",
-        "result.json", "preview.png", "report.html", "cards.json", "cards",
+        "labels.nii.gz", "liver_probability.nii.gz", "tumor_probability.nii.gz", "ledger.nii.gz", "candidates.nii.gz",
+        "lesions.csv", "result.json", "preview.png", "report.html", "cards.json", "cards",
     }  # fmt: skip
     labels = nibabel.load(folder / "labels.nii.gz")
     assert labels.get_data_dtype() == np.uint8

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import fake_folders as fake
 import matplotlib.image
+import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from workbench import figures, phantom, qa
+import workbench
+from workbench import figures, folders, phantom, qa, verdicts
+from workbench.qa import worklist
 from workbench.volume import Refused
 
-MANIFEST = Path(qa.__file__).with_name("napari.yaml")
+MANIFEST = Path(workbench.__file__).with_name("napari.yaml")
 
 
 @pytest.fixture
@@ -29,11 +33,15 @@ def named(folder) -> dict:
 def test_layers_are_the_canonical_arrays_with_scale_in_mm(tmp_path, oblique):
     folder = fake.result(tmp_path / "r", "c", oblique=oblique)
     found, truth = named(folder), fake.arrays()
-    assert [k for k in found] == ["CT (HU)", "liver probability", "tumor probability", "labels", "ledger", "candidates"]
+    assert [k for k in found] == [
+        "CT (HU)", "liver probability", "tumor probability", "labels", "candidates by score", "ledger",
+        "before boundary", "after boundary", "candidates",
+    ]  # fmt: skip
     for name, key in (
         ("CT (HU)", "ct"),
         ("labels", "labels"),
         ("ledger", "ledger"),
+        ("candidates by score", "candidates"),
         ("tumor probability", "tumor_probability"),
         ("liver probability", "liver_probability"),
     ):
@@ -70,7 +78,7 @@ def test_candidates_lie_in_their_lesions_and_say_what_is_known(folder):
     assert [fake.arrays()["candidates"][tuple(int(v) for v in p)] for p in data] == [1, 2, 3]
     features = keywords["features"]
     assert features["forest_score"].tolist()[:2] == [0.93, 0.11] and features["reason"].tolist()[0] == ""
-    true, false, unknown = (np.array(c) for c in keywords["face_color"])
+    true, false, unknown = (np.array(c) for c in keywords["border_color"])
     assert np.linalg.norm(true[:3] - to_rgb(figures.TRUE_COLOUR)) < 0.1
     assert np.linalg.norm(false[:3] - to_rgb(figures.FALSE_COLOUR)) < 0.2 and to_hex(unknown) == figures.GREY
 
@@ -80,7 +88,7 @@ def test_what_is_missing_is_left_out(folder, tmp_path):
     (folder / "ledger.nii.gz").unlink()
     (folder / "lesions.csv").unlink()
     found = named(folder)
-    assert list(found) == ["liver probability", "tumor probability", "labels"]
+    assert list(found) == ["liver probability", "tumor probability", "labels", "candidates by score"]
     assert "no longer there" in found["labels"][1]["metadata"]["no_ct"]
     empty = named(fake.result(tmp_path / "no liver", "none", status="no liver"))
     assert "candidates" not in empty and not empty["labels"][0].any()
@@ -107,14 +115,16 @@ def test_view_without_a_display_writes_the_sheet_and_says_so(folder, tmp_path, m
     monkeypatch.setattr(sys, "platform", "linux")
     assert qa.view(folder, tmp_path / "sheet.png") == tmp_path / "sheet.png"
     assert "there is no display" in capsys.readouterr().err and (tmp_path / "sheet.png").exists()
-    with pytest.raises(Refused):
-        qa.view(tmp_path)
+    assert qa.view(tmp_path) == folder / "layers.png", "of a folder of results the first"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(Refused, match="no result"):
+        qa.view(tmp_path / "none")
 
 
 def test_reader_takes_result_folders_only(folder, tmp_path):
     assert qa.reader(str(tmp_path)) is None and qa.reader(str(folder / "labels.nii.gz")) is None
     assert qa.reader([str(folder)]) is None
-    assert len(qa.reader(str(folder))(str(folder))) == 6
+    assert len(qa.reader(str(folder))(str(folder))) == 9
 
 
 def test_phantom_sample():
@@ -133,6 +143,64 @@ def test_manifest_points_at_what_is_there():
     assert (
         manifest.contributions.readers[0].accepts_directories and manifest.contributions.sample_data[0].key == "phantom"
     )
+
+
+def test_what_to_check_first():
+    """Near the threshold first, in steps; within a step the small; then what touches the edge; the unscored last."""
+    rows = {
+        "candidate": [1, 2, 3, 4, 5, 6],
+        "kept": [True, True, False, True, False, False],
+        "forest_score": [0.95, 0.52, 0.49, 0.53, np.nan, 0.10],
+        "volume_ml": [9.0, 3.0, 1.0, 3.0, 0.1, 0.1],
+        "touches_border": [False, False, False, True, False, False],
+    }
+    table = pd.DataFrame(rows)
+    assert worklist.threshold(table) == pytest.approx(0.505)
+    assert worklist.order(table).candidate.tolist() == [3, 4, 2, 6, 1, 5]
+    assert worklist.order(table, at=0.94).candidate.tolist() == [1, 4, 2, 3, 6, 5]
+    assert worklist.threshold(table[table.kept]) == pytest.approx(0.52)
+    assert worklist.threshold(table[:0]) == 0.5 and len(worklist.order(table[:0])) == 0
+
+
+def test_cases_of_an_experiment_of_a_folder_and_beside_a_result(tmp_path):
+    made = [fake.result(tmp_path / "e" / "results" / f"case {n}", f"case {n}") for n in (10, 2)]
+    (tmp_path / "e" / "results" / ".case 3.part").mkdir()
+    (tmp_path / "e" / "results" / ".case 3.part" / "result.json").touch()
+    for path in (tmp_path / "e", tmp_path / "e" / "results", made[0]):
+        assert [p.name for p in worklist.cases(path)] == ["case 2", "case 10"], path
+    with pytest.raises(Refused, match="no result"):
+        worklist.cases(tmp_path)
+
+
+def test_hidden_layers_are_read_when_they_are_looked_at(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        folders.ResultFolder,
+        "volume",
+        lambda self, name, was=folders.ResultFolder.volume: read.append(name) or was(self, name),
+    )
+    found = named(folder)
+    assert set(read) == {"labels"}
+    after, before = found["after boundary"][0], found["before boundary"][0]
+    assert after.shape == fake.SHAPE and read.count("ledger") == 0
+    codes = fake.arrays()["ledger"]
+    np.testing.assert_array_equal(after[7] > 0, np.isin(codes[7], (2, 3, 7)))
+    np.testing.assert_array_equal(before, np.isin(codes, (2, 3, 8, 24)))
+    found["ledger"][0][3]
+    assert read.count("ledger") == 1, "once for all three"
+
+
+@pytest.mark.parametrize(
+    "slope, inter, kind", [(1, 0, np.int16), (1, -1024, np.int16), (1, 40000, np.int32), (0.5, 1, np.float32)]
+)
+def test_a_scaled_ct_is_not_blown_up(tmp_path, slope, inter, kind):
+    raw = np.arange(-60, 60, dtype=np.int16).reshape(4, 5, 6)
+    image = nibabel.Nifti1Image(raw, np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    array, spacing_mm, _ = folders.canonical(nibabel.load(tmp_path / "ct.nii.gz"))
+    assert array.dtype == kind and spacing_mm == (3.0, 2.0, 1.0)
+    np.testing.assert_allclose(array, (raw.astype(float) * slope + inter).transpose(2, 1, 0)[:, ::-1, ::-1])
 
 
 @pytest.mark.gui
@@ -166,3 +234,144 @@ def test_the_window_shows_it(folder, make_napari_viewer):
     assert 0.002 < changed < 0.5
     near_tumor = np.abs(with_ledger[..., :3] - 255 * np.array(to_rgb(figures.TUMOR_COLOUR))).max(-1) < 60
     assert near_tumor.sum() > 50
+
+
+# -- the panel, in a real napari --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def window(tmp_path, make_napari_viewer):
+    """A viewer with the panel on two oblique results, the second open, opened as the plugin's own command does."""
+    places = [fake.result(tmp_path / f"case {n}", f"case {n}", oblique=True) for n in (1, 2)]
+    viewer = make_napari_viewer(show=True)
+    viewer.window.resize(1400, 900)
+    _, panel = viewer.window.add_plugin_dock_widget("liver-workbench", "Review")
+    panel.open(places[1])
+    return viewer, panel, places
+
+
+def press(viewer, key: str) -> None:
+    """The key as the window system sends it to the picture, whichever layer is active."""
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+
+    shift = Qt.KeyboardModifier.ShiftModifier if key.startswith("Shift-") else Qt.KeyboardModifier.NoModifier
+    QTest.keyClick(viewer.window._qt_viewer.canvas.native, getattr(Qt.Key, f"Key_{key[-1]}"), shift)
+
+
+def test_the_panel_jumps_to_what_to_check_first(window):
+    viewer, panel, _ = window
+    assert [panel.table.item(n, 0).text() for n in range(3)] == ["2", "1", "3"] and panel.candidate() == 2
+    assert viewer.dims.point == pytest.approx((25.0, 50.0, 33.0)) and viewer.dims.current_step[0] == 5
+    assert viewer.scene.camera.center[-2:] == pytest.approx((50.0, 33.0))
+    press(viewer, "J")
+    assert panel.candidate() == 1 and viewer.dims.point == pytest.approx((35.0, 30.0, 19.5))
+    assert viewer.layers["candidates"].selected_data == {0}
+    press(viewer, "H")
+    assert viewer.dims.order == (1, 0, 2) and viewer.scene.camera.orientation2d[0] == "up", "the head is up"
+    assert viewer.scene.camera.center[-2:] == pytest.approx((35.0, 19.5))
+    press(viewer, "K")
+    panel.table.selectRow(2)
+    assert viewer.dims.point == pytest.approx((45.0, 24.0, 36.0))
+
+
+def test_windows_stages_and_cases_are_turned_through(window):
+    viewer, panel, places = window
+    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == qa.limits("liver")
+    press(viewer, "D")
+    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == qa.limits("tumor")
+
+    def shown() -> set[str]:
+        return {layer.name for layer in viewer.layers if layer.visible}
+
+    assert shown() == {"CT (HU)", "labels", "candidates"}
+    press(viewer, "G")
+    assert shown() == {"CT (HU)"}
+    for button in panel.sets["Stage"].buttons():
+        button.click()
+        if button.text() == "boundary":
+            assert shown() == {"CT (HU)", "before boundary", "after boundary"}
+            assert viewer.layers["after boundary"].contour == 1
+    press(viewer, "Shift-J")
+    assert panel.case.path == places[1], "there is no next one"
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[0] and viewer.layers["labels"].metadata["case"] == "case 1"
+    assert "case 1 of 2, 0 of 3 lesions judged" in panel.state.text()
+
+
+def test_verdicts_are_saved_and_come_back(window, make_napari_viewer):
+    viewer, panel, places = window
+    panel.who.setText("Ann")
+    panel.note.setText("a vessel")
+    press(viewer, "R")
+    press(viewer, "J")
+    assert panel.note.text() == ""
+    press(viewer, "T")
+    said = verdicts.read(places[1]).of(verdicts.fingerprint(places[1]))
+    assert {c: (v.verdict, v.note, v.who) for c, v in said.items()} == {
+        2: ("reject", "a vessel", "Ann"),
+        1: ("accept", "", "Ann"),
+    }
+    panel.note.setText("certain")
+    panel.note.editingFinished.emit()
+    press(viewer, "Shift-K")
+    assert not panel.review.verdicts and panel.table.item(0, 5).text() == ""
+    press(viewer, "Shift-J")
+    assert [panel.table.item(n, 5).text() for n in range(3)] == ["✗ reject", "✓ accept", ""]
+    assert panel.note.text() == "a vessel" and "2 of 3 lesions judged" in panel.state.text()
+    assert {v.candidate: v.note for v in panel.review.verdicts} == {1: "certain", 2: "a vessel"}
+    press(viewer, "U")
+    assert panel.table.item(0, 5).text() == "" and len(verdicts.read(places[1]).verdicts) == 1
+    table = pd.read_csv(places[1] / "lesions.csv")
+    table.loc[0, "forest_score"] = 0.4
+    table.to_csv(places[1] / "lesions.csv", index=False)
+    panel.open(places[1])
+    assert "the result has changed since 1 verdict " in panel.state.text()
+    assert [panel.table.item(n, 5).text() for n in range(3)] == ["", "", ""]
+
+
+def test_corrected_labels_are_painted_saved_and_come_back(window, monkeypatch):
+    from qtpy.QtWidgets import QMessageBox
+
+    viewer, panel, places = window
+    panel.correct()
+    layer = viewer.layers[qa.CORRECTED]
+    assert not viewer.layers["labels"].visible and layer.visible and tuple(layer.scale) == pytest.approx(fake.SPACING)
+    layer.brush_size = 1
+    layer.paint((2, 4, 30), 2)
+    assert panel.painted and viewer.layers["labels"].data[2, 4, 30] != 2, "the result's own stay"
+    asked = []
+    answers = [QMessageBox.StandardButton.Cancel, QMessageBox.StandardButton.Save]
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: asked.append(a) or answers[len(asked) - 1])
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[1] and panel.choice.currentIndex() == 1 and layer in viewer.layers
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[0] and len(asked) == 2
+    expected = fake.arrays()["labels"].copy()
+    expected[2, 4, 30] = 2
+    np.testing.assert_array_equal(verdicts.corrected(places[1]).array.numpy(), expected)
+    (file,) = (places[1] / "verdicts").glob("labels-*.nii.gz")
+    own = nibabel.load(places[1] / "labels.nii.gz")
+    assert nibabel.load(file).affine.tobytes() == own.affine.tobytes()
+    press(viewer, "Shift-J")
+    np.testing.assert_array_equal(viewer.layers[qa.CORRECTED].data, expected)
+    assert "labels corrected by" in panel.state.text() and not panel.painted
+
+
+def test_damaged_verdicts_are_said_and_the_list_stays(window, capsys):
+    viewer, panel, places = window
+    (places[0] / "verdicts").mkdir()
+    (places[0] / "verdicts" / "verdicts.json").write_text("{")
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[1] and panel.choice.currentIndex() == 1
+    assert "damaged" in panel.said.text() and "damaged" in capsys.readouterr().err
+
+
+def test_the_whole_window_is_a_picture(window):
+    viewer, panel, _ = window
+    viewer.layers["candidates by score"].visible = True
+    shot = viewer.screenshot(canvas_only=False, flash=False)[..., :3].astype(int)
+    assert shot.shape[0] >= 700 and shot.shape[1] >= 1000 and shot.std() > 20
+    canvas = viewer.screenshot(flash=False)[..., :3].astype(int)
+    assert canvas.std() > 10 and (np.abs(canvas - 255 * np.array(to_rgb(figures.FALSE_COLOUR))).max(-1) < 90).sum() > 30
+    assert panel.isVisible() and panel.table.height() >= 160

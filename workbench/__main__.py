@@ -138,6 +138,12 @@ def train(
     preset: str = "demo",
     start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
     fold: Annotated[int | None, typer.Option(help="Of liver or tumor, the net of this fold alone.")] = None,
+    with_corrections: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Results whose verdicts and corrected labels to learn from, or a folder of them; repeatable."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an experiment that is there.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -165,7 +171,9 @@ def train(
         pipeline.train(folder.Experiment(experiment, device), stage)
         return
     _writable(experiment)
-    made = folder.Experiment.create(experiment, cohort, folder.PRESETS[preset](), device, start=start)
+    made = folder.Experiment.create(
+        experiment, cohort, folder.PRESETS[preset](), device, start=start, with_corrections=with_corrections or ()
+    )
     processes.wait()
     if fold is not None:
         print(pipeline.train_fold(made, stage, fold))

@@ -7,14 +7,13 @@ whole or not at all, and one process at a time holds the folder.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import io
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,8 +25,8 @@ import torch
 from torch import Tensor
 
 import workbench
-from workbench import boundary, candidates, cascade, cohort, consistency, forest, liver, selection, tumor
-from workbench.files import read_json, write_atomic
+from workbench import boundary, candidates, cascade, cohort, consistency, corrections, forest, liver, selection, tumor
+from workbench.files import read_json, sha256, write_atomic, write_json
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
 from workbench.network import NetworkSettings
@@ -161,13 +160,16 @@ class Experiment:
         device: str = "auto",
         progress: Progress | None = None,
         start: str | Path | None = None,
+        with_corrections: Sequence[str | Path] = (),
     ) -> Experiment:
         """Make or open the folder; refused when it already holds other settings or another cohort.
 
         The nets begin with those of the experiment `start`, if one is given; it must have learnt from none of the patients here.
+        What readers said of the results `with_corrections` is kept in the folder, in place of what was kept there; without any, that holds.
         """
         folder, manifest = Path(folder), Path(manifest)
-        patients = {case.patient for case in cohort.read_manifest(manifest)}
+        cases = cohort.read_manifest(manifest)
+        patients = {case.patient for case in cases}
         seen = set() if start is None else patients & set(cls(start, "cpu").cases("train").patient)
         if seen:
             raise Refused(
@@ -185,9 +187,9 @@ class Experiment:
             "seed": settings.seed,
             "start": None if start is None else os.path.relpath(cls(start, "cpu").folder, folder),
         }
-        held = folder / "experiment.json"
-        if held.is_file():
-            stored = read_json(held)
+        file = folder / "experiment.json"
+        if file.is_file():
+            stored = read_json(file)
             kept = from_dict(Settings, stored.get("settings", {}))  # what it does not name yet is at its default
             differs = ["settings"] * (kept != settings)
             differs += [k for k in ("manifest_sha256", "start") if stored.get(k) != about[k]]
@@ -199,8 +201,13 @@ class Experiment:
                     "Choose another folder with -o, or remove this one.",
                 )
         else:
-            write_json(held, about)
-        return cls(folder, device, progress)
+            write_json(file, about)
+        made = cls(folder, device, progress)
+        if with_corrections:
+            with held(folder):
+                lines = corrections.gather(with_corrections, cases, made.path("corrections"))
+            print(*lines, sep="\n", flush=True)
+        return made
 
     @property
     def manifest(self) -> Path:
@@ -210,6 +217,11 @@ class Experiment:
     def start(self) -> Path | None:
         """The experiment whose nets those of this one begin with."""
         return (self.folder / self.about["start"]).resolve() if self.about.get("start") else None
+
+    @property
+    def corrections(self) -> dict[str, corrections.Correction]:
+        """What readers said of the training cases, by case."""
+        return corrections.read(self.path("corrections"))
 
     def path(self, stage: str) -> Path:
         return self.folder / stage
@@ -253,11 +265,14 @@ class Experiment:
         inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
         if self.start and stage in ("liver", "tumor", "boundary"):
             inputs["start"] = sha256(self.start / stage / "stage.json")
+        inputs = inputs or {"manifest": sha256(self.manifest)}
+        if stage in corrections.ENTER and (said := corrections.identity(self.corrections, stage)):
+            inputs["corrections"] = said
         return {
             "stage": stage,
             "version": workbench.__version__,
             "settings": own,
-            "inputs": inputs or {"manifest": sha256(self.manifest)},
+            "inputs": inputs,
         }
 
     def need(self, stage: str) -> None:
@@ -292,22 +307,6 @@ def print_progress(every_s: float = 4.0) -> Progress:
             print(f"  {what}  {done}/{total}  {extra}".rstrip(), flush=True)
 
     return show
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False, default=_plain).encode())
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -33,14 +33,28 @@ STAGES = (
 
 def canonical(image: Any) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
     """A nibabel image as `[z y x]` LPS (a view where it can be), its spacing_mm, its affine (x, y, z) -> RAS mm."""
-    import nibabel
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-    ras = nibabel.as_closest_canonical(image)
-    array = np.asanyarray(ras.dataobj)
+    turn = io_orientation(image.affine)
+    array, ras = apply_orientation(_voxels(image), turn), image.affine @ inv_ornt_aff(turn, image.shape)
     array = array.transpose(2, 1, 0)[:, ::-1, ::-1]
     z, y, x = array.shape
-    i, j, k = (float(s) for s in np.linalg.norm(ras.affine[:3, :3], axis=0))
-    return array, (k, j, i), ras.affine @ np.array([[-1, 0, 0, x - 1], [0, -1, 0, y - 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    i, j, k = (float(s) for s in np.linalg.norm(ras[:3, :3], axis=0))
+    return array, (k, j, i), ras @ np.array([[-1, 0, 0, x - 1], [0, -1, 0, y - 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+def _voxels(image: Any) -> np.ndarray:
+    """As the file holds them, mapped where it is not packed; whole numbers with a whole intercept stay whole, others are float32."""
+    proxy = image.dataobj
+    slope, inter = float(getattr(proxy, "slope", 1)), float(getattr(proxy, "inter", 0))
+    if slope == 1 and inter == 0:
+        return np.asanyarray(proxy)
+    if slope != 1 or not inter.is_integer() or proxy.dtype.kind not in "iu":
+        return np.asarray(proxy, np.float32)
+    raw = proxy.get_unscaled()
+    low, high = int(raw.min()) + int(inter), int(raw.max()) + int(inter)
+    kind = np.int16 if -(2**15) <= min(low, inter) and max(high, inter) < 2**15 else np.int32
+    return np.add(raw, int(inter), dtype=kind, casting="unsafe")
 
 
 @dataclass(frozen=True)
@@ -54,11 +68,14 @@ class ResultFolder:
     def case(self) -> str:
         return str(self.info.get("case", self.path.name))
 
+    def file(self, name: str) -> Path:
+        return self.path / f"{name}.nii.gz"
+
     def volume(self, name: str) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray] | None:
         """A volume by its file's name (`labels`, `ledger` ...): array, spacing_mm, affine; None if not there."""
         import nibabel
 
-        file = self.path / f"{name}.nii.gz"
+        file = self.file(name)
         return canonical(nibabel.load(file)) if file.exists() else None
 
     def lesions(self) -> pd.DataFrame:
@@ -86,14 +103,19 @@ class ResultFolder:
         file = self.path / "cards.json"
         return read_json(file, "cards", "appearing") if file.exists() else None
 
-    def ct(self) -> tuple[np.ndarray | None, str]:
-        """The CT `[z y x]` that was segmented and "", or None and why it cannot be shown."""
+    def ct_file(self) -> tuple[Path | None, str]:
+        """Where the CT that was segmented lies and "", or None and why it cannot be shown."""
         source = self.info.get("input")
         if not source:
             return None, "result.json names no input"
-        path = Path(source) if Path(source).is_absolute() else self.path / source
-        if not path.exists():
-            return None, f"{path} is no longer there"
+        path = self.path / source  # an absolute one stays as it is
+        return (path, "") if path.exists() else (None, f"{path} is no longer there")
+
+    def ct(self) -> tuple[np.ndarray | None, str]:
+        """The CT `[z y x]` that was segmented and "", or None and why it cannot be shown."""
+        path, why = self.ct_file()
+        if path is None:
+            return None, why
         if path.name.endswith((".nii", ".nii.gz")):
             import nibabel
 

@@ -29,11 +29,13 @@ from workbench import (
     cascade,
     cohort,
     consistency,
+    corrections,
     forest,
     liver,
     metrics,
     processes,
     radiomics,
+    readers,
     selection,
     slabs,
     tumor,
@@ -171,9 +173,12 @@ def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, P
 def _run_cohort(experiment: Experiment, folder: Path) -> dict:
     settings, rows = experiment.settings, []
     cases = cohort.read_manifest(experiment.manifest)
-    tumor_ml, tables = {}, []
+    tumor_ml, tables, said = {}, [], experiment.corrections
     for i, case in enumerate(cases):
         ct, labels = case.read()
+        corrected = case.case in said and bool(said[case.case].labels_sha256) and _may_train(case)
+        if corrected:
+            labels = readers.read_labels(corrections.labels_file(experiment.path("corrections"), case.case), like=ct)
         shape, spacing = settings.work_grid(ct.shape, ct.spacing_mm)
         on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
         on_work[resample(labels.array == 2, shape) >= 0.5] = 2
@@ -189,6 +194,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "patient": case.patient,
                 "split": case.split,
                 "field_of_view": case.field_of_view,
+                "corrected": corrected,
                 "slices": ct.shape[0],
                 "spacing_z_mm": ct.spacing_mm[0],
                 "spacing_y_mm": ct.spacing_mm[1],
@@ -225,6 +231,13 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
         "held_out_patients": table[table.split == "test"].patient.nunique(),
         "tumors": int(table.tumors.sum()),
     }
+
+
+def _may_train(case: cohort.Case) -> bool:
+    """True, or refused: the last look before something said of a case enters training."""
+    if case.split != "train":
+        raise Refused(case.case, "corrections of a held-out case", "corrections of training cases only")
+    return True
 
 
 def _fold_maps(
@@ -422,19 +435,23 @@ def _run_consistency(experiment: Experiment, folder: Path) -> dict:
 
 
 def _run_candidates(experiment: Experiment, folder: Path) -> dict:
-    tables, dropped = [], 0
+    tables, dropped, said = [], 0, experiment.corrections
+    s = experiment.settings.candidates
     for row in experiment.cases().itertuples():
         _, labels, spacing = experiment.work(row.case)
         p = experiment.array("tumor", "maps", row.case).float()
         inside = experiment.array("liver", "masks", row.case)
-        found = candidates.find(
-            experiment.array("consistency", "masks", row.case), p, inside, spacing, experiment.settings.candidates
-        )
+        found = candidates.find(experiment.array("consistency", "masks", row.case), p, inside, spacing, s)
         write_array(folder / "labels" / f"{row.case}.npy", found.labels)
-        hits, lesion = candidates.match(found.labels, numbered(labels == 2), experiment.settings.candidates)
+        hits, lesion = candidates.match(found.labels, numbered(labels == 2), s)
+        false = np.zeros(len(hits), bool)
+        if row.case in said and said[row.case].rejected and _may_train(row):
+            where = corrections.rejected(experiment.path("corrections"), row.case, tuple(labels.shape))
+            false = corrections.falsified(found.labels, labels == 2, where, s.overlap)
         table = found.table.copy()
-        table.insert(1, "is_lesion", hits)
-        table.insert(2, "lesion", lesion)
+        table.insert(1, "is_lesion", hits & ~false)
+        table.insert(2, "lesion", np.where(false, 0, lesion))
+        table.insert(3, "rejected", false)
         for n, name in enumerate(("case", "patient", "split", "fold")):
             table.insert(n, name, getattr(row, name))
         tables.append(table)
@@ -446,7 +463,7 @@ def _run_candidates(experiment: Experiment, folder: Path) -> dict:
         for split in ("train", "test")
         for what, hit in (("true", True), ("false", False))
     }
-    return {**counts, "dropped": dropped}
+    return {**counts, "dropped": dropped, "rejected": int(table.rejected.sum())}
 
 
 def _candidate_table(experiment: Experiment) -> pd.DataFrame:

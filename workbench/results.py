@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import workbench
-from workbench import cards, figures, ledger, report
+from workbench import cards, figures, folders, ledger, report, verdicts
 from workbench.experiment import write_json, write_table
 from workbench.readers import nifti
 from workbench.segmentation import Result
@@ -21,7 +21,7 @@ from workbench.volume import Refused
 def keep(result: Result, folder: str | Path, source: str | Path | None = None) -> Path:
     """Write a result, whole or not at all: it is made beside its place and moved there when complete.
 
-    A former result makes room; a folder that holds anything else is refused and left alone.
+    A former result makes room, but for what a reader said of it; a folder that holds anything else is refused and left alone.
     """
     folder = Path(folder)
     free(folder)
@@ -31,6 +31,8 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     making.mkdir()
     try:
         _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
+        if (folder / verdicts.FOLDER).is_dir():
+            shutil.copytree(folder / verdicts.FOLDER, making / verdicts.FOLDER)
         former = making.with_suffix(".old")
         if folder.exists():
             os.replace(folder, former)
@@ -51,6 +53,13 @@ def free(folder: Path) -> None:
         )
 
 
+def made_by(models: Path, folder: Path) -> dict:
+    """Which experiment's stages a result comes from: where it lies, and the hash of each one's stage.json."""
+    hashes = folders.stage_hashes(models)
+    used = ("liver", "tumor", "selection", "forest", "boundary")
+    return {"experiment": os.path.relpath(models, folder), "stages": {s: hashes[s] for s in used if s in hashes}}
+
+
 def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
     volume, labels = result.volume, result.labels
     for name, array in (
@@ -58,6 +67,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         ("liver_probability", result.liver_probability),
         ("tumor_probability", result.tumor_probability),
         ("ledger", result.ledger),
+        ("candidates", result.candidates),
     ):
         nifti.write(volume.with_array(array, name), making / f"{name}.nii.gz")
     write_table(making / "lesions.csv", result.lesions)
@@ -71,6 +81,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "version": workbench.__version__,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": result.device,
+            "models": None if result.models is None else made_by(result.models.folder, folder),
             "config": asdict(result.settings),
             "timings": result.timings,
             "ledger_codes": {str(code): meaning for code, meaning in ledger.CODES.items()},
@@ -84,6 +95,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "change_ml": result.change_ml,
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),
+            "forest_threshold": result.threshold,
             "shape_zyx": list(volume.shape),
             "spacing_mm_zyx": list(volume.spacing_mm),
             "warnings": result.warnings,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench import (
@@ -33,7 +34,7 @@ from workbench.experiment import (
     Settings,
 )
 from workbench.readers import gates
-from workbench.volume import Refused, Spacing, Volume, resample
+from workbench.volume import Refused, Spacing, Volume, resample, resample_labels
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class Result:
     tumor_probability: Tensor
     ledger: Tensor
     liver: Tensor
+    candidates: Tensor  # int16, numbered as in the table
     lesions: pd.DataFrame
+    threshold: float  # of the forest
     timings: dict[str, float]
     settings: Settings
     device: str
@@ -206,6 +209,17 @@ def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
     return masks
 
 
+def _numbers_on(candidates: Tensor, mask: Tensor) -> Tensor:
+    """The candidates' numbers int16 on another grid, where `mask` is what became of them there.
+
+    The mask may reach a voxel or two of the work grid beyond them, so they grow before the nearest number is taken.
+    """
+    grown = candidates.float()[None]
+    for _ in range(2):
+        grown = torch.where(grown > 0, grown, F.max_pool3d(grown, 3, 1, 1))
+    return resample_labels(grown[0].to(torch.int16), tuple(mask.shape)) * mask
+
+
 def look(
     volume: Volume,
     models: Models,
@@ -265,7 +279,9 @@ def segment(
         resample(maps.p, volume.shape).clamp(0, 1),
         history,
         liver_mask,
+        _numbers_on(decided.pieces, masks[2]),
         decided.lesions,
+        models.forest.threshold.threshold,
         timings,
         s,
         str(models.device),

@@ -102,7 +102,7 @@ def write(volume: Volume, path: str | Path, *, level: int = 2) -> None:
 
 
 def _is_label(path: Path) -> bool:
-    words = ("label", "mask", "seg", "liver", "tumor", "tumour", "lesion", "vessel", "ledger")
+    words = ("label", "mask", "seg", "liver", "tumor", "tumour", "lesion", "vessel", "ledger", "candidate")
     return gates.stem(path).lower().startswith(words)
 
 
