@@ -7,7 +7,16 @@ statistics has its number of patients in the title. Nothing here needs pyplot, a
 arrays may be numpy or torch, tables are data frames with the columns of the experiment folder.
 """
 
-from workbench.figures.decisions import calibration, decision_card, froc, importance, scores, tradeoff, what_if
+from workbench.figures.decisions import (
+    calibration,
+    decision,
+    decision_card,
+    froc,
+    importance,
+    scores,
+    tradeoff,
+    what_if,
+)
 from workbench.figures.descriptors import (
     ICC_KINDS,
     STEPS,
@@ -16,6 +25,7 @@ from workbench.figures.descriptors import (
     perturbed,
     redundancy,
     relative_difference,
+    stability,
     survival,
 )
 from workbench.figures.measures import ablation, boundary_gain, paired, timings
@@ -30,6 +40,7 @@ from workbench.figures.slices import (
     ledger,
     montage,
     overlay,
+    planes,
     preview,
     preview_of,
     probability,
@@ -40,6 +51,7 @@ from workbench.figures.slices import (
 from workbench.figures.style import (
     BLACK,
     BLUE,
+    FAINT,
     FALSE_COLOUR,
     FOLD_COLOURS,
     GREEN,
@@ -67,6 +79,7 @@ from workbench.figures.style import (
     save,
     stage_colour,
     stage_key,
+    units_of,
 )
 from workbench.figures.training import architecture, attention, cohort, curves, lesions, per_case, right_and_wrong
 
@@ -74,6 +87,7 @@ __all__ = [
     "AXES",
     "BLACK",
     "BLUE",
+    "FAINT",
     "FALSE_COLOUR",
     "FOLD_COLOURS",
     "GREEN",
@@ -112,6 +126,7 @@ __all__ = [
     "consistency",
     "curves",
     "decided",
+    "decision",
     "decision_card",
     "froc",
     "icc_forest",
@@ -124,6 +139,7 @@ __all__ = [
     "parity",
     "per_case",
     "perturbed",
+    "planes",
     "png",
     "preview",
     "preview_of",
@@ -135,11 +151,13 @@ __all__ = [
     "scores",
     "slice_view",
     "slice_with_most",
+    "stability",
     "stage_colour",
     "stage_key",
     "steps",
     "survival",
     "timings",
     "tradeoff",
+    "units_of",
     "what_if",
 ]
