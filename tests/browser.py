@@ -162,7 +162,7 @@ class Notebook:
 
     def press(self, at: int, slider: str, key: str = "ArrowRight", times: int = 1) -> None:
         """Press a key on a slider of a cell, found by its description."""
-        handle = self.cell(at).locator(".widget-slider", has_text=slider).locator(".noUi-handle")
+        handle = self.cell(at).locator(f'.widget-slider:has(.widget-label:text-is("{slider}")) .noUi-handle')
         handle.focus()
         for _ in range(times):
             handle.press(key)

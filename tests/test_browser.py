@@ -22,13 +22,15 @@ from workbench.experiment import Experiment
 from workbench.whatif import WhatIf
 made = Experiment({!r}, "cpu"); case = review.shown(made)
 """
-SLIDERS = {
-    "cases": "slice",
-    "stability": "descriptor",
-    "decisions": "place",
-    "what if": "slice",
-    "threshold": "threshold",
-}
+MOVES = [  # the widget, one of its sliders by its description, a key
+    ("cases", "slice", "ArrowRight"),
+    ("stability", "descriptor", "ArrowRight"),
+    ("decisions", "place in list", "ArrowRight"),
+    ("decisions", "threshold", "End"),
+    ("what if", "slice", "ArrowRight"),
+    ("what if", "tumor from", "End"),
+    ("threshold", "threshold", "ArrowRight"),
+]
 AT = {name: n for n, name in enumerate(CELLS, 1)}
 
 
@@ -37,6 +39,11 @@ def notebook(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     sources = [OPENS.format(str(trained.folder)), *CELLS.values()]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in sources])
+    book.metadata.kernelspec = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }  # else Lab asks for one
     nbformat.write(book, folder / "widgets.ipynb")
     with browser.lab(folder) as address, browser.chrome() as page:
         yield browser.Notebook(page, address.format("widgets.ipynb"))
@@ -46,12 +53,11 @@ def test_every_cell_runs(notebook):
     assert notebook.cell_errors() == []
 
 
-@pytest.mark.parametrize("name", SLIDERS)
-def test_a_slider_moves_and_the_picture_changes(notebook, name):
-    at = AT[name]
-    was = notebook.picture(at)
-    notebook.press(at, SLIDERS[name])
-    assert notebook.changed(lambda: notebook.picture(at), was).startswith(b"\x89PNG")
+@pytest.mark.parametrize("name, slider, key", MOVES)
+def test_a_slider_moves_and_the_picture_changes(notebook, name, slider, key):
+    was = notebook.picture(AT[name])
+    notebook.press(AT[name], slider, key)
+    assert notebook.changed(lambda: notebook.picture(AT[name]), was).startswith(b"\x89PNG")
 
 
 def test_the_browser_shows_what_the_twin_draws(notebook, trained):

@@ -321,12 +321,12 @@ def test_stability_draws_each_change_and_each_candidate():
             "high": [1, 0.8],
         }
     )
-    figure = figures.stability(values, changes, "grow", [True, False, True], "shape_x", "mm", 0.5, "2 patients")
+    figure = figures.stability(values, changes, "grow", [True, False, True], "shape_x", "mm", 0.5, 2)
     left, right = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["grow", "noise"]
     drawn = {tuple(zip(line.get_xdata(), line.get_ydata())) for line in right.lines}
     assert {((1.0, 2.0), (3.0, 4.0)), ((2.0, 3.0),)} <= drawn
-    assert "2 patients: shape_x (3 training candidates)" in words(figure) and "grow (mm)" in words(figure)
+    assert "shape_x (2 patients, 3 training candidates)" in words(figure) and "grow (mm)" in words(figure)
 
 
 def test_montage_along_the_tumor_shows_each_slice_that_holds_some():

@@ -133,7 +133,7 @@ def test_stability_shows_what_its_twin_draws(trained):
     unit = radiomics.CATALOGUE.set_index("name").unit[kept.iloc[1]]
     twin = figures.stability(
         *(values, review.agreement(values, found.changes), "shrink", found.rows.is_lesion, kept.iloc[1], unit),
-        *(trained.settings.selection.icc_bound, f"{found.rows.patient.nunique()} patients"),
+        *(trained.settings.selection.icc_bound, found.rows.patient.nunique()),
     )
     assert live.picture.value == figures.png(twin, live.dpi) != first
     live.controls["among"].value = "shape"
@@ -184,14 +184,14 @@ def test_planes_hand_the_browser_what_the_twin_draws():
     view = widgets.Planes(torch.from_numpy(A["ct"]), MM, torch.from_numpy(A["labels"]), margin_mm=4, title="c1")
     box, at = view.box, view.at
     assert at == tuple(figures.slice_with_most(A["labels"] == 2, plane) for plane in figures.AXES)
-    for volume, a in zip(view.view.volumes, (A["ct"], A["labels"])):
+    for volume, a in zip(view.view.volumes, (A["ct"], A["labels"] == 1, A["labels"] == 2)):
         sent = nibabel.Nifti1Image.from_bytes(gzip.decompress(volume.data))
         assert np.array_equal(np.asarray(sent.dataobj).transpose(2, 1, 0), a[box])
         assert np.allclose(np.diag(sent.affine), (-MM[2], -MM[1], MM[0], 1)), "to the left, to the back, to the head"
     assert (view.view.volumes[0].cal_min, view.view.volumes[0].cal_max) == (-115, 235)
-    lut = np.reshape(view.view.volumes[1].colormap_label.lut, (-1, 4))
-    for value, colour in ((1, figures.LIVER_COLOUR), (2, figures.TUMOR_COLOUR)):
-        assert np.allclose(lut[value, :3] / 255, to_rgb(colour), atol=0.003)
+    for volume, colour in zip(view.view.volumes[1:], (figures.LIVER_COLOUR, figures.TUMOR_COLOUR)):
+        lut = np.reshape(volume.colormap_label.lut, (2, 4))
+        assert np.allclose(lut[1] / 255, (*to_rgb(colour), 1), atol=0.003) and lut[0, 3] == 0
     first = figures.png(view.figure())
     assert first == figures.png(figures.planes(A["ct"], MM, at, A["labels"], "liver", 0.6, box, "c1"))
     view.controls["at"].value = box[0].start
@@ -202,6 +202,6 @@ def test_planes_hand_the_browser_what_the_twin_draws():
     )  # a click at the front, on the left, near the head
     assert view.at == (box[0].stop - 1, box[1].start, box[2].stop - 1)
     view.controls["opacity"].value = 0.25
-    assert view.view.volumes[1].opacity == 0.25
+    assert [v.opacity for v in view.view.volumes[1:]] == [0.25 * figures.FAINT, 0.25]
     twin = figures.planes(A["ct"], MM, view.at, A["labels"], "bone", 0.25, box, "c1")
     assert figures.png(view.figure()) == figures.png(twin) != first

@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import torch
+from ipyniivue import NiiVue, ShowRender, SliceType, Volume
 from ipywidgets import Dropdown, FloatSlider, HBox, Image, IntSlider, SelectionSlider, VBox
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -27,7 +28,8 @@ from workbench.review import Seen
 from workbench.volume import Spacing, canonical_affine
 from workbench.whatif import Choice, WhatIf
 
-WIDE = {"width": "34em"}
+WIDE, WORDS = {"width": "34em"}, {"description_width": "8em"}
+VEIL = 0.03  # the liver's share of the tumor's opacity in 3D, where it adds up along the ray
 
 
 class Twin(VBox):
@@ -57,7 +59,7 @@ class Live(Twin):
         self, draw: Callable[..., Figure], controls: dict, follow: dict[str, Callable[[], None]] | None = None
     ):
         self.draw, self.controls, self.follow = draw, controls, follow or {}
-        self.picture = Image(format="png", value=b"")
+        self.picture = Image(format="png", value=b"", layout={"align_self": "flex-start", "max_width": "100%"})
         super().__init__([HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), self.picture])
         self._following = False
         for name, control in controls.items():
@@ -142,8 +144,6 @@ class Planes(Twin):
     """
 
     def __init__(self, ct, spacing_mm: Spacing, labels, margin_mm: float = 25, title: str = ""):
-        from ipyniivue import NiiVue, SliceType, Volume
-
         self.ct, self.labels, self.spacing_mm, self.title = ct, labels, spacing_mm, title
         self.box = figures.box_around(labels, spacing_mm, margin_mm) or tuple(slice(0, n) for n in ct.shape)
         low, high = _limits("liver")
@@ -154,17 +154,23 @@ class Planes(Twin):
             cal_min=low,
             cal_max=high,
         )
-        over = Volume(
-            data=_nifti(labels[self.box], np.uint8, spacing_mm),
-            name="labels.nii.gz",
-            opacity=0.6,
-            colorbar_visible=False,
+        over = {}  # a volume each: in one, both labels would have one opacity
+        for value, part in ((1, "liver"), (2, "tumor")):
+            mask = _nifti(labels[self.box] == value, np.uint8, spacing_mm)
+            over[part] = Volume(data=mask, name=f"{part}.nii.gz", colorbar_visible=False)
+            over[part].set_colormap_label(label_colour(part))
+        self.view = NiiVue(
+            height=460,
+            is_radiological_convention=True,
+            is_nearest_interpolation=True,
+            multiplanar_show_render=ShowRender.NEVER,
+            crosshair_width=0.3,
+            crosshair_color=(*to_rgb(figures.VERMILLION), 1.0),
+            show_legend=False,
         )
-        over.set_colormap_label(label_colours())
-        self.view = NiiVue(height=460, is_radiological_convention=True, is_nearest_interpolation=True)
-        self.view.load_volumes([hu, over])
+        self.view.load_volumes([hu, *over.values()])
         self._go([_start(labels, None, tuple(ct.shape), plane) for plane in figures.AXES])
-        layouts = {"planes and 3D": SliceType.MULTIPLANAR, "axial": SliceType.AXIAL, "coronal": SliceType.CORONAL,
+        layouts = {"planes": SliceType.MULTIPLANAR, "axial": SliceType.AXIAL, "coronal": SliceType.CORONAL,
                    "sagittal": SliceType.SAGITTAL, "3D": SliceType.RENDER}  # fmt: skip
         self.controls = {
             "at": IntSlider(value=self.at[0], min=self.box[0].start, max=self.box[0].stop - 1, description="slice"),
@@ -174,13 +180,24 @@ class Planes(Twin):
         }
         super().__init__([HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"}), self.view])
 
-        def windowed(change: dict) -> None:
-            hu.cal_min, hu.cal_max = _limits(change["new"])
+        def windowed(_: object = None) -> None:
+            hu.cal_min, hu.cal_max = _limits(self.controls["window"].value)
 
+        def coloured(_: object = None) -> None:
+            opacity, solid = self.controls["opacity"].value, self.controls["layout"].value == "3D"
+            hu.opacity = (
+                0.0 if solid else 1.0
+            )  # in 3D the skin would hide what lies within, and so would much of the liver
+            over["liver"].opacity, over["tumor"].opacity = opacity * (VEIL if solid else figures.FAINT), opacity
+
+        def turned(_: object = None) -> None:
+            coloured()
+            self.view.set_slice_type(layouts[self.controls["layout"].value])
+
+        coloured()
         self.controls["at"].observe(lambda change: self._go([change["new"], *self.at[1:]]), names="value")
-        self.controls["window"].observe(windowed, names="value")
-        self.controls["opacity"].observe(lambda change: over.set_trait("opacity", change["new"]), names="value")
-        self.controls["layout"].observe(lambda change: self.view.set_slice_type(layouts[change["new"]]), names="value")
+        for name, follow in (("window", windowed), ("opacity", coloured), ("layout", turned)):
+            self.controls[name].observe(follow, names="value")
 
     @property
     def at(self) -> tuple[int, ...]:
@@ -199,13 +216,11 @@ class Planes(Twin):
         return figures.planes(*of, window, opacity, self.box, self.title)
 
 
-def label_colours() -> dict:
-    """The figures' colours of labels 0, 1, 2 as ipyniivue takes them."""
-    red, green, blue = zip(
-        (0, 0, 0), *(tuple(round(255 * v) for v in to_rgb(c)) for c in (figures.LIVER_COLOUR, figures.TUMOR_COLOUR))
-    )
-    alpha, names = [0, round(255 * figures.FAINT), 255], ["", "liver", "tumor"]
-    return {"R": list(red), "G": list(green), "B": list(blue), "A": alpha, "I": [0, 1, 2], "labels": names}
+def label_colour(part: str) -> dict:
+    """The figures' colour of the liver or the tumor, as ipyniivue takes that of a mask."""
+    colour = to_rgb({"liver": figures.LIVER_COLOUR, "tumor": figures.TUMOR_COLOUR}[part])
+    red, green, blue = ([0, round(255 * v)] for v in colour)
+    return {"R": red, "G": green, "B": blue, "A": [0, 255], "I": [0, 1], "labels": ["", part]}
 
 
 def _limits(window: str) -> tuple[float, float]:
@@ -226,7 +241,7 @@ def stability(made: Experiment, feature: str = "", change: str = "noise") -> Liv
     `figures.stability`.
     """
     found, order = review.repeats(made), review.steadiest(made)
-    units = radiomics.CATALOGUE.set_index("name").unit
+    units, patients = radiomics.CATALOGUE.set_index("name").unit, found.rows.patient.nunique()
     groups = {"kept": list(order.name[order.kept])} if order.kept.any() else {}
     groups |= {"all": list(order.name)} | {group: list(part.name) for group, part in order.groupby("group", sort=False)}
     first = next(iter(groups))
@@ -235,7 +250,12 @@ def stability(made: Experiment, feature: str = "", change: str = "noise") -> Liv
     )
     names = groups[among.value]
     name = SelectionSlider(
-        options=names, value=feature or names[0], description="descriptor", continuous_update=False, layout=WIDE
+        options=names,
+        value=feature or names[0],
+        description="descriptor",
+        continuous_update=False,
+        readout=False,
+        layout=WIDE,
     )
     which = Dropdown(options=list(found.changes.name[1:]), value=change, description="drawn")
 
@@ -247,8 +267,7 @@ def stability(made: Experiment, feature: str = "", change: str = "noise") -> Liv
         values = found.values[:, :, radiomics.NAMES.index(name)]
         table, unit = review.agreement(values, found.changes), units[name]
         bound = made.settings.selection.icc_bound
-        who = f"{found.rows.patient.nunique()} patients"
-        return figures.stability(values, table, which, found.rows.is_lesion, name, unit, bound, who)
+        return figures.stability(values, table, which, found.rows.is_lesion, name, unit, bound, patients)
 
     return Live(draw, {"among": among, "name": name, "which": which}, {"among": regrouped})
 
@@ -299,7 +318,14 @@ def what_if(case: WhatIf, title: str = "") -> Live:
     }
     controls: dict = {
         name: FloatSlider(
-            value=value, min=low, max=high, step=0.005, description=words, readout_format=".2f", continuous_update=False
+            value=value,
+            min=low,
+            max=high,
+            step=0.005,
+            description=words,
+            readout_format=".2f",
+            continuous_update=False,
+            style=WORDS,
         )
         for name, (value, low, high, words) in moves.items()
     }

@@ -128,7 +128,7 @@ def stability(
     name: str,
     unit: str,
     bound: float | None = None,
-    title: str = "",
+    patients: int | None = None,
 ) -> Figure:
     """One descriptor under every perturbation: its ICCs with 95 % intervals, and what one perturbation does to each candidate.
 
@@ -165,7 +165,8 @@ def stability(
     legend_below(
         figure, handles + [Line2D([], [], color=BLACK, ls="--", label="bound of the selection")] * (bound is not None)
     )
-    figure.suptitle(f"{title + ': ' if title else ''}{name} ({len(lesion)} training candidates)", fontsize=11)
+    who = f"{patients} patients, " if patients is not None else ""
+    figure.suptitle(f"{name} ({who}{len(lesion)} training candidates)", fontsize=11)
     return figure
 
 

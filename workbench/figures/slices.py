@@ -404,8 +404,8 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
         ]
         for row in measures.itertuples()
     ]
-    heads = ["after", "Dice", "found", "missed", "false", "ASSD\n(mm)"]
-    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.28] + [0.15] * 5)
+    heads = ["after", "Dice", "found", "missed", "false", "ASSD mm"]
+    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.26] + [0.13] * 4 + [0.22])
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.6)
