@@ -1,8 +1,8 @@
 """JupyterLab on loopback and a Chromium that drives it: for the tests of the widgets, and for pictures of them.
 
-    python tests/browser.py NOTEBOOK PICTURE.png CELL    runs a notebook and takes a picture of Lab with that cell
+    python tests/browser.py NOTEBOOK PICTURE.png CELL [EXPERIMENT]    runs a notebook, takes a picture of Lab with that cell
 
-The notebook is copied first; what it names relative to itself it does not find. Nothing is asked of the network.
+A copy of the notebook runs, on another experiment where one is named. Nothing is asked of the network.
 """
 
 from __future__ import annotations
@@ -179,16 +179,22 @@ class Notebook:
         return now[0]
 
 
-def main(notebook: Path, picture: Path, cell: int) -> None:
+def main(notebook: str, picture: str, cell: str, experiment: str = "experiments/demo") -> None:
+    source = (
+        Path(notebook)
+        .read_text()
+        .replace('\\"experiments/demo\\"', json.dumps(json.dumps(str(Path(experiment).resolve())))[1:-1])
+    )
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(notebook, folder)
-        with lab(Path(folder)) as address, chrome(1280, 900) as page:
-            opened = Notebook(page, address.format(notebook.name), 600)
-            opened.cell(cell).scroll_into_view_if_needed()
+        (Path(folder) / Path(notebook).name).write_text(source)
+        with lab(Path(folder)) as address, chrome(1280, 1060) as page:
+            opened = Notebook(page, address.format(Path(notebook).name), 600)
+            opened.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+            opened.cell(int(cell)).evaluate("cell => cell.scrollIntoView()")
             page.wait_for_timeout(3000)
             page.screenshot(path=picture)
             print(*opened.cell_errors(), *opened.errors, sep="\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(*sys.argv[1:])

@@ -229,7 +229,7 @@ def _limits(window: str) -> tuple[float, float]:
 
 
 def _nifti(a, kind: type, spacing_mm: Spacing) -> bytes:
-    voxels = np.ascontiguousarray(np.asarray(a).astype(kind).transpose(2, 1, 0))
+    voxels: np.ndarray = np.ascontiguousarray(np.asarray(a).astype(kind).transpose(2, 1, 0))
     image = nibabel.Nifti1Image(voxels, canonical_affine(spacing_mm))
     return gzip.compress(image.to_bytes(), 1)
 

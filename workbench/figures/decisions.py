@@ -141,7 +141,6 @@ def decision_card(
     """
     if isinstance(contributions, pd.DataFrame):
         contributions = contributions.set_index("name")["contribution"]
-    ct, mask, truth = as_array(ct), as_array(mask) > 0, as_array(truth)
     figure = Picture(12, 4.6)
     image, bar, reasons = figure.subplots(1, 3, width_ratios=[1.2, 0.35, 1.3])
     _draw_candidate(image, ct, mask, truth, spacing_mm, window)
@@ -166,8 +165,9 @@ def decision_card(
     return figure
 
 
-def _draw_candidate(ax, ct, mask, truth, spacing_mm, window) -> None:
+def _draw_candidate(ax, ct, mask, truth, spacing_mm, window="tumor") -> None:
     """The slice with most of a candidate and 25 mm around it; the reference is dashed."""
+    ct, mask, truth = as_array(ct), as_array(mask) > 0, as_array(truth)
     view = View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
     view.ct(ax, ct, window)
     view.contour(ax, mask, TUMOR_COLOUR)
@@ -236,9 +236,9 @@ def decision(
     """
     one, kept, true = table.iloc[place], table["score"] >= threshold, table["is_lesion"].astype(bool)
     figure = Picture(14, 11)
-    above, middle, below = figure.subfigures(3, 1, height_ratios=[1, 1, 0.72])
+    above, middle, below = figure.subfigures(3, 1, squeeze=False, height_ratios=[1, 1, 0.72])[:, 0]
     image, trees, reasons = above.subplots(1, 3, width_ratios=[1, 0.9, 1.1])
-    _draw_candidate(image, *(as_array(a) for a in candidate[:3]), candidate[3], "tumor")
+    _draw_candidate(image, *candidate)
     trees.hist(as_array(votes), bins=np.linspace(0, 1, 21), color=GREY)
     trees.axvline(one["score"], color=TRUE_COLOUR if kept.iloc[place] else FALSE_COLOUR, lw=2, label="mean: the score")
     trees.axvline(threshold, color=BLACK, ls="--", lw=1.2, label="threshold")
@@ -252,7 +252,7 @@ def decision(
     _draw_list(rows, table, kept, place)
     axes = below.subplots(1, max(1, len(alike)), squeeze=False)[0]
     for ax, (near, is_lesion, words) in zip(axes, alike):
-        _draw_candidate(ax, *(as_array(a) for a in near[:3]), near[3], "tumor")
+        _draw_candidate(ax, *near)
         ax.set_title(words, fontsize=8, color=TRUE_COLOUR if is_lesion else FALSE_COLOUR)
     below.suptitle("training candidates that most trees put into the same leaf", fontsize=9)
     found = len(_once(table[true & kept]))

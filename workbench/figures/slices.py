@@ -409,6 +409,7 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.6)
+    table.set_in_layout(False)  # it fills its axes and no more
     figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
     legend_below(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=5)
     return figure
