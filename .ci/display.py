@@ -2,7 +2,7 @@
 """Can napari open a window here? Says which Debian packages are missing; exit status 1 if any is.
 
     python3 .ci/display.py              what is missing, in words
-    python3 .ci/display.py --packages   every package that a window needs, for apt-get
+    python3 .ci/display.py --packages   every package that a window or the browser tests need, for apt-get
 
 Standard library only, so that it runs before anything is installed. Without icccm and keysyms Qt aborts with a
 message about xcb-cursor0, and with no display at all it ends the whole process: so it is asked here, not there.
@@ -32,6 +32,7 @@ LIBRARIES = {  # what Qt and OpenGL load: the Debian package that holds it
     "libxcb-xkb.so.1": "libxcb-xkb1",
 }
 SCREEN = ["xvfb", "xauth", "libgl1-mesa-dri"]  # a display where there is none, drawn in software
+BROWSER = ["chromium"]  # what tests/test_browser.py drives
 
 
 def loads(library: str) -> bool:
@@ -52,7 +53,7 @@ def missing() -> list[str]:
 
 if __name__ == "__main__":
     if "--packages" in sys.argv:
-        print(*SCREEN, *LIBRARIES.values())
+        print(*SCREEN, *LIBRARIES.values(), *BROWSER)
     elif absent := missing():
         print("napari cannot open a window here; everything else works. Missing system packages (Debian's names):")
         print("   apt-get install --no-install-recommends", *absent)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import browser
 import pytest
 import shapes
 
@@ -39,17 +40,18 @@ def _why_no_window() -> str:
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that need a window or real CT are marked so; without their means they are skipped, with the reason."""
+    """Tests that need a window, a browser or real CT are marked so; without their means they are skipped, with the reason."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & {"make_napari_viewer", "make_napari_viewer_proxy", "qtbot", "qapp"}:
             item.add_marker(pytest.mark.gui)
         if "realdata" in fixtures:
             item.add_marker(pytest.mark.realdata)
-    windows = [item for item in items if item.get_closest_marker("gui")]
-    if windows and not os.environ.get("REQUIRE_DISPLAY") and (why := _why_no_window()):
-        for item in windows:
-            item.add_marker(pytest.mark.skip(reason=why))
+    for mark, why_not in (("gui", _why_no_window), ("browser", browser.why_not)):
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and not os.environ.get("REQUIRE_DISPLAY") and (why := why_not()):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(scope="session")

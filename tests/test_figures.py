@@ -165,7 +165,7 @@ def test_ablation_draws_every_mean_interval_and_patient():
     means = [float(line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "o"]
     expected = T["ablation"].query("metric == 'tumor_dice'")["mean"]
     assert len(patients) == 4 and means == pytest.approx(list(expected))
-    assert "4 patients" in words(figure) and "tumor assd (mm) (n = 4)" in words(figure)
+    assert "4 patients" in words(figure) and "n = 4 |  | mean surface distance (mm)" in words(figure)
     assert figures.stage_colour("+ forest") == figures.stage_colour("Forest") == figures.STAGE_COLOURS["forest"]
     assert "mean change -1 (n = 4)" in words(figures.boundary_gain(T["cases"]))
     assert "no metric" in str([t.get_text() for t in figures.ablation(T["ablation"].head(0)).axes[0].texts])
@@ -291,6 +291,51 @@ def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypat
     with pytest.raises(OSError, match="full"):
         figures.save(figures.timings({"tumor": 2.0}), path)
     assert path.read_bytes() == first
+
+
+def test_three_planes_meet_in_one_voxel():
+    """At voxel (7, 15, 13) of (5, 2, 1.5) mm: 35 mm up, 30 mm back, 19.5 mm left."""
+    figure = figures.planes(A["ct"], MM, (7, 15, 13), A["labels"])
+    lines = [[float(line.get_ydata()[0]), float(line.get_xdata()[0])] for ax in figure.axes[:3] for line in ax.lines]
+    across = [lines[n : n + 2] for n in (0, 2, 4)]
+    assert [(y[0], x[1]) for y, x in across] == [(30, 19.5), (35, 19.5), (35, 30)]
+    tumor = figure.axes[0].images[2].get_array()
+    assert np.array_equal(tumor[..., 3] > 0, A["labels"][7] == 2) and np.allclose(
+        tumor[tumor[..., 3] > 0, :3], to_rgb(figures.TUMOR_COLOUR), atol=1e-6
+    )
+
+
+def test_a_decision_marks_the_candidate_and_who_is_rejected():
+    table = pd.DataFrame(
+        {"case": "c", "patient": "p", "candidate": range(1, 5), "is_lesion": [True, False, True, False],
+         "lesion": [1, 0, 1, 0], "volume_ml": 1.0, "score": [0.9, 0.8, 0.4, 0.1]}
+    )  # fmt: skip
+    one = A["ct"], A["candidates"] == 1, A["labels"], MM
+    figure = figures.decision(table, 2, one, np.full(10, 0.4), CONTRIBUTIONS, [(one, True, "near")], 3, 2, 0.5)
+    assert "threshold 0.500: 1 of 3 lesions found, 0.5 false positives a patient (2 of 4" in words(figure)
+    cells = next(ax.tables[0] for ax in figure.axes if ax.tables).get_celld()
+    assert [cells[line, 6].get_text().get_text() for line in range(1, 5)] == ["kept", "kept", "rejected", "rejected"]
+    assert [line for line in range(1, 5) if cells[line, 0].get_text().get_fontweight() == "bold"] == [3]
+    assert "votes of 10 trees: 0.400, rejected" in words(figure)
+
+
+def test_stability_draws_each_change_and_each_candidate():
+    values = np.array([[1.0, 2.0, 3.0], [1.0, 2.5, 3.0], [2.0, 3.0, 4.0]])
+    changes = pd.DataFrame(
+        {
+            "change": ["noise", "grow"],
+            "kind": ["random", "systematic"],
+            "icc": [0.9, 0.6],
+            "low": [0.8, 0.4],
+            "high": [1, 0.8],
+        }
+    )
+    figure = figures.stability(values, changes, "grow", [True, False, True], "shape_x", "mm", 0.5, 2)
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["grow", "noise"]
+    drawn = {tuple(zip(line.get_xdata(), line.get_ydata())) for line in right.lines}
+    assert {((1.0, 2.0), (3.0, 4.0)), ((2.0, 3.0),)} <= drawn
+    assert "shape_x (2 patients, 3 training candidates)" in words(figure) and "grow (mm)" in words(figure)
 
 
 def test_montage_along_the_tumor_shows_each_slice_that_holds_some():

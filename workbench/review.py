@@ -20,12 +20,12 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, cards, cascade, folders, forest, liver, metrics, pipeline, radiomics, slabs
+from workbench import boundary, cards, cascade, folders, forest, liver, metrics, pipeline, radiomics, selection, slabs
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
 from workbench.ledger import CODES, tumor_after
 from workbench.segmentation import Maps, Models
-from workbench.volume import Refused, Volume, bounding_box, components
+from workbench.volume import Refused, Spacing, Volume, bounding_box, components
 
 AS_TEXT = {"case": str, "patient": str}
 
@@ -98,10 +98,55 @@ def original(made: Experiment, case: str) -> tuple[Volume, Volume]:
     return ct, truth
 
 
-def lesions(made: Experiment) -> pd.DataFrame:
+class Seen(NamedTuple):
+    """What there is to see of a case on one grid `[z y x]`: HU, label map, reference, tumor probability, ledger."""
+
+    ct: Tensor | np.ndarray
+    spacing_mm: Spacing
+    labels: Tensor | np.ndarray | None
+    truth: Tensor | np.ndarray | None
+    probability: Tensor | np.ndarray | None
+    ledger: Tensor | np.ndarray | None
+    title: str
+
+
+def seen(made: Experiment, case: str) -> Seen:
+    """A case with what its stages have left so far: its result on the scan's own grid where there is one, else the work grid.
+
+    There the maps of a training case are those of the fold that has not seen it, and its tumor is what the forest kept, before
+    the boundary is drawn anew.
+    """
+    result, split = made.folder / "results" / case, made.cases().set_index("case").split[shown(made, case)]
+    if (result / "result.json").is_file():
+        ct, truth = original(made, case)
+        found = (folders.result(result).volume(name) for name in ("labels", "tumor_probability", "ledger"))
+        labels, p, ledger = (None if volume is None else volume[0] for volume in found)
+        return Seen(ct.array, ct.spacing_mm, labels, truth.array, p, ledger, f"{case} ({split}), result")
+    hu, truth, spacing = made.work(case)
+    p = made.array("tumor", "maps", case).float() if _ran(made, "tumor") else None
+    labels = None
+    if _ran(made, "liver"):
+        labels = made.array("liver", "masks", case).to(torch.uint8)
+        if _ran(made, "forest"):
+            labels[kept(made, case)] = 2
+    return Seen(hu, spacing, labels, truth, p, None, f"{case} ({split}), work grid")
+
+
+def _ran(made: Experiment, stage: str) -> bool:
+    return (made.path(stage) / "stage.json").is_file()
+
+
+def kept(made: Experiment, case: str) -> Tensor:
+    """The candidates of a case that the forest kept, bool `[z y x]` on the work grid."""
+    scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
+    numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
+    return torch.isin(made.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
+
+
+def lesions(made: Experiment, split: str | None = None) -> pd.DataFrame:
     """Every reference lesion on the work grid: case, patient, split, fold, lesion (its number), volume_ml."""
     rows = []
-    for row in made.cases().itertuples():
+    for row in made.cases(split).itertuples():
         _, labels, spacing = made.work(row.case)
         sizes = np.bincount(components(labels == 2)[0].ravel())[1:] * math.prod(spacing) / 1000
         about = {"case": row.case, "patient": row.patient, "split": row.split, "fold": row.fold}
@@ -189,13 +234,56 @@ def froc_table(table: pd.DataFrame, split: str, score: str) -> pd.DataFrame:
 # --- radiomics ---------------------------------------------------------------------------------------------------
 
 
+class Repeats(NamedTuple):
+    """The descriptors of the training candidates under each perturbation, `values [repeat candidate 728]`; `changes`: name and
+    kind of each repeat, the first unperturbed; `rows`: case, candidate, patient, is_lesion."""
+
+    values: np.ndarray
+    changes: pd.DataFrame
+    rows: pd.DataFrame
+
+
+def repeats(made: Experiment) -> Repeats:
+    """What the radiomics stage measured for the stability of its descriptors."""
+    rows = made.table("radiomics", "repeats.csv", dtype=AS_TEXT)
+    about = made.table("candidates", "candidates.csv", dtype=AS_TEXT)[["case", "candidate", "patient", "is_lesion"]]
+    changes = pd.DataFrame(json.loads((made.path("radiomics") / "perturbations.json").read_text()))
+    values = np.load(made.path("radiomics") / "repeats.npy", allow_pickle=False)
+    return Repeats(values, changes, rows.merge(about, how="left", validate="one_to_one"))
+
+
+def agreement(values: np.ndarray, changes: pd.DataFrame) -> pd.DataFrame:
+    """ICC of one descriptor, `values [repeat candidate]`, between each perturbation and the unperturbed value: change, kind, icc,
+    low, high. ICC(2,1) of a systematic change, ICC(1,1) of a random one, as the selection asks of all of them together."""
+    rows = []
+    for change, moved in zip(changes[1:].itertuples(), values[1:]):
+        found, icc = (
+            selection.icc(np.stack([values[0], moved], axis=1)),
+            {"systematic": "icc21", "random": "icc11"}[change.kind],
+        )
+        rows.append([change.name, change.kind, *(found[f"{icc}{end}"] for end in ("", "_low", "_high"))])
+    return pd.DataFrame(rows, columns=["change", "kind", "icc", "low", "high"])
+
+
+def steadiest(made: Experiment) -> pd.DataFrame:
+    """The descriptors: name, group, kept. The kept ones first, by rank; then the steadier first, by the lower of both lower ends
+    of their ICCs. In the order of the catalogue as long as nothing is selected."""
+    if not _ran(made, "selection"):
+        return radiomics.CATALOGUE[["name", "group"]].assign(kept=False)
+    table = made.table("selection", "table.csv")
+    table = table.assign(lowest=table[["icc21_low", "icc11_low"]].min(axis=1), after=table["rank"].where(table.kept))
+    order = ["kept", "after", "lowest"]
+    return table.sort_values(order, ascending=[False, True, False], kind="stable", ignore_index=True)[
+        ["name", "group", "kept"]
+    ]
+
+
 def perturbation_spread(made: Experiment) -> pd.DataFrame:
     """How far each perturbation moves the descriptors of a group: median change in sd between candidates."""
-    own, *repeats = np.load(made.path("radiomics") / "repeats.npy", allow_pickle=False)  # [1 + perturbation lesion 728]
-    names = [p["name"] for p in json.loads((made.path("radiomics") / "perturbations.json").read_text())][1:]
+    own, *moved = (found := repeats(made)).values
     sd = pd.DataFrame(own).std().where(lambda s: s > 0).to_numpy()
-    moved = [pd.DataFrame(np.abs(one - own)).median().to_numpy() / sd for one in repeats]
-    moved = pd.DataFrame(moved, index=names, columns=radiomics.NAMES)
+    moved = [pd.DataFrame(np.abs(one - own)).median().to_numpy() / sd for one in moved]
+    moved = pd.DataFrame(moved, index=found.changes.name[1:], columns=radiomics.NAMES)
     group = radiomics.CATALOGUE.set_index("name").group
     return moved.T.groupby(group).median().T[list(radiomics.GROUPS)]
 
@@ -216,6 +304,52 @@ def verdicts(scores: pd.DataFrame) -> str:
     false, found = scores[~scores.is_lesion], scores[scores.is_lesion].groupby(["case", "lesion"]).kept.any()
     removed, lost = share((~false.kept).sum(), len(false)), share((~found).sum(), len(found))
     return f"removes {removed} false positives and loses {lost} lesions"
+
+
+class Decision(NamedTuple):
+    """One candidate as the forest saw it, in the order of `figures.decision`: (HU, mask, labels `[z y x]`, spacing_mm), the
+    probability that each tree gave, what each descriptor contributed, its neighbours among the training candidates."""
+
+    candidate: tuple
+    votes: np.ndarray
+    contributions: pd.DataFrame
+    alike: list[tuple]
+
+
+class Decisions:
+    """The held-out candidates, `table` from the highest score down; called with a place in it: that `Decision`."""
+
+    def __init__(self, made: Experiment, neighbours: int = 5):
+        self.made, self.neighbours, self.model = made, neighbours, forest.load(made.path("forest"))
+        scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
+        self.threshold = self.model.threshold.threshold
+        self.features = made.table("radiomics", "features.csv", dtype=AS_TEXT).set_index(["case", "candidate"])
+        self.known = scores[scores.split == "train"].reset_index(drop=True)
+        held = scores[scores.split == "test"].sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        if not len(held):
+            raise Refused(
+                made.folder, "no held-out candidate", "at least one", "Hold patients out: `split` of the manifest."
+            )
+        self.table, self.patients = held, made.cases("test").patient.nunique()
+        self.lesions = len(lesions(made, "test"))
+
+    def __call__(self, place: int) -> Decision:
+        one = self.table.iloc[place]
+        row = self.features.loc[[(one.case, one.candidate)]]
+        flat = forest.TensorForest.of(self.model)
+        leaves = flat.paths(torch.from_numpy(self.model.table(row)))[0, :, -1]
+        rows = self.features.loc[pd.MultiIndex.from_frame(self.known[["case", "candidate"]])]
+        near = []
+        for at, alike in forest.alike(self.model, row, rows, self.neighbours).itertuples(index=False):
+            other = self.known.iloc[at]
+            words = f"{other.case}, candidate {other.candidate}\n{'lesion' if other.is_lesion else 'false positive'}, alike {alike:.2f}"
+            near.append((self._seen(other), bool(other.is_lesion), words))
+        votes = flat.value[torch.arange(len(leaves)), leaves].numpy()
+        return Decision(self._seen(one), votes, forest.explain(self.model, row), near)
+
+    def _seen(self, row: pd.Series) -> tuple:
+        hu, labels, spacing = self.made.work(row.case)
+        return hu, self.made.array("candidates", "labels", row.case) == row.candidate, labels, spacing
 
 
 def baselines_held_out(made: Experiment) -> pd.DataFrame:
@@ -298,12 +432,9 @@ class Redrawn(NamedTuple):
 def redrawn(made: Experiment) -> dict[str, Redrawn]:
     """The boundary stage on every held-out case, on the work grid."""
     model = boundary.load(made.path("boundary"), made.settings.boundary, made.device)
-    scores, out = made.table("forest", "scores.csv", dtype=AS_TEXT), {}
+    out = {}
     for case in made.cases("test").case:
-        hu, _, spacing = made.work(case)
-        numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
-        pieces = made.array("candidates", "labels", case).long()
-        before = torch.isin(pieces, torch.as_tensor(numbers, dtype=torch.long))
+        (hu, _, spacing), before = made.work(case), kept(made, case)
         inside = made.array("liver", "masks", case)
         p = made.array("tumor", "maps", case).float()
         out[case] = Redrawn(before, boundary.relabel(model, hu.float(), p, before, inside, spacing))

@@ -9,6 +9,7 @@ arrays may be numpy or torch, tables are data frames with the columns of the exp
 
 from workbench.figures.decisions import (
     calibration,
+    decision,
     froc,
     importance,
     lesion_card,
@@ -24,6 +25,7 @@ from workbench.figures.descriptors import (
     perturbed,
     redundancy,
     relative_difference,
+    stability,
     survival,
 )
 from workbench.figures.measures import ablation, boundary_gain, edge_gain, paired, timings
@@ -38,6 +40,7 @@ from workbench.figures.slices import (
     ledger,
     montage,
     overlay,
+    planes,
     preview,
     preview_of,
     probability,
@@ -48,6 +51,7 @@ from workbench.figures.slices import (
 from workbench.figures.style import (
     BLACK,
     BLUE,
+    FAINT,
     FALSE_COLOUR,
     FOLD_COLOURS,
     GREEN,
@@ -75,6 +79,7 @@ from workbench.figures.style import (
     save,
     stage_colour,
     stage_key,
+    units_of,
 )
 from workbench.figures.training import architecture, attention, cohort, curves, lesions, per_case, right_and_wrong
 
@@ -82,6 +87,7 @@ __all__ = [
     "AXES",
     "BLACK",
     "BLUE",
+    "FAINT",
     "FALSE_COLOUR",
     "FOLD_COLOURS",
     "GREEN",
@@ -120,6 +126,7 @@ __all__ = [
     "consistency",
     "curves",
     "decided",
+    "decision",
     "edge_gain",
     "froc",
     "icc_forest",
@@ -133,6 +140,7 @@ __all__ = [
     "parity",
     "per_case",
     "perturbed",
+    "planes",
     "png",
     "preview",
     "preview_of",
@@ -144,11 +152,13 @@ __all__ = [
     "scores",
     "slice_view",
     "slice_with_most",
+    "stability",
     "stage_colour",
     "stage_key",
     "steps",
     "survival",
     "timings",
     "tradeoff",
+    "units_of",
     "what_if",
 ]

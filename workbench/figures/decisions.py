@@ -247,6 +247,26 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
     figure.text(0.035, 0.015, words, fontsize=7.5)
 
 
+def _draw_candidate(ax, ct, mask, truth, spacing_mm, window="tumor") -> None:
+    """The slice with most of a candidate and 25 mm around it; the reference is dashed."""
+    ct, mask, truth = as_array(ct), as_array(mask) > 0, as_array(truth)
+    view = View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
+    view.ct(ax, ct, window)
+    view.contour(ax, mask, TUMOR_COLOUR)
+    if truth is not None:
+        view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+    view.zoom(ax, box_around(mask, spacing_mm, 25))
+    ax.set_title(view.title(), fontsize=9)
+
+
+def _draw_reasons(ax, contributions: pd.Series) -> None:
+    top = contributions[contributions.abs().sort_values(ascending=False).index].head(10)[::-1]
+    ax.barh(range(len(top)), top.to_numpy(), color=[TRUE_COLOUR if v > 0 else FALSE_COLOUR for v in top])
+    ax.set_yticks(range(len(top)), top.index, fontsize=7)
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.set(xlabel="contribution to the score (above 0: lesion)")
+
+
 def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | None = None, title: str = "") -> Figure:
     """Lesions found against false positives per patient as the threshold falls.
 
@@ -254,7 +274,12 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
     several candidates counts once where `lesion` names it, else each true candidate counts.
     """
     figure = Picture(6.6, 4.8)
-    ax = figure.subplots()
+    _draw_froc(figure.subplots(), table, lesions, patients, threshold)
+    figure.suptitle(f"{title or 'FROC'} ({patients} patients, {lesions} lesions)", fontsize=11)
+    return figure
+
+
+def _draw_froc(ax, table, lesions, patients, threshold):
     once = _once(table)
     levels, true, false = _at_thresholds(once)
     ax.step(false / max(1, patients), true / max(1, lesions), where="post", color=BLUE)
@@ -271,8 +296,90 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
         ax.legend(fontsize=8, loc="lower right")
     ax.set(xlabel="false positives per patient", ylabel="lesions found (share)", ylim=(0, 1.03))
     ax.grid(alpha=0.3)
-    figure.suptitle(f"{title or 'FROC'} ({patients} patients, {lesions} lesions)", fontsize=11)
+
+
+def decision(
+    table: pd.DataFrame,
+    place: int,
+    candidate: tuple,
+    votes,
+    contributions: pd.DataFrame,
+    alike: list[tuple],
+    lesions: int,
+    patients: int,
+    threshold: float,
+    title: str = "",
+) -> Figure:
+    """One candidate of a list, and what a threshold makes of all: card, votes, neighbours; list and FROC.
+
+    `table`: a row a candidate from the highest score down (case, candidate, patient, is_lesion, volume_ml, score; lesion
+    where known), `place`: which of them. A candidate is (HU, mask, labels `[z y x]`, spacing_mm); `votes`: the probability that
+    each tree gives; `contributions`: columns name, contribution; `alike`: (candidate, is_lesion, words) of each neighbour.
+    """
+    one, kept, true = table.iloc[place], table["score"] >= threshold, table["is_lesion"].astype(bool)
+    figure = Picture(14, 11)
+    above, middle, below = figure.subfigures(3, 1, squeeze=False, height_ratios=[1, 1, 0.72])[:, 0]
+    image, trees, reasons = above.subplots(1, 3, width_ratios=[1, 0.9, 1.1])
+    _draw_candidate(image, *candidate)
+    trees.hist(as_array(votes), bins=np.linspace(0, 1, 21), color=GREY)
+    trees.axvline(one["score"], color=TRUE_COLOUR if kept.iloc[place] else FALSE_COLOUR, lw=2, label="mean: the score")
+    trees.axvline(threshold, color=BLACK, ls="--", lw=1.2, label="threshold")
+    trees.set(xlabel="probability that a tree gives (1)", ylabel="trees", xlim=(0, 1))
+    trees.set_title(f"votes of {len(votes)} trees: {one['score']:.3f}, {_verdict(kept.iloc[place])}", fontsize=9)
+    trees.legend(fontsize=8)
+    _draw_reasons(reasons, contributions.set_index("name")["contribution"])
+
+    curve, rows = middle.subplots(1, 2, width_ratios=[1, 1.6])
+    _draw_froc(curve, table, lesions, patients, threshold)
+    _draw_list(rows, table, kept, place)
+    axes = below.subplots(1, max(1, len(alike)), squeeze=False)[0]
+    for ax, (near, is_lesion, words) in zip(axes, alike):
+        _draw_candidate(ax, *near)
+        ax.set_title(words, fontsize=8, color=TRUE_COLOUR if is_lesion else FALSE_COLOUR)
+    below.suptitle("training candidates that most trees put into the same leaf", fontsize=9)
+    found = len(_once(table[true & kept]))
+    figure.suptitle(
+        f"{title or 'decisions'}, threshold {threshold:.3f}: {found} of {lesions} lesions found, "
+        f"{(kept & ~true).sum() / max(1, patients):.1f} false positives a patient "
+        f"({kept.sum()} of {len(table)} candidates kept, {patients} patients)",
+        fontsize=11,
+    )
     return figure
+
+
+def _verdict(kept: bool) -> str:
+    return "kept" if kept else "rejected"
+
+
+def _draw_list(ax, table: pd.DataFrame, kept: pd.Series, place: int, rows: int = 11) -> None:
+    """The neighbours in the list of one candidate, which is marked; what is rejected lies on grey."""
+    ax.set_axis_off()
+    first = max(0, min(place - rows // 2, len(table) - rows))
+    part = table.iloc[first : first + rows]
+    heads = ["place", "case", "candidate", "ml", "score", "reference", "verdict"]
+    cells = [
+        [n + 1, row.case, row.candidate, f"{row.volume_ml:.2f}", f"{row.score:.3f}",
+         "lesion" if row.is_lesion else "false positive", _verdict(kept.iloc[n])]
+        for n, row in enumerate(part.itertuples(), first)
+    ]  # fmt: skip
+    drawn = ax.table(
+        cells, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.1, 0.2, 0.13, 0.1, 0.1, 0.2, 0.14]
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    drawn.scale(1, 1.45)
+    for (line, column), cell in drawn.get_celld().items():
+        if line == 0:
+            continue
+        n = first + line - 1
+        cell.set_facecolor("white" if kept.iloc[n] else "#E4E4E4")
+        if column == 5:
+            cell.get_text().set_color(TRUE_COLOUR if part.iloc[line - 1]["is_lesion"] else FALSE_COLOUR)
+        if n == place:
+            cell.get_text().set_fontweight("bold")
+            cell.set_edgecolor(BLACK)
+            cell.set_linewidth(2)
+            cell.set_zorder(3)
 
 
 def calibration(bins: pd.DataFrame, brier: float, error: float, patients: int, title: str = "") -> Figure:

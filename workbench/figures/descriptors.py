@@ -5,7 +5,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from workbench.figures.style import BLACK, GREY, GROUP_COLOURS, GROUP_MARKERS, Picture, legend_below
+from workbench.figures.style import (
+    BLACK,
+    FALSE_COLOUR,
+    GREY,
+    GROUP_COLOURS,
+    GROUP_MARKERS,
+    TRUE_COLOUR,
+    Picture,
+    legend_below,
+)
 
 
 def parity(ours, theirs, groups, title: str = "") -> Figure:
@@ -108,6 +117,56 @@ def icc_forest(
     stable = f", {reach} with a lower bound of at least {limit:g}" if limit is not None else ""
     who = f"{patients} patients, " if patients is not None else ""
     figure.suptitle(f"{title or 'stability'} ({who}{len(drawn)} of {len(rows)} features drawn{stable})", fontsize=10)
+    return figure
+
+
+def stability(
+    values,
+    changes: pd.DataFrame,
+    which: str,
+    is_lesion,
+    name: str,
+    unit: str,
+    bound: float | None = None,
+    patients: int | None = None,
+) -> Figure:
+    """One descriptor under every perturbation: its ICCs with 95 % intervals, and what one perturbation does to each candidate.
+
+    `values [repeat candidate]`, the first repeat unperturbed; `changes`: a row a further repeat, in their order, with change,
+    kind (systematic or random), icc, low, high; `which` names the one that is drawn candidate by candidate.
+    """
+    values, lesion = np.asarray(values, float), np.asarray(is_lesion, bool)
+    figure = Picture(11, 4.9)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
+    looks = {"systematic": ("s", ICC_KINDS["icc21"]), "random": ("o", ICC_KINDS["icc11"])}
+    for at, row in enumerate(changes[::-1].itertuples()):
+        strong = {"color": BLACK, "lw": 2.6, "ms": 8} if row.change == which else {"color": GREY, "lw": 1.4, "ms": 5}
+        left.plot([row.low, row.high], [at, at], color=strong["color"], lw=strong["lw"])
+        left.plot(row.icc, at, looks[row.kind][0], color=strong["color"], ms=strong["ms"])
+    left.set_yticks(range(len(changes)), [c.replace("_", " ") for c in changes.change[::-1]], fontsize=8)
+    lowest = np.nanmin([-0.05, *changes.low])
+    left.set(xlabel="ICC with the unperturbed value (1), 95 % interval", xlim=(lowest, 1.02))
+    if bound is not None:
+        left.axvline(bound, color=BLACK, ls="--", lw=1)
+    left.grid(alpha=0.3, axis="x")
+    before, after = values[0], values[1 + list(changes.change).index(which)]
+    for on, colour, marker, who in (
+        (~lesion, FALSE_COLOUR, "x", "false positives"),
+        (lesion, TRUE_COLOUR, "o", "true lesions"),
+    ):
+        right.plot(before[on], after[on], marker, color=colour, ms=4, alpha=0.6, label=f"{who} ({on.sum()})")
+    both = values[np.isfinite(values)]
+    ends = [both.min(), both.max()] if len(both) else [0, 1]
+    right.plot(ends, ends, color=GREY, lw=1, zorder=0)
+    right.set(xlabel=f"unperturbed ({unit})", ylabel=f"{which.replace('_', ' ')} ({unit})")
+    right.set_title("each candidate; on the line: unchanged", fontsize=9)
+    right.legend(fontsize=8)
+    handles = [Line2D([], [], color=GREY, marker=m, label=words) for m, words in looks.values()]
+    legend_below(
+        figure, handles + [Line2D([], [], color=BLACK, ls="--", label="bound of the selection")] * (bound is not None)
+    )
+    who = f"{patients} patients, " if patients is not None else ""
+    figure.suptitle(f"{name} ({who}{len(lesion)} training candidates)", fontsize=11)
     return figure
 
 

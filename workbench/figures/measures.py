@@ -42,15 +42,9 @@ def ablation(
                 ax.plot(at, row["mean"], "o", color=fill, mec=BLACK, ms=7)
         ax.set_xticks(range(len(stages)), stages, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
         n = part["n"].dropna()
-        count = (
-            ""
-            if n.empty
-            else f" (n = {int(n.iloc[0])})"
-            if n.nunique() == 1
-            else f" (n = {int(n.min())} to {int(n.max())})"
-        )
+        counts = [int(n) for n in (n.min(), n.max()) if np.isfinite(n)]
         ax.set_ylabel(units_of(metric), fontsize=9)
-        ax.set_title(f"{units_of(metric)}{count}", fontsize=9)
+        ax.set_title("n = " + " to ".join(map(str, dict.fromkeys(counts))) if counts else "", fontsize=9)
         ax.grid(alpha=0.3, axis="y")
     for ax in axes[len(metrics) :]:
         ax.set_axis_off()
@@ -130,7 +124,7 @@ def timings(seconds: dict, title: str = "") -> Figure:
     names = list(seconds)[::-1]
     ax.barh(names, [seconds[n] for n in names], color=[stage_colour(n) for n in names])
     for at, name in enumerate(names):
-        ax.text(seconds[name], at, f" {seconds[name]:.1f} s", va="center", fontsize=8)
+        ax.text(seconds[name], at, f" {seconds[name]:.2g} s", va="center", fontsize=8)
     ax.set_xlabel("seconds")
     ax.margins(x=0.15)
     figure.suptitle(title or f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)

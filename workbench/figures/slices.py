@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from workbench import folders
 from workbench.figures.style import (
     BLACK,
+    FAINT,
     GREY,
     LEDGER_COLOURS,
     LEDGER_MEANINGS,
@@ -20,6 +21,7 @@ from workbench.figures.style import (
     PROBABILITY_MAPS,
     TRUTH_COLOUR,
     TUMOR_COLOUR,
+    VERMILLION,
     WINDOWS,
     Picture,
     as_array,
@@ -141,16 +143,11 @@ class View:
 
 def _label_legend(labels, truth) -> list:
     handles = []
-    if labels is not None:
-        handles += [
-            Line2D([], [], color=LIVER_COLOUR, label="liver"),
-            Line2D([], [], color=TUMOR_COLOUR, label="tumor"),
-        ]
-    if truth is not None:
-        handles += [
-            Line2D([], [], color=LIVER_COLOUR, ls="--", label="liver, reference"),
-            Line2D([], [], color=TRUTH_COLOUR, ls="--", label="tumor, reference"),
-        ]
+    for of, colour, style, words in ((labels, TUMOR_COLOUR, "-", ""), (truth, TRUTH_COLOUR, "--", ", reference")):
+        if of is not None:
+            handles.append(Line2D([], [], color=LIVER_COLOUR, ls=style, label=f"liver{words}"))
+            if (of == 2).any():
+                handles.append(Line2D([], [], color=colour, ls=style, label=f"tumor{words}"))
     return handles
 
 
@@ -215,6 +212,29 @@ def probability(
     return figure
 
 
+def planes(ct, spacing_mm, at, labels=None, window="liver", opacity: float = 0.6, box=None, title: str = "") -> Figure:
+    """The three planes through one voxel `at` (z, y, x), labels (1 liver, 2 tumor) as colours over them; `box` zooms in."""
+    ct, labels = as_array(ct), as_array(labels)
+    figure = Picture(13, 5)
+    axes = figure.subplots(1, 3)
+    for ax, plane in zip(axes, AXES):
+        view = View(ct.shape, spacing_mm, plane, at[AXES[plane]])
+        grey = view.ct(ax, ct, window)
+        if labels is not None:
+            view.fill(ax, labels == 1, LIVER_COLOUR, FAINT * opacity)
+            view.fill(ax, labels == 2, TUMOR_COLOUR, opacity)
+        down, across = view.axes
+        ax.axhline(at[down] * spacing_mm[down], color=VERMILLION, lw=0.8)
+        ax.axvline(at[across] * spacing_mm[across], color=VERMILLION, lw=0.8)
+        view.zoom(ax, box)
+        ax.set_title(view.title(), fontsize=9)
+    figure.colorbar(grey, ax=axes, label="HU", shrink=0.7)
+    figure.suptitle(title or "three planes", fontsize=11)
+    if labels is not None:
+        legend_below(figure, [Patch(color=c, label=n) for n, c in (("liver", LIVER_COLOUR), ("tumor", TUMOR_COLOUR))])
+    return figure
+
+
 def montage(
     ct,
     spacing_mm,
@@ -264,9 +284,10 @@ def case_montage(cases, columns: int = 4, window="liver", title: str = "") -> Fi
     columns = max(1, min(columns, len(cases)))
     rows = max(1, math.ceil(len(cases) / columns))
     figure = Picture(3.1 * columns, 2.9 * rows + 0.6)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes, seen = figure.subplots(rows, columns, squeeze=False).flat, np.zeros(3, int)
     for ax, (name, ct, labels, spacing_mm) in zip(axes, cases):
         ct, labels = as_array(ct), as_array(labels)
+        seen[np.unique(labels)] = np.unique(labels)
         view = View(ct.shape, spacing_mm, "axial", slice_with_most(labels == 2 if (labels == 2).any() else labels))
         view.ct(ax, ct, window)
         view.labels(ax, labels)
@@ -274,7 +295,7 @@ def case_montage(cases, columns: int = 4, window="liver", title: str = "") -> Fi
     for ax in list(axes):
         ax.set_axis_off()
     figure.suptitle(title or f"{len(cases)} cases", fontsize=11)
-    legend_below(figure, _label_legend(True, None))
+    legend_below(figure, _label_legend(seen, None))
     return figure
 
 
@@ -373,14 +394,22 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
     view.labels(right, labels, truth)
     beside.set_axis_off()
     rows = [
-        [row.stage, f"{row.dice:.3f}", f"{row.found}", f"{row.missed}", f"{row.false_positives}", f"{row.assd_mm:.1f}"]
+        [
+            row.stage,
+            f"{row.dice:.3f}",
+            f"{row.found}",
+            f"{row.missed}",
+            f"{row.false_positives}",
+            f"{row.assd_mm:.1f}" if np.isfinite(row.assd_mm) else "none",
+        ]
         for row in measures.itertuples()
     ]
     heads = ["after", "Dice", "found", "missed", "false", "ASSD mm"]
-    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.26] + [0.14] * 4 + [0.18])
+    table = beside.table(rows, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.26] + [0.13] * 4 + [0.22])
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.6)
+    table.set_in_layout(False)  # it fills its axes and no more
     figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
     legend_below(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=5)
     return figure
@@ -403,7 +432,7 @@ def _ledger_legend(codes: np.ndarray, spacing_mm, meanings: dict | None) -> list
             facecolor=LEDGER_COLOURS.get(int(v), GREY),
             edgecolor="#444444",
             lw=0.5,
-            label=f"{v} {meanings.get(int(v), 'unknown')} ({n * ml:.3g} ml)",
+            label=f"{v} {meanings.get(int(v), 'unknown')} ({n * ml:{'.0f' if n * ml >= 1000 else '.3g'}} ml)",
         )
         for v, n in zip(values, counts)
         if v > 0
@@ -416,7 +445,9 @@ def consistency(
     """Three neighbouring axial slices before and after the rule: what it restored and what it suppressed."""
     ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, as_array(truth)
     at = slice_with_most(before != after) if at is None else at
-    box = box or box_around(before != after if (before != after).any() else before | after, spacing_mm, 25)
+    near = np.zeros(before.shape, bool)
+    near[max(0, at - 1) : at + 2] = (before != after)[max(0, at - 1) : at + 2]
+    box = box or box_around(near if near.any() else before | after, spacing_mm, 25)
     figure = Picture(9.6, 7)
     neighbours = [z if 0 <= z < len(ct) else None for z in (at - 1, at, at + 1)]
     for row, (mask, name) in zip(figure.subplots(2, 3), ((before, "before"), (after, "after"))):

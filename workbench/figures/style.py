@@ -17,6 +17,7 @@ YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79
 
 LIVER_COLOUR = SKY
 TUMOR_COLOUR = ORANGE
+FAINT = 0.3  # where labels are filled, the liver's share of the tumor's opacity: it lies under everything
 TRUTH_COLOUR = YELLOW  # and dashed, so that it does not rest on colour alone
 LEDGER_COLOURS = {
     1: SKY,
@@ -125,5 +126,19 @@ def legend_below(figure, handles, columns=4) -> None:
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
+METRIC_WORDS = {
+    "tumor_dice": "tumor Dice (1)",
+    "tumor_assd_mm": "mean surface distance (mm)",
+    "tumor_surface_dice": "tumor surface Dice (1)",
+    "recall_iou0": "lesions found (share)",
+    "recall_over_10mm": "lesions over 10 mm found (share)",
+    "precision_iou0": "detections that are lesions (share)",
+    "false_positives": "false positives a patient",
+}
+
+
 def units_of(metric: str) -> str:
+    """What a column of a table holds, in words, with its unit."""
+    if metric in METRIC_WORDS:
+        return METRIC_WORDS[metric]
     return metric.replace("_mm", " (mm)").replace("_ml", " (ml)").replace("_", " ")
