@@ -123,9 +123,10 @@ def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, P
 def _run_cohort(experiment: Experiment, folder: Path) -> dict:
     settings, rows = experiment.settings, []
     cases = cohort.read_manifest(experiment.manifest)
-    tumor_ml, tables = {}, []
+    tumor_ml, hashes, tables = {}, [], []
     for i, case in enumerate(cases):
         ct, labels = case.read()
+        hashes.append((case, case.identify(ct)))
         shape, spacing = settings.work_grid(ct.shape, ct.spacing_mm)
         on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
         on_work[resample(labels.array == 2, shape) >= 0.5] = 2
@@ -151,7 +152,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "liver_ml": float((labels.array >= 1).sum()) * labels.voxel_ml,
                 "tumors": lesions,
                 "tumor_ml": tumor_ml[case.case],
-                "voxel_hash": cohort.voxel_hash(ct.array.numpy()),
+                "voxel_hash": hashes[-1][1],
             }
         )
         table = case.ct.parent / "lesions.csv"
@@ -161,14 +162,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
     of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
     table = pd.DataFrame(rows)
     table.insert(3, "fold", [of.get(c, -1) for c in table.case])
-    twins = table[table.duplicated("voxel_hash", keep=False)]
-    if len(twins):
-        raise Refused(
-            experiment.manifest,
-            f"the same voxels in cases {', '.join(twins.case)}",
-            "each scan once",
-            "Remove the copies.",
-        )
+    cohort.each_scan_once(experiment.manifest, hashes)
     write_table(folder / "cases.csv", table)
     if tables:
         write_table(folder / "lesions.csv", pd.concat(tables))
