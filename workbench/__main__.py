@@ -104,17 +104,34 @@ def implant(
     print(f"{len(made.lesions)} tumors: {', '.join(made.lesions.kind)} -> {out}")
 
 
+@app.command("import")
+def take(
+    kind: Annotated[str, typer.Argument(help="lits, msd, ircadb, nnunet, chaos, dicom or csv")],
+    root: Annotated[Path, typer.Argument(help="Where the collection lies; of csv, the CSV.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder for the manifest and what must be written.")],
+) -> None:
+    """Read a public collection whole and write its manifest; into the same folder, add to it. Exit status 2 when a case is refused."""
+    from workbench import intake
+
+    _writable(out)
+    done = intake.take(kind, root, out)
+    print(f"{done.cases} cases, {done.refused} refused, {done.unlabelled} without labels -> {done.manifest}")
+    raise typer.Exit(2 if done.refused else 0)
+
+
 @app.command()
 def check(paths: list[Path]) -> None:
-    """Look at images before use: a verdict for each, exit status 1 when one is refused."""
-    from workbench import readers
+    """Look at images, or at all scans of a manifest (.csv), before use: a verdict for each, exit status 1 when one is refused."""
+    from workbench import cohort, readers
 
-    verdicts = [readers.check(p) for p in paths]
-    for v in verdicts:
-        print(f"{'ok     ' if v.ok else 'REFUSED'} {v.path}  {v.message}")
-        for line in v.warnings:
-            print(f"        warning: {line}")
-    raise typer.Exit(0 if all(v.ok for v in verdicts) else 1)
+    good = True
+    for path in paths:
+        for v in cohort.check(path) if path.suffix.lower() == ".csv" else [readers.check(path)]:
+            good &= v.ok
+            print(f"{'ok     ' if v.ok else 'REFUSED'} {v.path}  {v.message}")
+            for line in v.warnings:
+                print(f"        warning: {line}")
+    raise typer.Exit(0 if good else 1)
 
 
 @app.command()

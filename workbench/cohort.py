@@ -102,9 +102,9 @@ def read_manifest(path: str | Path) -> list[Case]:
             path, "no such file", "a cohort manifest (CSV)", "`workbench phantom OUT` writes one for synthetic cases."
         )
     cases, names = [], set()
-    for row in _rows(path):
+    for row in rows(path):
         told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
-        _conform(path, {**row, **told})
+        conform(path, {**row, **told})
         files = (path.parent / row["ct"], path.parent / row["labels"])
         measured = {name: row[name] for name in MEASURED if row.get(name)}
         case = Case(row["case"], row["patient"], *files, told["split"], told["field_of_view"], measured)
@@ -120,7 +120,7 @@ def read_manifest(path: str | Path) -> list[Case]:
     return cases
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV that has at least `COLUMNS`, as text."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
@@ -130,12 +130,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
                 raise Refused(
                     path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}."
                 )
-            rows = list(reader)
+            listed = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
-    if not rows:
+    if not listed:
         raise Refused(path, "no row", "at least one case")
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(listed, 2):
         if None in row or None in row.values():
             raise Refused(
                 f"{path}, row {number}",
@@ -143,10 +143,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
                 f"{len(reader.fieldnames)}",
                 "Put text with commas into quotation marks.",
             )
-    return rows
+    return listed
 
 
-def _conform(path: Path, row: dict[str, str]) -> None:
+def conform(path: Path, row: dict[str, str]) -> None:
     """Refuse a cell that is not what `SCHEMA` says."""
     for name, (pattern, words) in SCHEMA.items():
         value = row.get(name, "")
