@@ -349,6 +349,42 @@ def nnunet(
         print(layout.export(manifest, out, dataset, name, folds, _count))
 
 
+@exports.command()
+def dicomseg(
+    result: Annotated[Path, typer.Argument(help="A result folder, or a label map: 1 liver, 2 tumor.")],
+    source: Annotated[Path, typer.Option(help="The DICOM folder of the CT.")],
+    out: Annotated[Path, typer.Option("-o", help="DICOM file to write.")],
+    series: Annotated[str | None, typer.Option(help="UID of the CT series, where the folder holds several.")] = None,
+) -> None:
+    """Liver and tumors as a DICOM segmentation of the CT's own slices. The file names the patient, as its source does."""
+    from workbench import dicomseg as segmentation
+
+    _file(out)
+    with _said():
+        print(segmentation.export(result, source, out, series))
+
+
+@exports.command()
+def lesions(
+    results: Annotated[list[Path], typer.Argument(help="Result folders.")],
+    out: Annotated[Path, typer.Option("-o", help="CSV or JSON to write.")],
+) -> None:
+    """The lesions of one or more results in one table, a row a candidate: CSV, or JSON where FILE ends in .json."""
+    from workbench import experiment as folder
+    from workbench.results import lesion_table
+    from workbench.volume import Refused
+
+    _file(out)
+    if out.suffix not in (".csv", ".json"):
+        raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
+    table = lesion_table(results)
+    if out.suffix == ".csv":
+        folder.write_table(out, table)
+    else:
+        folder.write_json(out, json.loads(table.to_json(orient="records")))
+    print(f"{len(table)} candidates of {len(results)} results -> {out}")
+
+
 def _joined(device: str) -> str:
     """The device of this process, once it has met the others that a launcher started with it; alone, the one asked for."""
     from workbench import experiment as folder
