@@ -14,6 +14,7 @@ false positive shares none; diameters are of the ball of the same volume. JSON: 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -112,7 +113,7 @@ def keep_scan(folder: Path, hu: Tensor, labels: Tensor, spacing: Spacing) -> Non
 
 def prepare(case: cohort.Case, variant: str, work: Path, s: Settings, copies: int) -> list[Path]:
     """Folders of what a variant learns from a scan of another patient."""
-    seeds = [int(cohort.voxel_hash(np.frombuffer(case.case.encode(), np.uint8))[:6], 16) + n for n in range(copies)]
+    seeds = [int(hashlib.sha256(case.case.encode()).hexdigest()[:6], 16) + n for n in range(copies)]
     made = {work / "scans" / f"{variant}-{case.case}-{n}": seed for n, seed in enumerate(seeds)}
     folders: dict[Path, int | None] = {work / "scans" / case.case: None} if variant in "cd" else {}
     folders |= made if variant in "bd" else {}

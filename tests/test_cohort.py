@@ -1,8 +1,13 @@
+import itertools
+import re
+
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from workbench import cohort
 from workbench.cohort import Case
@@ -30,7 +35,12 @@ def test_paths_are_relative_to_the_manifest(tmp_path):
         ([row("a"), row("a")], "case a more than once"),
         ([row("a", split="valid")], "train or test"),
         ([row("a", ct="gone.nii")], "no file"),
-        ([row("a"), row("b", split="test")], "patient p in train and in test"),
+        ([row("a"), row("b", split="test")], r"patient p in train and in test: a \(train\), b \(test\)"),
+        ([row("../a")], r"case '\.\./a'; expected 1 to 100 characters, no / in them"),
+        ([row(".a")], "no dot or space first"),
+        ([row("a", patient=" p")], "patient ' p'; expected a name without spaces around it"),
+        ([row("a", ct="x\0y")], "ct 'x.*expected a path"),
+        ([], "no row; expected at least one case"),
     ],
 )
 def test_what_is_refused(tmp_path, rows, says):
@@ -92,9 +102,179 @@ def test_too_few_patients_are_refused():
         cohort.folds(cases("aab"), {f"c{i}": 0.0 for i in range(3)}, 2)
 
 
-def test_voxel_hash_sees_voxels_only():
-    a = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    assert cohort.voxel_hash(a) == cohort.voxel_hash(np.asfortranarray(a)) != cohort.voxel_hash(a + 1)
+def test_a_row_of_another_length_is_refused(tmp_path):
+    path = manifest(tmp_path, [row("a")])
+    path.write_text(path.read_text() + "b,p,x.nii.gz\n")
+    with pytest.raises(Refused, match="row 3: found fewer cells than columns; expected 5"):
+        cohort.read_manifest(path)
+    path.write_text("case,patient,ct,labels\na,Smith, J.,x.nii.gz,x.nii.gz\n")
+    with pytest.raises(Refused, match="row 2: found more cells than columns; expected 4. Put text with commas"):
+        cohort.read_manifest(path)
+
+
+def test_a_spreadsheets_mark_of_utf_8_is_no_part_of_a_name(tmp_path):
+    path = manifest(tmp_path, [row("a")])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert cohort.read_manifest(path)[0].case == "a"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("voxel_hash", "12ab", "voxel_hash '12ab'; expected 16 hexadecimal digits"),
+        ("slices", "0", "slices '0'; expected a count"),
+        ("spacing_z_mm", "-1", "expected mm"),
+        ("liver_ml", "nan", "expected ml"),
+    ],
+)
+def test_what_was_measured_has_a_form_and_may_be_empty(tmp_path, column, value, says):
+    columns = (*cohort.COLUMNS, column)
+    with pytest.raises(Refused, match=says):
+        cohort.read_manifest(manifest(tmp_path, [[*row("a")[:4], value]], columns))
+    (case,) = cohort.read_manifest(manifest(tmp_path, [[*row("a")[:4], ""]], columns))
+    assert case.measured == {}
+
+
+def test_a_scan_under_two_names_is_refused_naming_both(tmp_path):
+    columns = (*cohort.COLUMNS, "split", "voxel_hash")
+    rows = [[*row("liver_28", "p1"), "0123456789abcdef"], [*row("3Dircadb1.1", "p2", "test"), "0123456789abcdef"]]
+    says = r"same voxels in cases liver_28 \(patient p1, train\) and 3Dircadb1.1 \(patient p2, test\)"
+    with pytest.raises(Refused, match=says):
+        cohort.read_manifest(manifest(tmp_path, rows, columns))
+    rows[1][-1] = "0123456789abcdee"
+    assert len(cohort.read_manifest(manifest(tmp_path, rows, columns))) == 2
+
+
+# -- the same scan, however it is saved --------------------------------------------------------------------------------
+
+
+def turned(array, order, signs):
+    return array.transpose(order)[tuple(slice(None, None, s) for s in signs)]
+
+
+ORIENTATIONS = [(o, s) for o in itertools.permutations(range(3)) for s in itertools.product((1, -1), repeat=3)]
+VOXELS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)).flatmap(
+    lambda shape: arrays(np.int16, shape, elements=st.integers(-3, 3))  # few values: profiles tie often
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VOXELS, st.sampled_from(ORIENTATIONS), st.sampled_from([np.int8, np.int32, np.float32, np.float64, ">i2"]))
+def test_the_voxel_hash_survives_turns_and_types(array, orientation, dtype):
+    again = turned(array, *orientation).astype(dtype)
+    assert cohort.voxel_hash(again) == cohort.voxel_hash(array)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VOXELS, st.data())
+def test_other_voxels_have_another_hash(array, data):
+    """One voxel changed, or two exchanged: the same only where some turn makes it the same image."""
+    other = array.copy().reshape(-1)
+    i, j = (data.draw(st.integers(0, array.size - 1)) for _ in range(2))
+    if data.draw(st.booleans()):
+        other[i], other[j] = other[j], other[i]
+    else:
+        other[i] += 1
+    other = other.reshape(array.shape)
+    same = any(np.array_equal(turned(other, *o), array) for o in ORIENTATIONS)
+    assert (cohort.voxel_hash(other) == cohort.voxel_hash(array)) == same
+
+
+def test_every_orientation_of_a_scan_has_one_hash(small_phantom):
+    hu = small_phantom.ct.array.numpy()[:, 10:40, 20:55]
+    assert len(set(hu.shape)) == 3
+    assert len({cohort.voxel_hash(turned(hu, *o)) for o in ORIENTATIONS}) == 1
+
+
+def test_padding_and_rounding_do_not_hide_a_scan_and_a_crop_is_another():
+    hu = np.random.default_rng(0).integers(-1024, 3071, (5, 6, 7)).astype(np.int16)
+    hu[0, 0, :3] = -1024
+    padded = np.where(hu == -1024, -3024, hu).astype(np.float32) + np.float32(0.25)
+    assert cohort.voxel_hash(padded) == cohort.voxel_hash(hu)
+    assert cohort.voxel_hash(hu[1:]) != cohort.voxel_hash(hu) != cohort.voxel_hash(hu + 1)
+
+
+# -- the whole manifest, looked at -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """A manifest of two scans with all that is measured."""
+    rows = []
+    for case, shape in (("a", (4, 5, 6)), ("b", (4, 6, 5))):
+        affine = np.diag([-0.7, -0.9, 2.5, 1])
+        hu = np.random.default_rng(len(rows)).normal(60, 40, shape).round().astype(np.int16)
+        labels = np.zeros(shape, np.uint8)
+        labels[:2], labels[0, 0] = 1, 2
+        for name, array in ((f"{case}.nii.gz", hu), (f"{case}-labels.nii.gz", labels)):
+            nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+        one = Case(case, case, tmp_path / f"{case}.nii.gz", tmp_path / f"{case}-labels.nii.gz")
+        rows.append({"case": case, "patient": case, "ct": one.ct.name, "labels": one.labels.name})
+        rows[-1] |= cohort.measure(*one.read())
+    pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
+    return tmp_path / "m.csv"
+
+
+def test_what_is_measured(imported):
+    measured = cohort.read_manifest(imported)[0].measured
+    assert (measured["slices"], measured["rows"], measured["columns"]) == ("6", "5", "4")
+    assert [measured[f"spacing_{axis}_mm"] for axis in "zyx"] == ["2.5", "0.9", "0.7"]
+    assert float(measured["liver_ml"]) == pytest.approx(2 * 5 * 6 * 0.7 * 0.9 * 2.5 / 1000, abs=1e-4)
+    assert float(measured["tumor_ml"]) == pytest.approx(6 * 0.7 * 0.9 * 2.5 / 1000, abs=1e-4)
+
+
+def test_a_manifest_that_holds(imported):
+    *verdicts, last = cohort.check(imported)
+    assert [v.ok for v in verdicts] == [True, True] and last.ok
+    assert last.message == "2 cases of 2 patients, each scan once"
+
+
+def swapped(folder):
+    for name in ("{}.nii.gz", "{}-labels.nii.gz"):
+        (folder / name.format("a")).replace(folder / "c")
+        (folder / name.format("b")).replace(folder / name.format("a"))
+        (folder / "c").replace(folder / name.format("b"))
+
+
+def copied(folder):
+    """The scan of a, flipped and as float, under the name of b, whose row tells of no hash."""
+    image = nibabel.load(folder / "a.nii.gz")
+    array = np.asarray(image.dataobj)[::-1, :, ::-1].astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([0.7, -0.9, -2.5, 1])), folder / "b.nii.gz")
+    labels = nibabel.Nifti1Image(np.ones(array.shape, np.uint8), np.diag([0.7, -0.9, -2.5, 1]))
+    nibabel.save(labels, folder / "b-labels.nii.gz")
+    table = pd.read_csv(folder / "m.csv", dtype=str)
+    table.loc[table.case == "b", list(cohort.MEASURED)] = ""
+    table.to_csv(folder / "m.csv", index=False)
+
+
+def one_label(folder):
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 5, 6), 7, np.uint8), np.diag([-0.7, -0.9, 2.5, 1])),
+                 folder / "a-labels.nii.gz")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (swapped, "case a: found slices 5; expected 6, as the manifest says"),
+        (copied, r"the same voxels in cases a \(patient a, train\) and b \(patient b, train\)"),
+        (one_label, "label values 7; expected only 0, 1, 2"),
+        (lambda d: (d / "a.nii.gz").unlink(), "no file .*a.nii.gz"),
+        (lambda d: (d / "a.nii.gz").write_bytes(b"x"), "not gzip"),
+    ],
+)
+def test_a_manifest_that_does_not_hold(imported, fault, says):
+    fault(imported.parent)
+    verdicts = list(cohort.check(imported))
+    assert not all(v.ok for v in verdicts) and re.search(says, " ".join(v.message for v in verdicts if not v.ok))
+
+
+def test_voxels_that_changed_since_the_import_are_seen(imported):
+    case = cohort.read_manifest(imported)[0]
+    ct, _ = case.read()
+    assert case.identify(ct) == case.measured["voxel_hash"]
+    with pytest.raises(Refused, match="has changed since it was imported"):
+        case.identify(ct.with_array(ct.array + 1))
 
 
 def test_phantoms_are_kept_and_held_out(tmp_path):

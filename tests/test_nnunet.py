@@ -121,6 +121,16 @@ def test_a_cohort_without_training_cases_is_refused(cohort, tmp_path):
         nnunet.export(cohort[0], tmp_path / "raw")
 
 
+def test_a_scan_that_is_there_twice_is_refused(cohort, tmp_path):
+    image = nibabel.load(tmp_path / "f.nii.gz")
+    nibabel.save(nibabel.as_closest_canonical(image), tmp_path / "s.nii.gz")  # held out, in other axes
+    labels = nibabel.load(tmp_path / "f-labels.nii.gz")
+    nibabel.save(labels, tmp_path / "s-labels.nii.gz")
+    with pytest.raises(Refused, match=r"same voxels in cases f \(patient p1, train\) and s \(patient p6, test\)"):
+        nnunet.export(cohort[0], tmp_path / "raw", folds=2)
+    assert not list((tmp_path / "raw").iterdir())
+
+
 def test_nothing_is_left_when_a_file_is_bad(cohort, tmp_path):
     file = tmp_path / "s-labels.nii.gz"  # next to the last to be written
     file.write_bytes(file.read_bytes()[:-40])

@@ -105,17 +105,34 @@ def implant(
     print(f"{len(made.lesions)} tumors: {', '.join(made.lesions.kind)} -> {out}")
 
 
+@app.command("import")
+def take(
+    kind: Annotated[str, typer.Argument(help="lits, msd, ircadb, nnunet, chaos, dicom or csv")],
+    root: Annotated[Path, typer.Argument(help="Where the collection lies; of csv, the CSV.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder for the manifest and what must be written.")],
+) -> None:
+    """Read a public collection whole and write its manifest; into the same folder, add to it. Exit status 2 when a case is refused."""
+    from workbench import intake
+
+    _writable(out)
+    done = intake.take(kind, root, out)
+    print(f"{done.cases} cases, {done.refused} refused, {done.unlabelled} without labels -> {done.manifest}")
+    raise typer.Exit(2 if done.refused else 0)
+
+
 @app.command()
 def check(paths: list[Path]) -> None:
-    """Look at images before use: a verdict for each, exit status 1 when one is refused."""
-    from workbench import readers
+    """Look at images, or at all scans of a manifest (.csv), before use: a verdict for each, exit status 1 when one is refused."""
+    from workbench import cohort, readers
 
-    verdicts = [readers.check(p) for p in paths]
-    for v in verdicts:
-        print(f"{'ok     ' if v.ok else 'REFUSED'} {v.path}  {v.message}")
-        for line in v.warnings:
-            print(f"        warning: {line}")
-    raise typer.Exit(0 if all(v.ok for v in verdicts) else 1)
+    good = True
+    for path in paths:
+        for v in cohort.check(path) if path.suffix.lower() == ".csv" else [readers.check(path)]:
+            good &= v.ok
+            print(f"{'ok     ' if v.ok else 'REFUSED'} {v.path}  {v.message}")
+            for line in v.warnings:
+                print(f"        warning: {line}")
+    raise typer.Exit(0 if good else 1)
 
 
 @app.command()
@@ -404,6 +421,42 @@ def nnunet(
     _writable(out)
     with _said():
         print(layout.export(manifest, out, dataset, name, folds, _count))
+
+
+@exports.command()
+def dicomseg(
+    result: Annotated[Path, typer.Argument(help="A result folder, or a label map: 1 liver, 2 tumor.")],
+    source: Annotated[Path, typer.Option(help="The DICOM folder of the CT.")],
+    out: Annotated[Path, typer.Option("-o", help="DICOM file to write.")],
+    series: Annotated[str | None, typer.Option(help="UID of the CT series, where the folder holds several.")] = None,
+) -> None:
+    """Liver and tumors as a DICOM segmentation of the CT's own slices. The file names the patient, as its source does."""
+    from workbench import dicomseg as segmentation
+
+    _file(out)
+    with _said():
+        print(segmentation.export(result, source, out, series))
+
+
+@exports.command()
+def lesions(
+    results: Annotated[list[Path], typer.Argument(help="Result folders.")],
+    out: Annotated[Path, typer.Option("-o", help="CSV or JSON to write.")],
+) -> None:
+    """The lesions of one or more results in one table, a row a candidate: CSV, or JSON where FILE ends in .json."""
+    from workbench import experiment as folder
+    from workbench.results import lesion_table
+    from workbench.volume import Refused
+
+    _file(out)
+    if out.suffix not in (".csv", ".json"):
+        raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
+    table = lesion_table(results)
+    if out.suffix == ".csv":
+        folder.write_table(out, table)
+    else:
+        folder.write_json(out, json.loads(table.to_json(orient="records")))
+    print(f"{len(table)} candidates of {len(results)} results -> {out}")
 
 
 def _joined(device: str) -> str:

@@ -1,8 +1,9 @@
 """The cohort: which case belongs to which patient, who is held out, who is in which fold.
 
 A manifest is a CSV with the columns case, patient, ct and labels; paths are relative to it. A column split (train or test) holds patients
-out, without it all train. A column field_of_view marks what was cut to the liver's box (docs/decisions/0009). A patient never stands on
-both sides of a split nor in two folds.
+out, without it all train. A column field_of_view marks what was cut to the liver's box (docs/decisions/0009). `workbench import` adds what it
+measured (`MEASURED`). `SCHEMA` says what a cell of each column may be; other columns are left alone. A patient never stands on both sides of
+a split nor in two folds, and a scan, whatever it is called, stands in a cohort once.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,11 +33,29 @@ from workbench import phantom
 from workbench.files import write_atomic
 from workbench.volume import Refused, Volume
 
+if TYPE_CHECKING:
+    from workbench.readers import Verdict
+
 COLUMNS = ("case", "patient", "ct", "labels")
 OPTIONAL = {
     "split": ("train", "test"),
     "field_of_view": ("whole", "liver box"),
 }  # the first is taken where it is not said
+COUNT, LENGTH, AMOUNT = r"[1-9]\d{0,4}", r"\d{1,2}(\.\d{1,8})?", r"\d{1,6}(\.\d{1,8})?"
+# what a cell of each column may be, as a pattern and in words; a measured one may be empty
+SCHEMA = {
+    "case": (r"[^\s./\\][^/\\\x00-\x1f]{0,99}(?<!\s)", "1 to 100 characters, no / in them, no dot or space first"),
+    "patient": (r"\S([^\x00-\x1f]*\S)?", "a name without spaces around it"),
+    "ct": (r"[^\x00-\x1f]*\S", "a path"),
+    "labels": (r"[^\x00-\x1f]*\S", "a path"),
+    **{name: ("|".join(known), " or ".join(known)) for name, known in OPTIONAL.items()},
+    **{name: (COUNT, "a count of 1 or more") for name in ("slices", "rows", "columns")},
+    **{name: (LENGTH, "mm, as 0.75") for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm")},
+    **{name: (AMOUNT, "ml, as 1500.25") for name in ("liver_ml", "tumor_ml")},
+    "voxel_hash": (r"[0-9a-f]{16}", "16 hexadecimal digits"),
+}
+MEASURED = tuple(name for name in SCHEMA if name not in (*COLUMNS, *OPTIONAL))
+HU = (-1024, 3071)  # fixed: the range of 12 bits, which every scanner and most converters keep
 MINIMUM_PATIENTS = 3
 
 
@@ -44,6 +67,7 @@ class Case:
     labels: Path
     split: str = "train"
     field_of_view: str = "whole"
+    measured: dict[str, str] = field(default_factory=dict, compare=False)  # cells of MEASURED that are filled in
 
     def read(self) -> tuple[Volume, Volume]:
         """CT and labels, both canonical and on one grid."""
@@ -52,48 +76,110 @@ class Case:
         ct = readers.read(self.ct)
         return ct, readers.read_labels(self.labels, like=ct)
 
+    def identify(self, ct: Volume) -> str:
+        """The voxel hash of its CT; refused when the manifest tells of other voxels."""
+        found = voxel_hash(ct.array.numpy())
+        told = self.measured.get("voxel_hash", found)
+        if told != found:
+            raise Refused(
+                f"case {self.case}, {self.ct}",
+                f"voxels of hash {found}",
+                f"{told}, as the manifest says",
+                "The file has changed since it was imported: import it again.",
+            )
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.case} (patient {self.patient}, {self.split})"
+
 
 def read_manifest(path: str | Path) -> list[Case]:
-    """The cases of a manifest, refused when it is incomplete, repeats a case or lets a patient leak across the split."""
+    """The cases of a manifest; refused when a cell is not what `SCHEMA` says, a file is not there, or a case, a scan or a patient
+    stands where it must not."""
     path = Path(path)
     if not path.is_file():
         raise Refused(
             path, "no such file", "a cohort manifest (CSV)", "`workbench phantom OUT` writes one for synthetic cases."
         )
+    cases, names = [], set()
+    for row in rows(path):
+        told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
+        conform(path, {**row, **told})
+        files = (path.parent / row["ct"], path.parent / row["labels"])
+        measured = {name: row[name] for name in MEASURED if row.get(name)}
+        case = Case(row["case"], row["patient"], *files, told["split"], told["field_of_view"], measured)
+        if case.case in names:
+            raise Refused(path, f"case {case.case} more than once", "each case once")
+        names.add(case.case)
+        for file in files:
+            if not file.exists():
+                raise Refused(f"{path}, case {case.case}", f"no file {file}", "CT and labels of each case")
+        cases.append(case)
+    each_patient_on_one_side(path, cases)
+    each_scan_once(path, ((case, case.measured.get("voxel_hash", "")) for case in cases))
+    return cases
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV that has at least `COLUMNS`, as text."""
     try:
-        with open(path, newline="", encoding="utf-8") as f:
+        with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
             missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
             if missing:
                 raise Refused(
                     path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}."
                 )
-            rows = list(reader)
+            listed = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
-    said = [[r.get(name, known[0]) for name, known in OPTIONAL.items()] for r in rows]
-    cases = [
-        Case(r["case"], r["patient"], path.parent / r["ct"], path.parent / r["labels"], *o) for r, o in zip(rows, said)
-    ]
-    names = [c.case for c in cases]
-    if len(set(names)) < len(names):
-        raise Refused(path, f"case {next(n for n in names if names.count(n) > 1)} more than once", "each case once")
-    for c in cases:
-        for name, known in OPTIONAL.items():
-            if getattr(c, name) not in known:
-                raise Refused(f"{path}, case {c.case}", f"{name} {getattr(c, name)!r}", " or ".join(known))
-        for file in (c.ct, c.labels):
-            if not file.exists():
-                raise Refused(f"{path}, case {c.case}", f"no file {file}", "CT and labels of each case")
-    both = {c.patient for c in cases if c.split == "train"} & {c.patient for c in cases if c.split == "test"}
-    if both:
-        raise Refused(
-            path,
-            f"patient {sorted(both)[0]} in train and in test",
-            "each patient on one side",
-            "Give all scans of a patient the same split.",
-        )
-    return cases
+    if not listed:
+        raise Refused(path, "no row", "at least one case")
+    for number, row in enumerate(listed, 2):
+        if None in row or None in row.values():
+            raise Refused(
+                f"{path}, row {number}",
+                f"{'more' if None in row else 'fewer'} cells than columns",
+                f"{len(reader.fieldnames)}",
+                "Put text with commas into quotation marks.",
+            )
+    return listed
+
+
+def conform(path: Path, row: dict[str, str]) -> None:
+    """Refuse a cell that is not what `SCHEMA` says."""
+    for name, (pattern, words) in SCHEMA.items():
+        value = row.get(name, "")
+        if not re.fullmatch(pattern, value) and not (value == "" and name in MEASURED):
+            raise Refused(f"{path}, case {row['case'][:100]!r}", f"{name} {value[:100]!r}", words)
+
+
+def each_patient_on_one_side(subject: object, cases: Iterable[Case]) -> None:
+    """Refuse a patient who is in train and in test."""
+    seen: dict[str, Case] = {}
+    for case in cases:
+        other = seen.setdefault(case.patient, case)
+        if other.split != case.split:
+            raise Refused(
+                subject,
+                f"patient {case.patient} in train and in test: {other.case} ({other.split}), {case.case} ({case.split})",
+                "each patient on one side",
+                "Give all scans of a patient the same split.",
+            )
+
+
+def each_scan_once(subject: object, hashes: Iterable[tuple[Case, str]]) -> None:
+    """Refuse one scan under two names, told by its voxel hash: it would be learned from and held out, or stand in two folds."""
+    seen: dict[str, Case] = {}
+    for case, voxels in hashes:
+        other = seen.setdefault(voxels, case) if voxels else case
+        if other is not case:
+            raise Refused(
+                subject,
+                f"the same voxels in cases {other} and {case}",
+                "each scan once",
+                "Remove one of the two: MSD Task03 is LiTS under other names, and 3D-IRCADb-01 is inside both.",
+            )
 
 
 def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str, int]:
@@ -116,7 +202,84 @@ def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str
 
 
 def voxel_hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    """Names a scan by its voxels [any order of axes]: equal for every flip, order of axes and dtype, however it was saved.
+
+    HU are rounded and cut to the range of 12 bits, since converters treat padding outside the scanner's circle (-2000, -3024) each in their
+    own way. Of the 48 orientations the profiles (HU summed over each slice, axis by axis) choose one: axes by length, then by
+    profile, each running so that the profile comes before its reverse. SHA-256 of shape and voxels there, 64 bits of it. Where profiles tie,
+    as in a symmetric image, the least hash counts. So equal hashes mean equal voxels; two of 10,000 different scans
+    meet with a chance of 3e-12. A crop, a resampled or a windowed copy has another hash.
+    """
+    hu = np.empty(array.shape, "<i2")
+    for i, part in enumerate(array):
+        hu[i] = np.rint(part.astype(np.float64)).clip(*HU)
+    ways = []  # for each axis its rank, and the directions that its profile leaves open
+    for axis in range(hu.ndim):
+        profile = hu.sum(tuple(a for a in range(hu.ndim) if a != axis), dtype=np.int64).tolist()
+        back = profile[::-1]
+        ways.append(
+            ((len(profile), min(profile, back)), [s for s, p in ((1, profile), (-1, back)) if p <= min(profile, back)])
+        )
+    best = sorted(rank for rank, _ in ways)
+    hashes = []
+    for order in itertools.permutations(range(hu.ndim)):
+        if [ways[axis][0] for axis in order] != best:
+            continue
+        for signs in itertools.product(*(ways[axis][1] for axis in order)):
+            turned = hu.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
+            digest = hashlib.sha256(repr(turned.shape).encode())
+            for part in turned:
+                digest.update(part.tobytes())
+            hashes.append(digest.hexdigest()[:16])
+    return min(hashes)
+
+
+def measure(ct: Volume, labels: Volume) -> dict[str, str]:
+    """The cells of `MEASURED` for one case; tumor is part of the liver's volume, as everywhere."""
+    spacing = {f"spacing_{axis}_mm": f"{mm:.6f}".rstrip("0").rstrip(".") for axis, mm in zip("zyx", ct.spacing_mm)}
+    ml = {
+        name: f"{int((labels.array >= least).sum()) * labels.voxel_ml:.4f}"
+        for name, least in (("liver_ml", 1), ("tumor_ml", 2))
+    }
+    grid = dict(zip(("slices", "rows", "columns"), map(str, ct.shape)))
+    return {**grid, **spacing, **ml, "voxel_hash": voxel_hash(ct.array.numpy())}
+
+
+def check(path: str | Path) -> Iterator[Verdict]:
+    """Read every scan of a manifest and say whether it holds: files, grids, labels, what was measured, no scan twice."""
+    from workbench.readers import Verdict, WorkbenchWarning
+
+    try:
+        cases = read_manifest(path)
+    except Refused as refused:
+        yield Verdict(str(path), False, str(refused))
+        return
+    hashes = []
+    for case in cases:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", WorkbenchWarning)
+            try:
+                found = measure(*case.read())
+                for name, told in case.measured.items():
+                    if told != found[name] and (name == "voxel_hash" or abs(float(told) - float(found[name])) > 1e-3):
+                        raise Refused(
+                            f"case {case.case}",
+                            f"{name} {found[name]}",
+                            f"{told}, as the manifest says",
+                            "A file has changed since it was imported: import it again.",
+                        )
+                ok, message = True, f"liver {found['liver_ml']} ml, tumor {found['tumor_ml']} ml of it, {case.split}"
+                hashes.append((case, found["voxel_hash"]))
+            except Refused as refused:
+                ok, message = False, str(refused)
+        told = tuple(str(w.message) for w in caught if issubclass(w.category, WorkbenchWarning))
+        yield Verdict(f"{path}, case {case.case}", ok, message, told)
+    patients = len({case.patient for case in cases})
+    try:
+        each_scan_once(path, hashes)
+        yield Verdict(str(path), True, f"{len(cases)} cases of {patients} patients, each scan once")
+    except Refused as refused:
+        yield Verdict(str(path), False, str(refused))
 
 
 def write_phantoms(

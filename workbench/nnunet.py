@@ -57,11 +57,13 @@ def export(
     making = place.with_name(f".{place.name}.{os.getpid()}.part")
     names = {c.case: f"{name}_{n:04d}" for n, c in enumerate(cases, 1)}
     try:
-        tumor_ml = {}
+        tumor_ml, hashes = {}, []
         for n, case in enumerate(cases, 1):
-            tumor_ml[case.case] = _write_case(case, making, names[case.case])
+            tumor_ml[case.case], voxels = _write_case(case, making, names[case.case])
+            hashes.append((case, voxels))
             if progress is not None:
                 progress(case.case, n, len(cases))
+        cohort.each_scan_once(manifest, hashes)
         fold = cohort.folds(training, tumor_ml, folds)
         rows = [(names[c.case], c.case, c.patient, c.split, fold.get(c.case, -1)) for c in cases]
         write_table(making / "cases.csv", pd.DataFrame(rows, columns=["name", "case", "patient", "split", "fold"]))
@@ -82,12 +84,12 @@ def splits(fold: dict[str, int]) -> list[dict[str, list[str]]]:
     ]
 
 
-def _write_case(case: cohort.Case, place: Path, name: str) -> float:
-    """CT and labels of one case; gives its tumor in ml."""
+def _write_case(case: cohort.Case, place: Path, name: str) -> tuple[float, str]:
+    """CT and labels of one case; gives its tumor in ml and its voxel hash."""
     images, masks = (place / part for part in SIDES[case.split])
     ct, labels = case.read()
     for part in (images, masks):
         part.mkdir(parents=True, exist_ok=True)
     nifti.write(ct, images / f"{name}_0000{ENDING}")
     nifti.write(ct.with_array(labels.array), masks / f"{name}{ENDING}")
-    return float((labels.array == 2).sum()) * labels.voxel_ml
+    return float((labels.array == 2).sum()) * labels.voxel_ml, case.identify(ct)

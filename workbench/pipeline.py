@@ -173,9 +173,10 @@ def train(experiment: Experiment, stages: str = "all", keep: Callable[[Result, P
 def _run_cohort(experiment: Experiment, folder: Path) -> dict:
     settings, rows = experiment.settings, []
     cases = cohort.read_manifest(experiment.manifest)
-    tumor_ml, tables, said = {}, [], experiment.corrections
+    tumor_ml, hashes, tables, said = {}, [], [], experiment.corrections
     for i, case in enumerate(cases):
         ct, labels = case.read()
+        hashes.append((case, case.identify(ct)))
         corrected = case.case in said and bool(said[case.case].labels_sha256) and _may_train(case)
         if corrected:
             labels = readers.read_labels(corrections.labels_file(experiment.path("corrections"), case.case), like=ct)
@@ -205,7 +206,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "liver_ml": float((labels.array >= 1).sum()) * labels.voxel_ml,
                 "tumors": lesions,
                 "tumor_ml": tumor_ml[case.case],
-                "voxel_hash": cohort.voxel_hash(ct.array.numpy()),
+                "voxel_hash": hashes[-1][1],
             }
         )
         table = case.ct.parent / "lesions.csv"
@@ -215,14 +216,7 @@ def _run_cohort(experiment: Experiment, folder: Path) -> dict:
     of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
     table = pd.DataFrame(rows)
     table.insert(3, "fold", [of.get(c, -1) for c in table.case])
-    twins = table[table.duplicated("voxel_hash", keep=False)]
-    if len(twins):
-        raise Refused(
-            experiment.manifest,
-            f"the same voxels in cases {', '.join(twins.case)}",
-            "each scan once",
-            "Remove the copies.",
-        )
+    cohort.each_scan_once(experiment.manifest, hashes)
     write_table(folder / "cases.csv", table)
     if tables:
         write_table(folder / "lesions.csv", pd.concat(tables))
@@ -446,7 +440,9 @@ def _run_candidates(experiment: Experiment, folder: Path) -> dict:
         hits, lesion = candidates.match(found.labels, numbered(labels == 2), s)
         false = np.zeros(len(hits), bool)
         if row.case in said and said[row.case].rejected and _may_train(row):
-            where = corrections.rejected(experiment.path("corrections"), row.case, tuple(labels.shape))
+            where = corrections.rejected(
+                experiment.path("corrections"), row.case, (labels.shape[0], labels.shape[1], labels.shape[2])
+            )
             false = corrections.falsified(found.labels, labels == 2, where, s.overlap)
         table = found.table.copy()
         table.insert(1, "is_lesion", hits & ~false)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 import workbench
@@ -41,6 +42,18 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def lesion_table(places: list[Path]) -> pd.DataFrame:
+    """The candidates of several results, a row each, with the case first and the result's status second."""
+    tables = []
+    for place in places:
+        held = folders.result(place)
+        table = held.lesions()
+        table.insert(0, "case", held.case)
+        table.insert(1, "status", str(held.info.get("status", "")))
+        tables.append(table)
+    return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
 
 
 def free(folder: Path) -> None:

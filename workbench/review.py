@@ -336,15 +336,14 @@ class Decisions:
     def __call__(self, place: int) -> Decision:
         one = self.table.iloc[place]
         row = self.features.loc[[(one.case, one.candidate)]]
-        flat = forest.TensorForest.of(self.model)
-        leaves = flat.paths(torch.from_numpy(self.model.table(row)))[0, :, -1]
         rows = self.features.loc[pd.MultiIndex.from_frame(self.known[["case", "candidate"]])]
-        near = []
-        for at, alike in forest.alike(self.model, row, rows, self.neighbours).itertuples(index=False):
-            other = self.known.iloc[at]
+        own, others = forest.leaves(self.model, row)[0], forest.leaves(self.model, rows)
+        share, near = (others == own).double().mean(1).numpy(), []
+        for at in np.argsort(-share, kind="stable")[: self.neighbours]:
+            other, alike = self.known.iloc[at], share[at]
             words = f"{other.case}, candidate {other.candidate}\n{'lesion' if other.is_lesion else 'false positive'}, alike {alike:.2f}"
             near.append((self._seen(other), bool(other.is_lesion), words))
-        votes = flat.value[torch.arange(len(leaves)), leaves].numpy()
+        votes = self.model.flat.value[torch.arange(len(own)), own].numpy()
         return Decision(self._seen(one), votes, forest.explain(self.model, row), near)
 
     def _seen(self, row: pd.Series) -> tuple:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.figures.slices import View, slice_with_most
+from workbench.figures.slices import View, box_around, slice_with_most
 from workbench.figures.style import (
     BLACK,
     BLUE,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import napari
@@ -221,7 +222,7 @@ class Panel(QWidget):
         box = QVBoxLayout(self)
         box.setContentsMargins(8, 8, 8, 8)
         self.choice, self.state, self.reason, self.said = QComboBox(), QLabel(), QLabel(), QLabel()
-        self.choice.currentIndexChanged.connect(lambda n: self.filling or self.show_case(n))
+        self.choice.currentIndexChanged.connect(self._chosen)
         self.choice.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         for label in (self.state, self.reason, self.said):
             label.setWordWrap(True)
@@ -290,12 +291,16 @@ class Panel(QWidget):
         keys.setToolTip(__doc__ or "")
         box.addWidget(keys)
 
+    def _chosen(self, n: int) -> None:
+        if not self.filling:
+            self.show_case(n)
+
     def _set(self, title: str, names: list[str], do: Callable[[str], None]) -> QGridLayout:
         """Buttons of which one is down."""
         group, grid = QButtonGroup(self), QGridLayout()
         grid.setSpacing(3)
         for n, name in enumerate(names):
-            button = _button(name, "", lambda name=name: do(name))
+            button = _button(name, "", partial(do, name))
             button.setCheckable(True)
             group.addButton(button, n)
             grid.addWidget(button, n // 3, n % 3)

@@ -19,6 +19,7 @@ from workbench.readers import gates
 from workbench.volume import Refused, Volume
 
 GAP = 0.05  # rule: share of the slice distance that positions may be off; scanners round to 0.001 mm
+PLACE_MM = 0.01  # rule: a mask's image and its slice say the same position in their own decimals
 TILT_MM = 0.05  # rule: sideways shift per slice; half a degree over 5 mm slices
 TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "Rows", "Columns",
@@ -43,13 +44,61 @@ def list_cases(path: str | Path) -> list[Path]:
 def read(path: str | Path, *, fill_nonfinite: float | None = None, series: str | None = None) -> Volume:
     """The CT series of a folder as canonical `[z y x]` HU; `series` is a SeriesInstanceUID where there are several."""
     path = Path(path)
+    order, affine = stack(path, series)
+    return gates.ct(_pixels(order, path), affine, path, fill_nonfinite)
+
+
+def stack(path: Path, series: str | None = None) -> tuple[list[Slice], np.ndarray]:
+    """The slices of a folder's CT series in order along their normal, and the affine (column, row, slice) -> RAS mm."""
     gates.existing(path)
     if path.is_file():
         raise Refused(path, "a single DICOM file", "the folder that holds the whole series", f"Give {path.parent}.")
-    slices = _one_series(_headers(path), path, series)
-    order, affine = _geometry(slices, path)
-    array = _pixels(order, path)
-    return gates.ct(array, affine, path, fill_nonfinite)
+    return _geometry(_one_series(_headers(path), path, series), path)
+
+
+def read_mask(folder: Path, order: list[Slice]) -> np.ndarray:
+    """A mask that has an image for each slice of a CT, as bool `[column row slice]` in the CT's `order`.
+
+    The images are matched by their positions; where they tell of none, by the names of their files.
+    """
+    found = _headers(folder)
+    if len(found) != len(order) or {(s.rows, s.columns) for s in found} != {(order[0].rows, order[0].columns)}:
+        raise Refused(folder, f"{len(found)} images of {found[0].columns} x {found[0].rows}",
+                      f"{len(order)} of {order[0].columns} x {order[0].rows}, as the CT has")  # fmt: skip
+    _decoders(found, folder)
+    mask = np.empty((len(order), order[0].rows, order[0].columns), bool)
+    values: set[int] = set()
+    for k, s in enumerate(_matched(found, order, folder)):
+        stored, *_ = _stored(s)
+        values.update(np.unique(stored).tolist())
+        mask[k] = stored > 0
+    if len(values - {0}) > 1 or min(values) < 0:
+        raise Refused(folder, f"values {', '.join(map(str, sorted(values)[:8]))}", "0 and one other")
+    return mask.transpose(2, 1, 0)
+
+
+def _matched(found: list[Slice], order: list[Slice], folder: Path) -> list[Slice]:
+    """The images of a mask in the order of the CT's slices."""
+    told = [s.position_mm for s in found]
+    if None not in told and len(set(told)) > 1:
+        apart = np.linalg.norm(np.array([s.position_mm for s in order])[:, None] - np.array(told)[None], axis=-1)
+        nearest = apart.argmin(1)
+        if apart.min(1).max() > PLACE_MM or len(set(nearest.tolist())) < len(order):
+            k = int(apart.min(1).argmax())
+            raise Refused(
+                folder, f"no image within {PLACE_MM} mm of {order[k].file.name}", "one for each slice of the CT"
+            )
+        return [found[k] for k in nearest]
+    names = {s.file.name: s for s in found}
+    if names.keys() != {s.file.name for s in order}:
+        raise Refused(folder, "images that tell neither their positions nor, by their names, their slices",
+                      "one of the two")  # fmt: skip
+    return [names[s.file.name] for s in order]
+
+
+def files(folder: Path) -> list[Path]:
+    """The DICOM files at or below a folder."""
+    return [p for p in _files(folder) if _is_dicom(p)]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -129,7 +178,7 @@ def _headers(folder: Path) -> list[Slice]:
                 if "Rows" in header and "Columns" in header:
                     found.append(_slice(file, header))
         except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
-            raise Refused(file, f"damaged DICOM ({_first_line(error)})", "a DICOM image",
+            raise Refused(file, f"damaged DICOM ({first_line(error)})", "a DICOM image",
                           "Fetch the series again.") from None  # fmt: skip
     if not found:
         raise Refused(folder, "no DICOM image in the folder", "a folder with the slices of one CT series",
@@ -261,29 +310,34 @@ def _straightness(
 
 def _pixels(slices: list[Slice], folder: Path) -> np.ndarray:
     """HU `[column row slice]`; slope and intercept are each slice's own."""
-    import pydicom
-    from pydicom.errors import BytesLengthException, InvalidDicomError
-
     _decoders(slices, folder)
-    shape = (len(slices), slices[0].rows, slices[0].columns)
-    hu = np.empty(shape, np.int16)
+    hu = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
     for k, s in enumerate(slices):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                whole = pydicom.dcmread(s.file)
-                stored = whole.pixel_array
-                slope, intercept = float(whole.get("RescaleSlope", 1)), float(whole.get("RescaleIntercept", 0))
-        except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
-            raise Refused(s.file, f"pixels that cannot be read ({_first_line(error)})", "a whole slice",
-                          "The file is truncated or damaged; fetch it again.") from None  # fmt: skip
-        if stored.shape != shape[1:]:
-            raise Refused(s.file, f"pixels of shape {stored.shape}", f"{shape[1:]} as its header says")
+        stored, slope, intercept = _stored(s)
         value = stored.astype(np.float64) * slope + intercept
         if hu.dtype == np.int16 and gates.smallest(value).dtype != np.int16:
             hu = hu.astype(np.float32)  # one slice with fractions makes the volume float32
         hu[k] = value
     return hu.transpose(2, 1, 0)
+
+
+def _stored(s: Slice) -> tuple[np.ndarray, float, float]:
+    """Stored values [row column] of one image, its slope and intercept."""
+    import pydicom
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = pydicom.dcmread(s.file)
+            stored = whole.pixel_array
+            slope, intercept = float(whole.get("RescaleSlope", 1)), float(whole.get("RescaleIntercept", 0))
+    except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
+        raise Refused(s.file, f"pixels that cannot be read ({first_line(error)})", "a whole slice",
+                      "The file is truncated or damaged; fetch it again.") from None  # fmt: skip
+    if stored.shape != (s.rows, s.columns):
+        raise Refused(s.file, f"pixels of shape {stored.shape}", f"{(s.rows, s.columns)} as its header says")
+    return stored, slope, intercept
 
 
 def _decoders(slices: list[Slice], folder: Path) -> None:
@@ -304,7 +358,8 @@ def _decoders(slices: list[Slice], folder: Path) -> None:
             raise Refused(folder, f"slices compressed as {uid.name}", "a decoder for it", f"Install {wanted}.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, short enough for one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
 
 
