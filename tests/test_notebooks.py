@@ -11,8 +11,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 
-from workbench import batch, review
+from workbench import batch, demo, review
 from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
@@ -118,3 +119,40 @@ def test_what_a_perturbation_moves(trained):
     spread = review.perturbation_spread(trained)
     assert spread.shape == (10, 5) and (spread >= 0).all(axis=None)
     assert spread.loc["noise", "shape"] == 0, "noise moves no contour"
+
+
+@pytest.mark.timeout(600)
+def test_the_page_of_a_case_is_made_for_each_case_that_is_named(trained, tmp_path):
+    folder = copied(trained, tmp_path / "experiment")
+    names = sorted(p.name for p in (folder / "results").iterdir())[:2]
+    outcomes = batch.run_each("case", folder, {}, "case", names, progress=False)
+    assert [o.error for o in outcomes if o.status != "done"] == []
+    for name, outcome in zip(names, outcomes):
+        assert outcome.output.name == f"case-{name}.ipynb"
+        cells = nbformat.read(outcome.output, as_version=4).cells
+        answer = "".join(said(output) for output in cells[-1].outputs)
+        assert answer.startswith(f"**{name}**") and "Research use only" in answer
+        assert f"<strong>{name}</strong>" in outcome.output.with_suffix(".html").read_text()
+    again = batch.run("case", folder, {"case": names[0]}, outcomes[0].output, progress=False)
+    assert again.status == "unchanged"
+    held = folder / "results" / names[0] / "result.json"
+    held.write_text(held.read_text() + " ")
+    assert not batch.unchanged(outcomes[0].output.with_suffix(".json"), {}, folder)
+    with pytest.raises(Refused, match=f"no result of nobody.*{names[0]}"):
+        review.found(folder, "nobody")
+
+
+def test_notebook_01_starts_an_experiment_or_goes_on_with_the_one_that_is_there(
+    trained, toy_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(demo.experiment.PRESETS, "tiny", tiny.settings)
+    made = demo.begin(tmp_path / "new", "tiny", str(toy_cohort), "cpu")
+    assert made.manifest == toy_cohort and not made.finished("cohort")
+    assert demo.begin(tmp_path / "new", device="cpu").settings == tiny.settings()
+    with pytest.raises(Refused, match="one of paper"):
+        demo.begin(tmp_path / "new", "paper", device="cpu")
+    with pytest.raises(Refused, match="other.csv"):
+        demo.begin(tmp_path / "new", "", str(tmp_path / "other.csv"), "cpu")
+    with pytest.raises(Refused, match="preset.*huge.*demo or paper or tiny"):
+        demo.begin(tmp_path / "none", "huge", device="cpu")
+    assert not (tmp_path / "none").exists()

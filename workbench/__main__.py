@@ -330,6 +330,8 @@ def run(
         _writable(experiment)
         outcomes = batch.run_all(experiment, given)
     else:
+        if batch.find(notebook).stem == "case" and "case" in given:  # a page a case, also for one
+            several = {"case": [str(given.pop("case"))]}
         batch.checked(batch.find(notebook), given | {name: values[0] for name, values in several.items()})
         _writable(experiment)
         outcomes = [] if several else [batch.run(notebook, experiment, given)]

@@ -97,7 +97,7 @@ def summary(cases: list[cohort.Case], out: Path, everyone: bool = True) -> Summa
 
 def _why(logs: Path, case: str) -> str:
     """The last word of the step of a case that went furthest, when it is a complaint."""
-    for step in ("evaluate", "segment", "check"):
+    for step in ("evaluate", "segment", "check"):  # a notebook that failed takes nothing from the case
         log = logs / step / f"{case}.txt"
         lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
         told = [line for line in lines if line.startswith(("error:", "REFUSED"))]
