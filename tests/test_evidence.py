@@ -91,7 +91,7 @@ def test_the_page_says_what_the_files_say(trained, written):
     assert all(f"| {name} |" in page for name in kept.name) and "| all |" in page
     scores = trained.table("forest", "scores.csv", dtype=review.AS_TEXT)
     chances = forest.calibration(*(scores[scores.split == "train"][c] for c in ("score", "is_lesion")))
-    assert f"Brier {chances.brier:.3f}" in page and "2 held out" in page
+    assert f"Brier {chances.brier:.3f}" in page and "2 held out" in page and "smoothing alone changes" in page
     assert all(f"pictures/evidence_{name}.png" in page for name in pictures) and "nan" not in page.replace(
         "tumor n", ""
     )
