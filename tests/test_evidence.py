@@ -1,12 +1,15 @@
 """The evidence page: verdicts by hand, every figure from the files, and nothing typed."""
 
+import importlib.util
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from workbench import evidence, forest, metrics, report, review
 from workbench.experiment import Experiment
@@ -54,13 +57,13 @@ def test_edges_are_those_of_the_masks_before_and_after(trained):
         codes = review.folders.result(trained.folder / "results" / case).volume("ledger")[0]
         reference = review.components(truth.array == 2)[0]
         masks = {
-            w: tumor_after(review.torch.from_numpy(codes.copy()), s).numpy()
+            w: tumor_after(torch.from_numpy(codes.copy()), s).numpy()
             for w, s in (("before", "forest"), ("after", "boundary"))
         }
         for row in part.itertuples():
             own, measured = reference == row.lesion, {}
             for when, mask in masks.items():
-                pieces = review.components(review.torch.from_numpy(mask))[0]
+                pieces = review.components(torch.from_numpy(mask))[0]
                 mine = np.isin(pieces, np.unique(pieces[own & mask])) & mask
                 if not mine.any() or len(np.unique(reference[mine & (reference > 0)])) > 1:
                     break  # not found, or one piece with another lesion
@@ -88,7 +91,7 @@ def test_the_page_says_what_the_files_say(trained, written):
     assert all(f"| {name} |" in page for name in kept.name) and "| all |" in page
     scores = trained.table("forest", "scores.csv", dtype=review.AS_TEXT)
     chances = forest.calibration(*(scores[scores.split == "train"][c] for c in ("score", "is_lesion")))
-    assert f"Brier {chances.brier:.3f}" in page and "2 held out" in page
+    assert f"Brier {chances.brier:.3f}" in page and "2 held out" in page and "smoothing alone changes" in page
     assert all(f"pictures/evidence_{name}.png" in page for name in pictures) and "nan" not in page.replace(
         "tumor n", ""
     )
@@ -131,6 +134,53 @@ def test_the_part_on_real_ct(trained, tmp_path):
     (tmp_path / "real.json").write_text("{}")
     with pytest.raises(Refused, match="summary"):
         evidence.page(trained.folder, tmp_path / "docs" / "evidence.md", tmp_path / "real.json")
+
+
+def test_fresh_lesions_are_tested_at_the_cuts_that_were_fixed_before(trained):
+    """Blurred edges gain .5 mm, those over 1.5 mm 1 mm; sharp ones lose."""
+    blur = np.tile([0.8, 1.2, 2.0], 8)
+    gain = np.tile([-0.5, 0.5, 1.0], 8)
+    lesions = pd.DataFrame({"patient": np.repeat([f"p{n}" for n in range(8)], 3), "blur_mm": blur, "assd_mm_before": 2.0,
+                            "assd_mm_after": 2.0 - gain, "surface_dice_before": 0.5, "surface_dice_after": 0.5,
+                            "dice_before": 0.7, "dice_after": None})  # fmt: skip
+    held = {"cut_mm": 1.05, "more_mm": 1.5, "lesions": metrics.json_safe(lesions.to_dict("records"))}
+    page, pictures = evidence.write(trained, None, held)
+    lines = [line for line in page.splitlines() if "fresh phantoms" in line and line.startswith("| boundary")]
+    assert "-0.750 [-0.750, -0.750], p 0.0078, n 16" in lines[0] and "**supported**" in lines[0]
+    assert "edges blurred by 1.5 mm or more" in lines[2] and "-1.000 [-1.000, -1.000]" in lines[2]
+    assert "not shown" in lines[1] and "fresh" in pictures and "on 8 fresh phantoms" in page
+    table = evidence.edges_table(lesions.astype({"dice_after": float}), 1.05, 1.5).set_index("blur of the edge")
+    assert table.lesions.tolist() == [24, 8, 16, 8] and table.loc["below 1.1 mm", "assd_mm"].startswith(
+        "2.000 to 2.500: +0.500"
+    )
+
+
+def test_the_benchmark_measures_fresh_phantoms(models):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "blurred_edges.py"
+    spec = importlib.util.spec_from_file_location("blurred_edges", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    table = benchmark.measure(models, range(benchmark.SEED, benchmark.SEED + 2))
+    assert set(table.patient) <= {f"phantom-{benchmark.SEED + n}" for n in range(2)} and len(table) > 0
+    assert {"blur_mm", "assd_mm_before", "assd_mm_after"} <= set(table.columns)
+
+
+def test_a_scan_without_lesions_has_no_edges(trained):
+    ct, truth = review.original(trained, trained.cases("test").case[0])
+    healthy = truth.with_array(truth.array.clamp(max=1))
+    table = review.lesion_edges(ct, healthy, torch.zeros(ct.shape, dtype=torch.uint8))
+    assert len(table) == 0 and "assd_mm_after" in table
+
+
+def test_missed_lesions_are_told_in_words():
+    table = pd.DataFrame(
+        {"lost_at": ["cascade", "cascade", "forest"], "peak": [0.01, 0.2, 0.9], "appears_at": [math.nan, 0.1, math.nan]}
+    )
+    words = evidence._missed(table)
+    assert (
+        "touches: 3 (2 by cascade, 1 by forest)" in words and "In 1 of them" in words and "1 would be touched" in words
+    )
+    assert "0 (none)" in evidence._missed(table.head(0))
 
 
 def test_variants_stand_below_the_stages():

@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from workbench import forest as forest_module
 from workbench.forest import (
     Forest,
     ForestSettings,
@@ -302,6 +303,13 @@ def test_importance_finds_what_tells_and_gives_noise_nothing():
     assert (table["low"] <= table["drop"]).all() and (table["drop"] <= table["high"]).all()
     with pytest.raises(Refused, match="both classes"):
         importance(found, features, np.zeros(90), patients)
+
+
+def test_weighted_areas_are_those_of_rows_repeated():
+    rng = np.random.default_rng(2)
+    scores, target, weights = rng.integers(0, 6, 40) / 6, rng.random(40) < 0.4, rng.integers(0, 4, (5, 40))
+    expected = [auc(np.repeat(scores, w), np.repeat(target, w)) for w in weights]
+    assert forest_module._areas(scores, target, weights.astype(float)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_importance_by_hand():

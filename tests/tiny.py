@@ -87,6 +87,8 @@ def settings() -> experiment.Settings:
         selection=selection.SelectionSettings(
             min_lesions=8, min_class=2, min_repeated=4, draws=6, trees=20, inner_folds=2
         ),
-        forest=forest.ForestSettings(trees=30, min_candidates=4, min_class=1),
+        forest=forest.ForestSettings(
+            trees=30, min_candidates=4, min_class=1, leaf_choices=(3, 1), inner_folds=2, inner_trees=5
+        ),
         boundary=replace(boundary.DEMO, steps=10, batch=2),
     )

@@ -89,8 +89,10 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         *_selection(made),
         *_forest(made, steps, train, held, chances),
         *_boundary(steps, edges, cut_mm),
+        *(_fresh(fresh) if fresh else []),
+        *_smoothing(made),
+        *_together(last, left_out),
     ]
-    claims += _together(last, left_out)
     parts = [
         "# Evidence",
         f"Made by `make evidence` from one experiment's files, never typed: preset {made.about['preset']}, version {about['version']}, seed "

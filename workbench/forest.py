@@ -167,7 +167,7 @@ def fit(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | No
         max_features=settings.max_features,
         class_weight="balanced_subsample",
         random_state=settings.seed,
-        n_jobs=-1,  # the trees do not depend on it
+        n_jobs=-1 if settings.trees > 100 else 1,  # the trees do not depend on it
     ).fit(np.where(np.isfinite(values), values, medians), truth.astype(np.int64))
     model.n_jobs = 1  # a few rows are scored sooner by one
     return Forest(tuple(str(name) for name in features.columns), medians, model, settings)
@@ -524,19 +524,25 @@ def importance(
             copies[:, column] = np.concatenate([table[order, column] for order in orders])
             says = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
             scores[names.index(name)][:, held] = says
-    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    drawn = [np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]) for _ in range(draws)]
-    drawn = [rows for rows in drawn if 0 < truth[rows].sum() < len(rows)]
-    whole = auc(found.scores, truth)
-    base = [auc(found.scores[rows], truth[rows]) for rows in drawn]
+    weights = _drawn(groups, truth, draws, rng)
+    whole, base = auc(found.scores, truth), _areas(found.scores, truth, weights)
     result = []
     for name, shuffled in zip(names, scores):
-        falls = [was - auc(one[rows], truth[rows]) for one in shuffled for rows, was in zip(drawn, base)]
-        low, high = np.quantile(falls, (0.025, 0.975)) if falls else (math.nan, math.nan)
+        falls = np.concatenate([base - _areas(one, truth, weights) for one in shuffled])
+        low, high = np.quantile(falls, (0.025, 0.975)) if len(falls) else (math.nan, math.nan)
         used = sum(name in forest.names for forest in found.forests)
         result.append((name, float(np.mean([whole - auc(one, truth) for one in shuffled])), low, high, used))
     table = pd.DataFrame(result, columns=["name", "drop", "low", "high", "forests"])
     return table.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
+
+
+def _areas(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`auc` with each candidate counted as often as `weights` `[draw candidate]` says, `[draw]`."""
+    order = np.argsort(scores, kind="stable")
+    ordered, lesion, weights = scores[order], truth[order], weights[:, order]
+    alike = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights * ~lesion, axis=1)], axis=1)
+    below, upto = (alike[:, np.searchsorted(ordered, ordered, side)] for side in ("left", "right"))
+    return ((below + upto) / 2 * weights * lesion).sum(1) / (weights[:, lesion].sum(1) * alike[:, -1])
 
 
 def leaves(forest: Forest, features: pd.DataFrame) -> Tensor:
@@ -658,16 +664,17 @@ def _by_patient(
     scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
 ) -> np.ndarray:
     """AUC and share of false positives removed `[2 draw]` when patients are drawn with replacement; the same draws for one seed."""
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    areas, shares = [], []
-    for _ in range(draws):
-        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        if truth[rows].all() or not truth[rows].any():
-            continue  # a draw of one class has neither figure
-        areas.append(auc(scores[rows], truth[rows]))
-        shares.append(removed[rows].sum() / (~truth[rows]).sum())
-    return np.array([areas, shares])
+    weights = _drawn(groups, truth, draws, np.random.default_rng(seed))
+    shares = (weights * removed).sum(1) / weights[:, ~truth].sum(1)
+    return np.stack([_areas(scores, truth, weights), shares])
+
+
+def _drawn(groups: np.ndarray, truth: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each candidate is there when patients are drawn with replacement, `[draw candidate]`; draws of both classes only."""
+    people = len(np.unique(groups))
+    chosen = rng.integers(0, people, (draws, people))
+    weights = np.stack([np.bincount(row, minlength=people) for row in chosen])[:, groups].astype(float)
+    return weights[(weights[:, truth].sum(1) > 0) & (weights[:, ~truth].sum(1) > 0)]  # a draw of one class has no area
 
 
 def _middle_95(drawn: np.ndarray) -> np.ndarray:

@@ -224,7 +224,7 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
     cy, cx = (r.mean() * mm + s for r, mm, s in zip((rows, columns), work_mm[1:], shift[1:]))
     y, x = (np.arange(n) * mm + s for n, mm, s in zip(piece.shape[1:], work_mm[1:], shift[1:]))
     for n, (low, name) in enumerate(((0.52, "CT"), (0.07, "tumor probability"))):
-        ax = figure.add_axes((0.035, low, 0.2, 0.37))
+        ax = figure.add_axes((0.035, low, 0.18, 0.37))
         view.ct(ax, ct, window)
         if n:
             left, right, bottom, top = coarse.extent

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from workbench.files import write_atomic
 from workbench.ledger import CODES
@@ -83,7 +84,13 @@ class Picture(Figure):
 def png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as PNG; the same figure gives the same bytes."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+    if isinstance(
+        figure.get_layout_engine(), PlaceHolderLayoutEngine
+    ):  # nothing to lay out: drawn once, where savefig draws twice
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    else:
+        figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
     return data.getvalue()
 
 
