@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import browser
@@ -68,6 +69,25 @@ def small_phantom():
     from workbench import phantom
 
     return phantom.generate(seed=7, preset="demo")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the program; gives (exit status, standard output, standard error)."""
+
+    from workbench.__main__ import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["workbench", *map(str, words)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
 
 
 # napari's pytest plugin has two fixtures that load napari and Qt for every test: nine seconds a worker, and an error in

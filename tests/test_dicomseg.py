@@ -1,8 +1,12 @@
 """DICOM-SEG out and in: coded, on the source's own slices, the same voxel by voxel in three libraries."""
 
+import json
+
+import fake_folders
 import highdicom
 import nibabel
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 import torch
@@ -146,6 +150,34 @@ def test_a_file_that_reads_back_differently_is_not_left(tmp_path, monkeypatch):
     with pytest.raises(Refused, match="voxels that read back differently"):
         dicomseg.export(file, source, tmp_path / "seg.dcm")
     assert not list(tmp_path.glob("*seg.dcm*"))
+
+
+def test_the_commands(tmp_path, call):
+    source, file, labels = segmented(tmp_path)
+    folder = fake_folders.result(tmp_path / "r", "case 1")
+    file.replace(folder / "labels.nii.gz")
+    status, out, err = call("export", "dicomseg", folder, "--source", source, "-o", tmp_path / "seg.dcm")
+    assert (status, out.strip(), err) == (0, str(tmp_path / "seg.dcm"), "")
+    assert highdicom.seg.segread(tmp_path / "seg.dcm").number_of_segments == 2
+    status, _, err = call("export", "dicomseg", folder, "--source", tmp_path / "none", "-o", tmp_path / "x.dcm")
+    assert status == 2 and "no such file or folder" in err and not (tmp_path / "x.dcm").exists()
+
+
+def test_lesions_of_several_results_in_one_table(tmp_path, call):
+    for n in (1, 2):
+        fake_folders.result(tmp_path / f"r{n}", f"case {n}")
+    (tmp_path / "r2" / "lesions.csv").unlink()
+    held = pd.read_csv(tmp_path / "r1" / "lesions.csv")
+    for name in ("all.csv", "all.json"):
+        assert call("export", "lesions", tmp_path / "r1", tmp_path / "r2", "-o", tmp_path / name)[0] == 0
+    table = pd.read_csv(tmp_path / "all.csv")
+    assert table.case.tolist() == ["case 1"] * len(held) and table.status.eq("ok").all()
+    pd.testing.assert_frame_equal(table[held.columns], held)
+    told = json.loads((tmp_path / "all.json").read_text())
+    assert [row["candidate"] for row in told] == held.candidate.tolist()
+    assert held.isna().any().any() and all(v == v for row in told for v in row.values())  # null, never NaN
+    status, _, err = call("export", "lesions", tmp_path / "r1", "-o", tmp_path / "all.xls")
+    assert status == 2 and "expected .csv or .json" in err
 
 
 # -- in -----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The command line as a contract: what it writes, what it refuses, with which exit status."""
 
 import json
-import sys
 
 import nibabel
 import numpy as np
@@ -10,27 +9,9 @@ import pytest
 import tiny
 
 from workbench import __version__, radiomics
-from workbench.__main__ import main
 from workbench.readers import nifti
 
 AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the program; gives (exit status, standard output, standard error)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["workbench", *map(str, words)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ OPTIONAL = {
 COUNT, LENGTH, AMOUNT = r"[1-9]\d{0,4}", r"\d{1,2}(\.\d{1,8})?", r"\d{1,6}(\.\d{1,8})?"
 # what a cell of each column may be, as a pattern and in words; a measured one may be empty
 SCHEMA = {
-    "case": (r"[^\s./\\][^/\\\x00-\x1f]{0,99}(?<!\s)", "1 to 100 characters, no / in them, no dot or space first"),
+    "case": (r"[^\s./\\][^/\\\x00-\x1f]*(?<!\s)", "a name that a file can have. Use letters, digits, - and _"),
     "patient": (r"\S([^\x00-\x1f]*\S)?", "a name without spaces around it"),
     "ct": (r"[^\x00-\x1f]*\S", "a path"),
     "labels": (r"[^\x00-\x1f]*\S", "a path"),
@@ -56,6 +56,7 @@ SCHEMA = {
 }
 MEASURED = tuple(name for name in SCHEMA if name not in (*COLUMNS, *OPTIONAL))
 HU = (-1024, 3071)  # fixed: the range of 12 bits, which every scanner and most converters keep
+NAME_BYTES = 100  # rule: with what results and partial files add, it stays below the 255 of file systems
 MINIMUM_PATIENTS = 3
 
 
@@ -102,9 +103,9 @@ def read_manifest(path: str | Path) -> list[Case]:
             path, "no such file", "a cohort manifest (CSV)", "`workbench phantom OUT` writes one for synthetic cases."
         )
     cases, names = [], set()
-    for row in rows(path):
+    for number, row in rows(path):
         told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
-        conform(path, {**row, **told})
+        conform(f"{path}, line {number}", {**row, **told})
         files = (path.parent / row["ct"], path.parent / row["labels"])
         measured = {name: row[name] for name in MEASURED if row.get(name)}
         case = Case(row["case"], row["patient"], *files, told["split"], told["field_of_view"], measured)
@@ -112,7 +113,7 @@ def read_manifest(path: str | Path) -> list[Case]:
             raise Refused(path, f"case {case.case} more than once", "each case once")
         names.add(case.case)
         for file in files:
-            if not file.exists():
+            if not os.path.exists(file):
                 raise Refused(f"{path}, case {case.case}", f"no file {file}", "CT and labels of each case")
         cases.append(case)
     each_patient_on_one_side(path, cases)
@@ -120,8 +121,9 @@ def read_manifest(path: str | Path) -> list[Case]:
     return cases
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV that has at least `COLUMNS`, as text."""
+def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, cells) of each row of a CSV that has at least `COLUMNS`, as text."""
+    listed = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
@@ -130,28 +132,27 @@ def rows(path: Path) -> list[dict[str, str]]:
                 raise Refused(
                     path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}."
                 )
-            listed = list(reader)
+            for row in reader:
+                lacking = [column for column in COLUMNS if not row.get(column)]
+                if lacking or None in row or None in row.values():
+                    found = f"no {', '.join(lacking)}" if lacking else "another number of fields than columns"
+                    raise Refused(f"{path}, line {reader.line_num}", found, "a value for each column",
+                                  "Put text with commas into quotation marks." if None in row else "")  # fmt: skip
+                listed.append((reader.line_num, row))
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
     if not listed:
         raise Refused(path, "no row", "at least one case")
-    for number, row in enumerate(listed, 2):
-        if None in row or None in row.values():
-            raise Refused(
-                f"{path}, row {number}",
-                f"{'more' if None in row else 'fewer'} cells than columns",
-                f"{len(reader.fieldnames)}",
-                "Put text with commas into quotation marks.",
-            )
     return listed
 
 
-def conform(path: Path, row: dict[str, str]) -> None:
+def conform(subject: object, row: dict[str, str]) -> None:
     """Refuse a cell that is not what `SCHEMA` says."""
     for name, (pattern, words) in SCHEMA.items():
         value = row.get(name, "")
-        if not re.fullmatch(pattern, value) and not (value == "" and name in MEASURED):
-            raise Refused(f"{path}, case {row['case'][:100]!r}", f"{name} {value[:100]!r}", words)
+        fits = re.fullmatch(pattern, value) and (name != "case" or len(value.encode()) <= NAME_BYTES)
+        if not fits and not (value == "" and name in MEASURED):
+            raise Refused(subject, f"{'the ' * (name == 'case')}{name} {value[:100]!r}", words)
 
 
 def each_patient_on_one_side(subject: object, cases: Iterable[Case]) -> None:

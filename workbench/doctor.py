@@ -18,7 +18,7 @@ from workbench.network import SlabNet
 from workbench.radiomics import compiled
 
 PACKAGES = (
-    "torch numpy scipy pandas scikit-learn scikit-image nibabel SimpleITK pydicom pyradiomics mlflow papermill jupyterlab "
+    "torch numpy scipy pandas scikit-learn scikit-image nibabel SimpleITK pydicom highdicom pyradiomics mlflow papermill jupyterlab "
     "ipywidgets napari"
 ).split()
 # library that Qt or Mesa needs for a napari window -> Debian's package

@@ -83,7 +83,7 @@ def take(kind: str, root: str | Path, out: str | Path, tell: Callable[[str], obj
 
 def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Callable[[str], object]) -> None:
     """Read one case, write what must be written, and its record last."""
-    cohort.conform(out, {"case": scan.case, "patient": scan.patient, "ct": "-", "labels": "-", "split": scan.split,
+    cohort.conform(scan.place, {"case": scan.case, "patient": scan.patient, "ct": "-", "labels": "-", "split": scan.split,
                          "field_of_view": scan.field_of_view})  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", WorkbenchWarning)
@@ -111,7 +111,7 @@ def _write(out: Path, rows: list[dict[str, str]]) -> Path:
     manifest = out / "manifest.csv"
     cases = []
     for row in rows:
-        cohort.conform(manifest, row)
+        cohort.conform(f"{manifest}, case {row['case']}", row)
         cases.append(cohort.Case(row["case"], row["patient"], Path(row["ct"]), Path(row["labels"]), row["split"]))
     cohort.each_patient_on_one_side(manifest, cases)
     cohort.each_scan_once(manifest, ((case, row["voxel_hash"]) for case, row in zip(cases, rows, strict=True)))
@@ -142,7 +142,7 @@ def _changes(out: Path) -> dict[str, dict[str, str]]:
         return {}
     imported = {case: record["row"] for case, record in _records(out).items()}
     changes = {}
-    for row in cohort.rows(manifest):
+    for _, row in cohort.rows(manifest):
         before = imported.get(row["case"], {})
         named = [name for name in row if name in BY_HAND or name not in COLUMNS]
         changes[row["case"]] = {name: row[name] for name in named if row[name] != before.get(name)}

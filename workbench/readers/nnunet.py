@@ -54,7 +54,10 @@ def _names(path: Path) -> dict[str, tuple[str, str]]:
     if not path.is_file():
         return {}
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        try:
+            rows = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise Refused(path, f"no CSV text ({error})", "name, case and patient") from None
     if any(not row.get(column) for row in rows for column in ("name", "case", "patient")):
         raise Refused(path, "a row without name, case or patient", "all three", "Remove the file, or complete it.")
     return {row["name"]: (row["case"], row["patient"]) for row in rows}

@@ -55,7 +55,7 @@ def meaning(words: str) -> int:
     return TUMOR if re.fullmatch(TUMOR_WORDS, plain) else 0
 
 
-def coding(names: Mapping[str, int | Iterable[int]], subject: object) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+def coding(names: Mapping[str, int | list[int]], subject: object) -> tuple[tuple[tuple[int, int], ...], list[str]]:
     """((value, LIVER or TUMOR), ...) from what the values of a label map are called, and the names that mean neither.
 
     A name may stand for several values (nnU-Net's regions): what is tumor by any name is tumor.
@@ -64,7 +64,7 @@ def coding(names: Mapping[str, int | Iterable[int]], subject: object) -> tuple[t
     others = []
     for name, held in names.items():
         meant = meaning(name)
-        listed = [held] if isinstance(held, int) else list(held)
+        listed: list[int] = list(held) if isinstance(held, list | tuple) else [held]
         if not all(isinstance(v, int) and 0 <= v <= 65535 for v in listed):
             raise Refused(subject, f"label {name!r} with the value {held!r}", "whole numbers from 0")
         if not meant and listed != [0]:
@@ -110,9 +110,9 @@ def joined(ct: Volume, liver: np.ndarray | None, tumor: np.ndarray | None) -> tu
 
 def contained(root: Path, name: str, subject: object) -> Path:
     """A file that a list inside a collection names: below the collection and nowhere else."""
-    path = root / name
+    path = root / name if isinstance(name, str) and "\0" not in name else root.parent
     if not path.resolve().is_relative_to(root.resolve()):
-        raise Refused(subject, f"a file {name}", f"files below {root}", "Move them there.")
+        raise Refused(subject, f"a file {name!r}", f"files below {root}", "Move them there.")
     return path
 
 
