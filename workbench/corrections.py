@@ -49,7 +49,8 @@ def gather(sources: Sequence[str | Path], cases: Sequence[Case], into: str | Pat
     `sources` are result folders, or folders of them. Refused when nothing of it can be used, and when two results of one
     case were corrected.
     """
-    into, lines, kept = Path(into), [], {}
+    into, lines = Path(into), []
+    kept: dict[str, Correction] = {}
     making = into.with_name(f".{into.name}.part")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
