@@ -17,6 +17,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import napari
@@ -295,7 +296,7 @@ class Panel(QWidget):
         group, grid = QButtonGroup(self), QGridLayout()
         grid.setSpacing(3)
         for n, name in enumerate(names):
-            button = _button(name, "", lambda name=name: do(name))
+            button = _button(name, "", partial(do, name))
             button.setCheckable(True)
             group.addButton(button, n)
             grid.addWidget(button, n // 3, n % 3)
