@@ -184,22 +184,29 @@ def test_hidden_layers_are_read_when_they_are_looked_at(folder, monkeypatch):
     after, before = found["after boundary"][0], found["before boundary"][0]
     assert after.shape == fake.SHAPE and read.count("ledger") == 0
     codes = fake.arrays()["ledger"]
-    np.testing.assert_array_equal(after[7] > 0, np.isin(codes[7], (2, 3, 7)))
+    assert after[7].dtype == np.uint8 and after[7].shape == fake.SHAPE[1:] and read.count("ledger") == 0
+    np.testing.assert_array_equal(np.asarray(after[7]) > 0, np.isin(codes[7], (2, 3, 7)))
+    np.testing.assert_array_equal(after[7:9, 3] > 0, np.isin(codes[7:9, 3], (2, 3, 7)))
     np.testing.assert_array_equal(before, np.isin(codes, (2, 3, 8, 24)))
-    found["ledger"][0][3]
+    np.asarray(found["ledger"][0])
     assert read.count("ledger") == 1, "once for all three"
 
 
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
 @pytest.mark.parametrize(
-    "slope, inter, kind", [(1, 0, np.int16), (1, -1024, np.int16), (1, 40000, np.int32), (0.5, 1, np.float32)]
+    "slope, inter, kind", [(1, 0, np.int16), (1, -1024, np.int16), (1, 40000, np.float32), (0.5, 1, np.float32)]
 )
-def test_a_scaled_ct_is_not_blown_up(tmp_path, slope, inter, kind):
+def test_a_ct_is_mapped_or_read_and_never_blown_up(tmp_path, slope, inter, kind, suffix):
     raw = np.arange(-60, 60, dtype=np.int16).reshape(4, 5, 6)
     image = nibabel.Nifti1Image(raw, np.diag([1.0, 2.0, 3.0, 1.0]))
     image.header.set_slope_inter(slope, inter)
-    nibabel.save(image, tmp_path / "ct.nii.gz")
-    array, spacing_mm, _ = folders.canonical(nibabel.load(tmp_path / "ct.nii.gz"))
+    nibabel.save(image, tmp_path / f"ct.{suffix}")
+    array, spacing_mm, _ = folders.canonical(nibabel.load(tmp_path / f"ct.{suffix}"))
     assert array.dtype == kind and spacing_mm == (3.0, 2.0, 1.0)
+    base = array
+    while isinstance(base.base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap) == (suffix == "nii" and (slope, inter) == (1, 0)), "mapped where it can be"
     np.testing.assert_allclose(array, (raw.astype(float) * slope + inter).transpose(2, 1, 0)[:, ::-1, ::-1])
 
 
@@ -375,3 +382,15 @@ def test_the_whole_window_is_a_picture(window):
     canvas = viewer.screenshot(flash=False)[..., :3].astype(int)
     assert canvas.std() > 10 and (np.abs(canvas - 255 * np.array(to_rgb(figures.FALSE_COLOUR))).max(-1) < 90).sum() > 30
     assert panel.isVisible() and panel.table.height() >= 160
+
+
+def test_napari_leaves_what_is_hidden_on_disk(tmp_path, make_napari_viewer, monkeypatch):
+    folder, read = fake.result(tmp_path / "r", "c"), []
+    was = folders.ResultFolder.volume
+    monkeypatch.setattr(folders.ResultFolder, "volume", lambda self, name: read.append(name) or was(self, name))
+    viewer = make_napari_viewer()
+    qa.add(viewer, folder)
+    assert read == ["labels"]
+    viewer.layers["after boundary"].visible = True
+    viewer.layers["tumor probability"].visible = True
+    assert read == ["labels", "ledger", "tumor_probability"]

@@ -440,9 +440,8 @@ def _run_candidates(experiment: Experiment, folder: Path) -> dict:
         hits, lesion = candidates.match(found.labels, numbered(labels == 2), s)
         false = np.zeros(len(hits), bool)
         if row.case in said and said[row.case].rejected and _may_train(row):
-            where = corrections.rejected(
-                experiment.path("corrections"), row.case, (labels.shape[0], labels.shape[1], labels.shape[2])
-            )
+            z, y, x = labels.shape
+            where = corrections.rejected(experiment.path("corrections"), row.case, (z, y, x))
             false = corrections.falsified(found.labels, labels == 2, where, s.overlap)
         table = found.table.copy()
         table.insert(1, "is_lesion", hits & ~false)

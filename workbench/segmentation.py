@@ -217,7 +217,8 @@ def _numbers_on(candidates: Tensor, mask: Tensor) -> Tensor:
     grown = candidates.float()[None]
     for _ in range(2):
         grown = torch.where(grown > 0, grown, F.max_pool3d(grown, 3, 1, 1))
-    return resample_labels(grown[0].to(torch.int16), (mask.shape[0], mask.shape[1], mask.shape[2])) * mask
+    z, y, x = mask.shape
+    return resample_labels(grown[0].to(torch.int16), (z, y, x)) * mask
 
 
 def look(

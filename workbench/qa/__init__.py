@@ -49,7 +49,7 @@ def _probability_colours(which: str) -> dict:
 
 
 class Later:
-    """An array `[z y x]` that is read when it is first looked at; napari asks a hidden layer for nothing."""
+    """An array that is read when it is first looked at. napari asks a hidden layer for its first plane's dtype, no more."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[], np.ndarray]):
         self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
@@ -59,7 +59,9 @@ class Later:
     def whole(self) -> np.ndarray:
         return np.asarray(self._read(), self.dtype)
 
-    def __getitem__(self, at: Any) -> np.ndarray:
+    def __getitem__(self, at: Any) -> np.ndarray | Later:
+        if isinstance(at, int):
+            return Later(self.shape[1:], self.dtype, lambda: self.whole[at])
         return self.whole[at]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -175,7 +177,7 @@ def phantom_layers(seed: int = 0) -> list[Layer]:
 
 
 def add(viewer, folder: str | Path) -> list:
-    """Put the layers of a result into a viewer, at the slice with most tumor."""
+    """Put the layers of a result into a viewer, at the largest candidate."""
     found = layers(folder)
     added = []
     for data, keywords, kind in found:
@@ -186,10 +188,9 @@ def add(viewer, folder: str | Path) -> list:
         added.append(getattr(viewer, f"add_{kind}")(data, **keywords))
         if kind == "labels":
             added[-1].contour = keywords["metadata"].get("contour", 0)  # napari takes it from nobody who adds a layer
-    labels = next((np.asarray(data) for data, keywords, _ in found if keywords["name"] == "labels"), None)
-    if labels is not None:
-        at = figures.slice_with_most(labels == 2 if np.any(labels == 2) else labels)
-        viewer.dims.set_point(0, at * found[0][1]["scale"][0])
+    largest = next((data[0] for data, _, kind in found if kind == "points"), None)
+    if largest is not None:
+        viewer.dims.set_point(range(3), largest * found[0][1]["scale"])
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.title = str(Path(folder).resolve().name)
     return added

@@ -327,7 +327,7 @@ class Panel(QWidget):
             "H": lambda: turn("Plane"),
         }
         for key, do in keys.items():
-            self.viewer.bind_key(key, lambda _, do=do: do() and None, overwrite=True)
+            self.viewer.bind_key(key, _ignoring(do), overwrite=True)
 
     def showEvent(self, event) -> None:
         super().showEvent(event)
@@ -421,6 +421,10 @@ class Panel(QWidget):
     def _was_painted(self) -> None:
         self.painted = True
 
+    def _chosen(self, number: int) -> None:
+        if not self.filling:
+            self.show_case(number)
+
     def _pick(self, choice: QComboBox, number: int) -> None:
         self.filling = True
         choice.setCurrentIndex(number)
@@ -437,6 +441,15 @@ class Panel(QWidget):
         self.said.setText(words)
         if words:
             print(words, file=sys.stderr)
+
+
+def _ignoring(do: Callable[[], object]) -> Callable[[object], None]:
+    """What napari calls with its viewer when a key is pressed."""
+
+    def pressed(_: object) -> None:
+        do()
+
+    return pressed
 
 
 def _button(name: str, tip: str, do: Callable[[], object], width: int = 0) -> QPushButton:
