@@ -28,7 +28,7 @@ TAGS = [
 GREY = "MONOCHROME2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 # what pydicom raises on damaged files; it has no type of its own for most of it
-DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error)
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError, struct.error)
 MAX_TOLD = 4  # rule: faults named in one line
 
 
