@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -68,7 +69,7 @@ def read_manifest(path: str | Path) -> list[Case]:
                 raise Refused(
                     path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}."
                 )
-            rows = list(reader)
+            rows = [_whole(row, f"{path}, line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
     said = [[r.get(name, known[0]) for name, known in OPTIONAL.items()] for r in rows]
@@ -83,7 +84,7 @@ def read_manifest(path: str | Path) -> list[Case]:
             if getattr(c, name) not in known:
                 raise Refused(f"{path}, case {c.case}", f"{name} {getattr(c, name)!r}", " or ".join(known))
         for file in (c.ct, c.labels):
-            if not file.exists():
+            if not os.path.exists(file):
                 raise Refused(f"{path}, case {c.case}", f"no file {file}", "CT and labels of each case")
     both = {c.patient for c in cases if c.split == "train"} & {c.patient for c in cases if c.split == "test"}
     if both:
@@ -94,6 +95,20 @@ def read_manifest(path: str | Path) -> list[Case]:
             "Give all scans of a patient the same split.",
         )
     return cases
+
+
+def _whole(row: dict, line: str) -> dict:
+    """A row of the manifest with a value for each column; a case's name is to be a file's name, in the folder where it belongs."""
+    lacking = [column for column in COLUMNS if not row.get(column)]
+    if lacking or None in row or None in row.values():
+        found = f"no {', '.join(lacking)}" if lacking else "another number of fields than columns"
+        raise Refused(line, found, "a value for each column")
+    case = row["case"]
+    if case.startswith(".") or re.search(r"[/\\\x00-\x1f]", case) or len(case.encode()) > 100:
+        raise Refused(line, f"the case {case[:100]!r}", "a name that a file can have", "Use letters, digits, - and _.")
+    if "\0" in "".join(map(str, row.values())):
+        raise Refused(line, "a zero byte", "text")
+    return row
 
 
 def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str, int]:
