@@ -47,11 +47,14 @@ from workbench.experiment import (
     write_json,
     write_table,
 )
+from workbench.files import read_json, sweep
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
 from workbench.segmentation import DECIDING, Models, Result, decide, on_own_grid, segment
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
+
+KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on with
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
@@ -74,12 +77,19 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         folder.mkdir(parents=True, exist_ok=True)
         identity = experiment._identity(stage)
         mark = folder / "started.json"
-        if mark.is_file() and json.loads(mark.read_text()) != identity:
+        if mark.is_file() and read_json(mark) != identity:
             shutil.rmtree(folder)  # left by other settings or inputs: nothing of it may be taken over
-        (folder / "stage.json").unlink(missing_ok=True)
+        for place in (folder, *folder.glob("*/")):
+            sweep(place)
+        for name in ("stage.json", KILLED):
+            (folder / name).unlink(missing_ok=True)
         write_json(mark, identity)
         processes.wait()
-        figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
+        try:
+            figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
+        except KeyboardInterrupt:
+            write_json(folder / KILLED, {"stage": stage, "at": datetime.now(UTC).isoformat(timespec="seconds")})
+            raise
         write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
         outputs = {
             str(p.relative_to(folder)): sha256(p)
