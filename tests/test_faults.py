@@ -1,23 +1,104 @@
-"""Faulty input at the readers: the row of the table of faults (docs/faults.md), the fault, and the one line it gets.
+"""The table of faults: the row, the fault, and the one line it gets. `python tests/test_faults.py` writes docs/faults.md from it.
 
-Each builder writes a fault into a folder and returns the path that a user would give. `FAULTS` is read as the
-documentation of the messages: what follows the path, whole. Rows below 23 that are absent here belong to later stages.
+`FAULTS` are input files: each builder writes a fault into a folder and returns the path that a user would give.
+`ACTS` are all other refusals. `OUTCOMES` are rows that end in no refusal, or that a test elsewhere holds. Messages are those of the
+program, whole, after the path.
 """
 
+import ast
 import gzip
+import hashlib
+import json
+import os
+import platform
 import re
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import nibabel
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
+import tiny
+import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
-from workbench import readers
+from workbench import (
+    __main__,
+    batch,
+    boundary,
+    candidates,
+    cascade,
+    cohort,
+    doctor,
+    experiment,
+    fit,
+    forest,
+    pipeline,
+    radiomics,
+    readers,
+    slabs,
+)
+from workbench.network import NetworkSettings, SlabNet
 from workbench.readers import WorkbenchWarning, dicom
+from workbench.readers import nifti as nifti_file
 from workbench.volume import Refused
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "faults.md"
+
+ROWS = {  # what must be survived
+    1: "truncated .nii.gz",
+    2: "header larger than the data",
+    3: "a header that claims 30000 x 30000 x 30000 voxels",
+    4: "zero-byte file, wrong magic, plain NIfTI named .gz",
+    5: "NaN or infinity in HU",
+    6: "sform and qform disagree",
+    7: "neither form code set",
+    8: "sheared or singular affine",
+    9: "oblique affine",
+    10: "spacing of exactly 1, 1, 1",
+    11: "slices of 5 mm or more",
+    12: "4D image",
+    13: "no HU: 0..255, 0..1, offset by 1024",
+    14: "a single slice",
+    15: "DICOM: missing slice, doubled position, all positions equal",
+    16: "DICOM: gantry tilt",
+    17: "DICOM: several series or a scout in the folder",
+    18: "DICOM: rescale slope that varies by slice",
+    19: "DICOM: compressed without its decoder, damaged",
+    20: "a path out of its folder",
+    21: "mask and image on different grids",
+    22: "label values not whole, 255 or unknown",
+    23: "empty mask",
+    24: "one-voxel, one-line, one-slice lesion",
+    25: "flat region",
+    26: "lesion on the volume's border, lesion that fills the liver",
+    27: "no liver in the scan",
+    28: "lesion outside the liver in a reference",
+    29: "reference without tumor",
+    30: "one patient or one scan on two sides",
+    31: "a cohort too small, or with one class",
+    32: "disk full in the middle of a write",
+    33: "SIGKILL during a checkpoint",
+    34: "damaged checkpoint",
+    35: "checkpoint of another configuration",
+    36: "`--resume` with nothing there",
+    37: "model files from a stranger",
+    38: "tracking store locked or down",
+    39: "SIGTERM, Ctrl-C",
+    40: "two runs on one folder",
+    41: "no GPU, GPU out of memory, no bfloat16",
+    42: "read-only folder, odd paths, no display",
+    43: "unknown notebook parameter",
+    44: "a notebook's cell fails in a batch",
+    45: "patient names in DICOM headers",
+}
+SILENT = {1, 2, 5, 6, 15, 16, 34, 43}  # rows that pass without a word in common libraries
 
 SHAPE = (8, 7, 6)
 AFFINE = np.diag([-2.0, -2.0, 5.0, 1.0])
@@ -340,6 +421,240 @@ def test_refused_in_one_line(tmp_path, row, fault, build, reader, message):
     assert re.search("found .*; expected ", rest) and "\n" not in line
 
 
+# -- refusals that are no input file: act(folder, request) does what is wrong ----------------------------------------
+
+
+def manifest(folder, *rows, columns=("case", "patient", "ct", "labels", "split")):
+    (folder / "x.nii.gz").touch()
+    (folder / "m.csv").write_text("\n".join(",".join(r) for r in (columns, *rows)) + "\n")
+    return folder / "m.csv"
+
+
+def two_copies(folder, request):
+    """One scan under two names."""
+    rows = []
+    for n, seed in enumerate((0, 0, 1, 2)):
+        ct, labels = tiny.patient(seed)
+        (folder / f"c{n}").mkdir()
+        nifti_file.write(ct, folder / f"c{n}" / "ct.nii.gz")
+        nifti_file.write(labels, folder / f"c{n}" / "labels.nii.gz")
+        rows.append((f"c{n}", f"p{n}", f"c{n}/ct.nii.gz", f"c{n}/labels.nii.gz", "test" if n == 1 else "train"))
+    quiet = lambda *_: None
+    made = experiment.Experiment.create(folder / "e", manifest(folder, *rows), tiny.settings(), "cpu", quiet)
+    pipeline.run(made, "cohort")
+
+
+SMALL = NetworkSettings(width=4, growth=2, layers=(1, 1))
+
+
+def net_in(folder, edit=None, restate=True, **about):
+    """A stored net, its file edited, with the checksum that fits."""
+    torch.manual_seed(0)
+    config = {"network": json.loads(json.dumps(SMALL.__dict__))}
+    fit.save_tensors(folder / "fold0", SlabNet(SMALL).state_dict(), {"config": config, "curve": []} | about)
+    (held,) = folder.glob("*.safetensors")
+    if edit:
+        held = held.rename(folder / "net.safetensors")
+        held.write_bytes(edit(held.read_bytes()))
+        stated = json.loads((folder / "fold0.json").read_text()) | {"file": held.name}
+        if restate:
+            stated["sha256"] = hashlib.sha256(held.read_bytes()).hexdigest()
+        (folder / "fold0.json").write_text(json.dumps(stated))
+    return held
+
+
+def load_net(folder, net=SMALL):
+    return cascade.load_fold(folder, replace(tiny.settings().liver.cascade, network=net), 0, "cpu")
+
+
+def flipped(data):
+    return data[:-9] + bytes([data[-9] ^ 64]) + data[-8:]
+
+
+PICKLE = b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94."
+
+
+def small_forest(folder):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
+    made = forest.fit(table, table.a.to_numpy() > 0, replace(tiny.settings().forest, trees=2))
+    forest.save(made, folder)
+    return made, table
+
+
+def strange_forest(data):
+    def act(folder, request):
+        small_forest(folder)
+        held = data if isinstance(data, bytes) else data(folder)
+        (folder / "forest.skops").write_bytes(held)
+        about = json.loads((folder / "forest.json").read_text()) | {"sha256": hashlib.sha256(held).hexdigest()}
+        (folder / "forest.json").write_text(json.dumps(about))
+        forest.load(folder)
+
+    return act
+
+
+def foreign(folder):
+    import skops.io
+
+    return skops.io.dumps([print, "it ran"])
+
+
+def loose_tree(folder):
+    """A forest with a split that leads back to itself: to follow it would never end."""
+    import skops.io
+
+    model = small_forest(folder)[0].model
+    state = model.estimators_[1].tree_.__getstate__()
+    state["nodes"]["left_child"][0] = 0
+    model.estimators_[1].tree_.__setstate__(state)
+    return skops.io.dumps(model)
+
+
+def other_settings(folder, request):
+    cohort_of = request.getfixturevalue("toy_cohort")
+    experiment.Experiment.create(folder / "e", cohort_of, tiny.settings(), "cpu")
+    changed = replace(tiny.settings(), folds=3, forest=replace(tiny.settings().forest, trees=500))
+    experiment.Experiment.create(folder / "e", cohort_of, changed, "cpu")
+
+
+def changed_settings(folder, request):
+    experiment.Experiment.create(folder / "e", request.getfixturevalue("toy_cohort"), tiny.settings(), "cpu")
+    about = json.loads((folder / "e" / "experiment.json").read_text())
+    about["settings"]["liver"]["pixel_mm"] = "wide"
+    (folder / "e" / "experiment.json").write_text(json.dumps(about))
+    experiment.Experiment(folder / "e", "cpu")
+
+
+def in_use(folder, request):
+    with experiment.held(folder), experiment.held(folder):
+        pass
+
+
+def book(folder, source="n = 1\nrate = 0.5"):
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "02_liver.ipynb")
+    return folder / "02_liver.ipynb"
+
+
+def no_notebook(folder, request):
+    (folder / "02_liver.ipynb").write_text('{"cells": 7}')
+    batch.parameters(folder / "02_liver.ipynb")
+
+
+def read_only(folder, request):
+    (folder / "there").mkdir()
+    (folder / "there").chmod(0o555)
+    __main__._writable(folder / "there" / "new")
+
+
+def few(lesions, alike):
+    truth = np.arange(lesions + alike) < lesions
+    return lambda d, _: forest.fit(pd.DataFrame({"a": truth + 0.0}), truth)
+
+
+def on_cuda(folder, request):
+    request.getfixturevalue("monkeypatch").setattr(torch.cuda, "is_available", lambda: False)
+    experiment.pick_device("cuda")
+
+
+def folds_of(patients):
+    cases = [cohort.Case(f"c{i}", p, Path("c"), Path("l")) for i, p in enumerate(patients)]
+    return lambda d, _: cohort.folds(cases, {c.case: 0.0 for c in cases}, 2)
+
+
+ACTS = [
+    (20, "a case named ../x in a manifest", lambda d, _: cohort.read_manifest(manifest(d, ["../x", "p", "x.nii.gz", "x.nii.gz", "train"])),
+     "m.csv, line 2: found the case '../x'; expected a name that a file can have. Use letters, digits, - "
+     "and _."),
+    (20, "a row of a manifest cut short", lambda d, _: cohort.read_manifest(manifest(d, ["c", "p", "x.nii.gz"])),
+     "m.csv, line 2: found no labels; expected a value for each column."),
+    (23, "empty mask for radiomics", lambda d, _: __main__.radiomics(nifti(d), nifti(d, np.zeros(SHAPE, np.uint8), name="m.nii.gz"), d / "x.csv"),
+     "m.nii.gz: found an empty mask; expected at least one region on background 0. Draw a region first."),
+    (30, "a patient in train and in test", lambda d, _: cohort.read_manifest(manifest(d, ["a", "p", "x.nii.gz", "x.nii.gz", "train"], ["b", "p", "x.nii.gz", "x.nii.gz", "test"])),
+     "m.csv: found patient p in train and in test; expected each patient on one side. Give all scans of a "
+     "patient the same split."),
+    (30, "one scan under two names", two_copies,
+     "m.csv: found the same voxels in cases c0, c1; expected each scan once. Remove the copies."),
+    (31, "too few patients", folds_of("aab"),
+     "the cohort: found 2 training patients; expected at least 3, one for each fold. Add patients or use "
+     "fewer folds."),
+    (31, "too few candidates", few(3, 3),
+     "forest: found 3 lesions and 3 look-alikes; expected at least 20 candidates, 5 of each class. Use a "
+     "larger cohort."),
+    (31, "candidates of one class", few(30, 1),
+     "forest: found 30 lesions and 1 look-alikes; expected at least 20 candidates, 5 of each class. Use a "
+     "larger cohort."),
+    (33, "weights that are not there", lambda d, _: load_net(d),
+     "fold0.json: found no such model; expected a trained one. Train this stage first."),
+    (34, "a bit of the weights flipped", lambda d, _: (net_in(d, flipped, restate=False), load_net(d)),
+     "net.safetensors: found a checksum other than the recorded one, or no file; expected CHECKSUM. The "
+     "file is damaged: restore it, or remove fold0.json and train this stage again."),
+    (34, "JSON of a checkpoint cut short", lambda d, _: (net_in(d), bytes_of(d / "fold0.json", lambda b: b[:40]), load_net(d)),
+     "fold0.json: found no JSON (Unterminated string starting at: line 4 column 4 (char 33)); expected "
+     "what the workbench wrote there. The file is damaged: restore it, or remove it and run this again."),
+    (34, "settings of another kind in experiment.json", changed_settings,
+     "e/experiment.json: found pixel_mm \"wide\"; expected a number. The file is damaged: restore it, or "
+     "remove it and run this again."),
+    (35, "a net of another width", lambda d, _: (net_in(d), load_net(d, replace(SMALL, width=8))),
+     "fold0: found a net of another configuration, (stored, asked for) {'width': (4, 8)}; expected the "
+     "same. Train this stage again."),
+    (35, "weights that do not fit their own settings", lambda d, _: (net_in(d, lambda b: b.replace(b'"gate', b'"gait')), load_net(d)),
+     "fold0: found weights of another network; expected those of this version. Train this stage again."),
+    (35, "an experiment with other settings", other_settings,
+     "e: found an experiment with other settings (folds 2 instead of 3; forest.trees 30 instead of 500); "
+     "expected the same, to go on with it. Choose another folder with -o, or remove this one."),
+    (36, "nothing to resume", lambda d, _: __main__.train("all", d / "m.csv", d / "e", resume=True),
+     "--resume e: found no experiment there; expected one that was started before. Leave --resume out to "
+     "start it."),
+    (37, "a pickle in place of weights", lambda d, _: (net_in(d, lambda b: PICKLE), load_net(d)),
+     "net.safetensors: found no safetensors (Error while deserializing: header too large); expected the "
+     "weights of a net. Train this stage again."),
+    (37, "a pickle in place of the forest", strange_forest(PICKLE),
+     "forest.skops: found no skops file (BadZipFile File is not a zip file); expected a forest. Restore "
+     "it, or train the forest stage."),
+    (37, "a function in the forest's file", strange_forest(foreign),
+     "forest.skops: found the type builtins.print (TypeNode); expected the types that a forest consists "
+     "of. It is not loaded: do not trust where it came from."),
+    (37, "a tree that never ends", strange_forest(loose_tree),
+     "forest.skops: found loose ends in tree 1; expected a tree. It is not used: train the forest stage."),
+    (40, "a second run on one experiment", in_use,
+     "FOLDER: found in use by process N on HOST; expected an experiment that nobody else writes to. Wait "
+     "for it or choose another folder."),
+    (41, "CUDA asked for, none there", on_cuda,
+     "--device: found cuda; expected a device that is there. No CUDA device was found: use --device cpu."),
+    (42, "read-only folder", read_only,
+     "there/new: found there is read-only; expected a folder that can be written. Choose another with -o."),
+    (42, "a file where a folder should be", lambda d, _: ((d / "f").touch(), __main__._writable(d / "f")),
+     "f: found f is a file; expected a folder that can be written. Choose another with -o."),
+    (43, "unknown notebook parameter", lambda d, _: batch.checked(book(d), {"treshold": 0.5}),
+     "02_liver.ipynb: found unknown parameter treshold; expected one of n, rate."),
+    (43, "a parameter of another type", lambda d, _: batch.checked(book(d), {"n": "three"}),
+     "02_liver.ipynb: parameter n: found 'three'; expected int, like 1."),
+    (43, "a file that is no notebook", no_notebook,
+     "02_liver.ipynb: found no notebook (TypeError 'int' object is not iterable); expected a Jupyter "
+     "notebook. Restore it from the repository."),
+    (43, "parameters that are no Python", lambda d, _: batch.parameters(book(d, "n = (1")),
+     "02_liver.ipynb: found a cell of parameters that is no Python ('(' was never closed (<unknown>, line "
+     "1)); expected name = value, line by line."),
+]  # fmt: skip
+
+
+def told(refused: Refused, folder: Path) -> str:
+    """The line without what differs from run to run."""
+    line = str(refused).replace(f"{folder}/", "").replace(str(folder), "FOLDER")
+    line = line.replace(f"process {os.getpid()} on {platform.node()}", "process N on HOST")
+    return re.sub(r"\b[0-9a-f]{12}\b", "CHECKSUM", line)
+
+
+@pytest.mark.parametrize("row, fault, act, message", ACTS, ids=[f"{f[0]}-{f[1]}" for f in ACTS])
+def test_refused_wherever_it_happens(tmp_path, request, row, fault, act, message):
+    with pytest.raises(Refused) as refused:
+        act(tmp_path, request)
+    assert told(refused.value, tmp_path) == message
+    assert re.search("found .*; expected ", message)
+
+
 def test_the_verdict_of_check_is_the_same_line(tmp_path):
     verdict = readers.check(short(tmp_path))
     assert not verdict.ok
@@ -351,7 +666,7 @@ def test_the_verdict_of_check_is_the_same_line(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["truncated .nii.gz", "header larger than the data, gzip", "NaN", "gantry tilt"])
-def test_a_library_reads_it_in_silence(tmp_path, fault):
+def test_a_library_reads_it_in_silence(tmp_path, fault, capfd):
     import SimpleITK as sitk
 
     build = next(f[2] for f in FAULTS if f[1] == fault)
@@ -365,8 +680,49 @@ def test_a_library_reads_it_in_silence(tmp_path, fault):
         image = sitk.ReadImage(path)
     if fault == "NaN":
         assert sitk.GetArrayFromImage(image)[1, 2, 3] == 0  # a hole in the liver that looks like water
+    if fault == "truncated .nii.gz":
+        assert (sitk.GetArrayFromImage(image)[-1] == 0).all()  # the last slices were never there
     with pytest.raises(Refused):
         READ(path)
+
+
+@pytest.mark.parametrize("fault", ["all positions equal", "doubled position", "missing DICOM slice"])
+def test_a_library_makes_a_volume_of_such_positions(tmp_path, fault):
+    import SimpleITK as sitk
+
+    build = next(f[2] for f in FAULTS if f[1] == fault)
+    folder = build(tmp_path)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # a warning on stderr is all that there is
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(p) for p in sorted(folder.iterdir())])
+    assert reader.Execute().GetSize()[2] == len(list(folder.iterdir()))
+    with pytest.raises(Refused):
+        READ(folder)
+
+
+def test_row_34_libraries_load_a_flipped_bit(tmp_path):
+    from safetensors.torch import load_file
+
+    whole = SlabNet(SMALL)
+    held = net_in(tmp_path, flipped, restate=False)
+    torch.manual_seed(0)
+    sound = SlabNet(SMALL).state_dict()
+    damaged = load_file(held)
+    assert sum(not torch.equal(damaged[k], v) for k, v in sound.items()) == 1
+    whole.load_state_dict(damaged)  # nor does torch say a word
+    with pytest.raises(Refused, match="checksum"):
+        load_net(tmp_path)
+
+
+def test_row_43_papermill_runs_the_defaults(tmp_path, caplog):
+    import papermill
+
+    made = papermill.execute_notebook(
+        book(tmp_path), tmp_path / "out.ipynb", {"treshold": 0.5}, prepare_only=True, progress_bar=False,
+        kernel_name="python3", language="python",
+    )  # fmt: skip
+    assert [r.levelname for r in caplog.records if "treshold" in r.getMessage()] == ["WARNING"]
+    assert "treshold = 0.5" in "".join(c.source for c in made.cells)
 
 
 def test_two_libraries_put_one_file_on_opposite_sides(tmp_path):
@@ -502,3 +858,193 @@ def test_row_45_patients_are_not_named(tmp_path):
     for text in (repr(volume), readers.check(folder).message):
         assert "Doe" not in text and "4711" not in text
     assert "PatientName" not in dicom.TAGS
+
+
+def test_row_11_radiomics_of_thick_slices_are_marked():
+    image, labels = torch.rand(8, 9, 10) * 100, torch.zeros(8, 9, 10, dtype=torch.long)
+    labels[2:6, 2:6, 2:6] = 1
+    thick, thin = (radiomics.describe(image, labels, (mm, 1.0, 1.0), groups=["shape"]).reason[0] for mm in (5.0, 4.9))
+    assert "slices of 5 mm: texture across them is coarse" in thick and "slices of" not in thin
+
+
+def test_row_26_lesions_at_the_border_and_all_over_the_liver_are_described():
+    ball = torch.zeros(14, 40, 40, dtype=torch.bool)
+    ball[0:8, 10:30, 10:30] = True
+    found = candidates.find(ball, ball.float(), ball, (4.0, 2.0, 2.0))
+    assert found.table.touches_border.tolist() == [True] and found.table.volume_ml[0] == pytest.approx(3200 * 0.016)
+    row = radiomics.describe(torch.rand(ball.shape) * 50, ball.long(), (4.0, 2.0, 2.0), ball).iloc[0]
+    assert "at the border of the volume" in row.reason and row.boundary_liver_contact > 0.8
+    net = boundary.BoundaryModel(boundary.PatchNet(boundary.DEMO).eval(), boundary.DEMO)
+    edge = boundary.relabel(net, torch.rand(ball.shape) * 50, ball.float(), ball, ball, (4.0, 2.0, 2.0))
+    assert edge.mask.shape == ball.shape and bool(edge.mask.any())
+
+
+def test_row_28_tumor_beside_the_liver_is_told_with_its_volume(tmp_path):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:4, 1:4, 1:4], labels[2, 2, 2], labels[4, 4, 4] = 1, 2, 2  # inside, and by a corner
+    path = nifti(tmp_path, labels, name="labels.nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WorkbenchWarning)
+        LABELS(path)
+    labels[6, 5, 4:6] = 2
+    nifti(tmp_path, labels, name="labels.nii.gz")
+    with pytest.warns(WorkbenchWarning, match=r"1 piece\(s\) of tumor, 0.04 ml in all, touch no liver"):
+        LABELS(path)
+
+
+def test_row_41_out_of_memory_goes_on_with_fewer_slices(capsys):
+    class Tight(torch.nn.Module):
+        """A device with room for two slices."""
+
+        settings = NetworkSettings(width=4, growth=2, layers=(1, 1))
+
+        def forward(self, x):
+            if len(x) > 2:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return x[:, 1:2]
+
+    hu = torch.rand(7, 8, 8)
+    whole = torch.sigmoid(slabs.normalise(hu, (-1.0, 1.0)))
+    assert torch.allclose(slabs.predict([Tight()], hu, None, (-1.0, 1.0), "cpu", batch=7), whole)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"the device is out of memory: going on with {n} slices at a time" for n in (3, 1)]
+
+
+def test_row_41_without_bfloat16_it_is_float32_and_said(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with slabs.autocast("cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setattr(doctor, "_networks", lambda settings: {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor.examine()["bfloat16"] is False
+
+
+def test_row_42_odd_letters_in_paths(tmp_path):
+    odd = tmp_path / "mit Leerraum, ö, 肝 {x} 100%"
+    odd.mkdir()
+    path = nifti(odd)
+    nifti_file.write(READ(path), odd / "zurück.nii.gz")
+    assert np.array_equal(READ(odd / "zurück.nii.gz").array, READ(path).array)
+    net_in(odd)
+    load_net(odd)
+    rows = ["f\N{LATIN SMALL LETTER U WITH DIAERESIS}r", "p", "x.nii.gz", "x.nii.gz", "train"]
+    assert cohort.read_manifest(manifest(odd, rows))[0].case == "für"
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+OUTCOMES = [  # row, what happens, tests that hold it
+    (5, "filled with a stated value when asked to, with a warning that counts the voxels", "test_faults::test_row_5_filled_when_asked_to"),
+    (6, "`form=` settles it; the result lies where the chosen form says", "test_faults::test_rows_6_and_7_settled_by_a_choice"),
+    (7, "`form=\"pixdim\"` guesses when asked to", "test_faults::test_rows_6_and_7_settled_by_a_choice"),
+    (9, "kept in the result bit for bit; resampled for display only", "test_readers::test_oblique_affine_bit_for_bit test_qa::test_layers_are_the_canonical_arrays_with_scale_in_mm"),
+    (10, "warning: spacing is exactly 1 x 1 x 1 mm, which often means that it was lost; sizes in mm may be wrong", "test_faults::test_row_10_spacing_of_1_1_1_is_suspect"),
+    (11, "read; each row of radiomics says: slices of 5 mm: texture across them is coarse", "test_faults::test_row_11_thick_slices_are_read test_faults::test_row_11_radiomics_of_thick_slices_are_marked"),
+    (12, "an axis of length 1 is dropped with a warning", "test_readers::test_a_singleton_axis_is_dropped_with_a_word"),
+    (13, "doubtful values are read with a warning that names the range", "test_faults::test_row_13_doubtful_values_are_warned_of"),
+    (17, "`series=UID` reads one of several", "test_faults::test_row_17_one_of_several_series_can_be_asked_for"),
+    (18, "each slice's own slope and intercept: right HU", "test_faults::test_row_18_rescale_that_varies_by_slice"),
+    (19, "the package of the decoder is named: slices compressed as JPEG Lossless ...; expected a decoder for it. Install ...", "test_faults::test_row_19_the_package_of_a_missing_decoder_is_named"),
+    (20, "an image header that names a data file elsewhere: found voxels in ../outside.raw; expected a data file in the same folder", "test_faults::test_row_20_a_header_cannot_reach_out_of_its_folder"),
+    (20, "a model's archive is read by name and unpacked nowhere", "test_trust::test_an_archive_is_unpacked_nowhere"),
+    (23, "a case with empty reference or empty prediction has its row; no figure is made up, none dropped", "test_metrics::test_four_empty_cases test_metrics::test_no_case_drops_out_of_the_mean"),
+    (24, "described where defined, else NaN; the column `reason` says: one voxel, no two voxels are neighbours", "test_radiomics::test_degenerate_regions_get_reasons_and_leave_the_others_alone"),
+    (25, "texture as the catalogue says, else NaN; `reason`: flat region, flat sub-band", "test_radiomics::test_degenerate_regions_get_reasons_and_leave_the_others_alone"),
+    (26, "described; `touches_border` in the table, `reason`: at the border of the volume", "test_faults::test_row_26_lesions_at_the_border_and_all_over_the_liver_are_described"),
+    (27, "an empty result with the status `no liver`", "test_pipeline::test_air_is_no_liver test_report::test_case_report_of_a_case_without_liver"),
+    (28, "warning: 1 piece(s) of tumor, 0.04 ml in all, touch no liver", "test_faults::test_row_28_tumor_beside_the_liver_is_told_with_its_volume"),
+    (29, "false positives counted; the case stays in every mean", "test_metrics::test_four_empty_cases test_metrics::test_no_case_drops_out_of_the_mean"),
+    (32, "one line with the path and the system's reason; no partial file; the same command goes on", "test_kill::test_a_full_disk_leaves_nothing_and_is_gone_on_from test_files::test_a_write_that_fails_leaves_the_former_file_and_nothing_else"),
+    (33, "the one before loads; the end is that of a run never killed, bit for bit", "test_kill::test_killed_and_gone_on_with test_fit::test_the_former_checkpoint_stays_until_the_new_one_is_whole"),
+    (37, "every type of a skops file is looked at before one is built; no file of the project loads a pickle", "test_forest::test_a_stranger_hidden_in_a_forest_is_refused test_trust::test_the_package_has_no_door_for_a_pickle"),
+    (38, "MLflow: not reached (...); the folder keeps the record and the next sync catches up", "test_tracking::test_a_locked_or_dead_store_is_reported_not_raised test_tracking::test_a_sync_that_was_cut_short_is_done_again"),
+    (39, "interrupted: the same command goes on from here. Exit status 143 (Ctrl-C: 130); `killed.json` in the stage, the tracked run KILLED, until it is gone on with", "test_kill::test_a_signal_is_told_marked_and_gone_on_from"),
+    (40, "the second process is told the first one's number and host", "test_kill::test_a_second_process_is_told_who_is_first"),
+    (41, "the device is out of memory: going on with 3 slices at a time; the same result", "test_faults::test_row_41_out_of_memory_goes_on_with_fewer_slices"),
+    (41, "float32 where bfloat16 is not native; `workbench doctor` says so", "test_faults::test_row_41_without_bfloat16_it_is_float32_and_said"),
+    (42, "said at the start, before the work", "test_main::test_a_place_that_cannot_be_written_is_refused test_kill::test_a_read_only_file_system_is_said_at_the_start"),
+    (42, "any letters and spaces in paths", "test_faults::test_row_42_odd_letters_in_paths test_batch::test_run_keeps_the_result_skips_the_second_time_and_shows_the_error"),
+    (42, "without a display `workbench view` writes a contact sheet and says so", "test_qa::test_view_without_a_display_writes_the_sheet_and_says_so"),
+    (44, "the error with notebook and cell; the notebook is kept with it, the others run, exit status 1", "test_batch::test_run_keeps_the_result_skips_the_second_time_and_shows_the_error test_faults::test_row_44_the_others_go_on"),
+    (45, "never read: cases are named by manifest or folder", "test_faults::test_row_45_patients_are_not_named test_trust::test_no_patient_is_named_anywhere"),
+]  # fmt: skip
+PROOF = {  # a silent row: the test that the library below says nothing
+    **dict.fromkeys((1, 2, 5, 16), "test_faults::test_a_library_reads_it_in_silence"),
+    6: "test_faults::test_two_libraries_put_one_file_on_opposite_sides",
+    15: "test_faults::test_a_library_makes_a_volume_of_such_positions",
+    34: "test_faults::test_row_34_libraries_load_a_flipped_bit",
+    43: "test_faults::test_row_43_papermill_runs_the_defaults",
+}
+
+
+def test_row_44_the_others_go_on(tmp_path, monkeypatch):
+    for name in ("01_a", "02_b"):
+        book(tmp_path).rename(tmp_path / f"{name}.ipynb")
+    ran = []
+
+    def run(path, *_, **__):
+        ran.append(path.stem)
+        return batch.Outcome(path.stem, path, "failed" if path.stem == "01_a" else "done", error="cell 1: no")
+
+    monkeypatch.setattr(batch, "folder", lambda: tmp_path)
+    monkeypatch.setattr(batch, "run", run)
+    monkeypatch.setattr("sys.argv", ["workbench", "run", "all", "-o", str(tmp_path / "e")])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 1 and ran == ["01_a", "02_b"]
+
+
+def page() -> str:
+    """The table as Markdown."""
+
+    def cell(text: str) -> str:
+        return text.replace("|", r"\|").replace("<", "&lt;")
+
+    lines = []
+    for number, title in ROWS.items():
+        own = [(f, "test_faults::test_refused_in_one_line", m) for n, f, _, _, m in FAULTS if n == number]
+        own += [(f, "test_faults::test_refused_wherever_it_happens", m) for n, f, _, m in ACTS if n == number]
+        own += [("", tests, words) for n, words, tests in OUTCOMES if n == number]
+        if number in PROOF:
+            own.append(("", PROOF[number], "*silent in the library below*"))
+        for k, (fault, tests, words) in enumerate(own):
+            places = [test.split("::") for test in tests.split()]
+            links = " ".join(f"[{name.removeprefix('test_')}](../tests/{file}.py)" for file, name in places)
+            lines.append(
+                f"| {number if k == 0 else ''} | {title if k == 0 else ''} | {fault} | {links} | {cell(words)} |"
+            )
+    zero = [f"| {cell(m)} | {f} |" for n, f, _, _, m in FAULTS if n == 0]
+    return "\n".join(
+        [HEAD, *lines, "", "Beside the table:", "", "| what the user gets | fault |", "|---|---|", *zero, ""]
+    )
+
+
+HEAD = """# What is survived
+
+Each row: a fault, the test that commits it, and what the user gets. Refusals are one line on stderr, `error: FILE: found ...; expected ...`,
+with exit status 2; here stands what follows the file. Written by `python tests/test_faults.py`, and a test fails when it is out of date.
+How often the program was damaged and killed at random is in [benchmarks.md](benchmarks.md), who may be trusted with what in [trust.md](trust.md).
+
+| # | row | fault | test | what the user gets |
+|---|---|---|---|---|"""
+
+
+def test_every_row_is_held():
+    held = {f[0] for f in FAULTS} | {a[0] for a in ACTS} | {o[0] for o in OUTCOMES}
+    assert held - {0} == set(ROWS) == set(range(1, 46))
+    assert set(PROOF) == SILENT
+
+
+@pytest.mark.parametrize("test", sorted({t for o in OUTCOMES for t in o[2].split()} | set(PROOF.values())))
+def test_a_named_test_is_there(test):
+    file, name = test.split("::")
+    tree = ast.parse((ROOT / "tests" / f"{file}.py").read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_page_is_current():
+    assert PAGE.read_text() == page(), "python tests/test_faults.py"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

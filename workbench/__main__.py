@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -192,10 +193,14 @@ def train(
         experiment, cohort, folder.PRESETS[preset](), device, start=start, with_corrections=with_corrections or ()
     )
     processes.wait()
-    if fold is not None:
-        print(pipeline.train_fold(made, stage, fold))
-        return
-    pipeline.train(made, stage, results.keep)
+    try:
+        if fold is not None:
+            print(pipeline.train_fold(made, stage, fold))
+            return
+        pipeline.train(made, stage, results.keep)
+    except KeyboardInterrupt:
+        print(tracking.sync(experiment), file=sys.stderr)  # what is finished, and that the run was killed
+        raise
     print(tracking.sync(experiment))
 
 
@@ -551,8 +556,20 @@ def _count(what: str, done: int, total: int) -> None:
 
 
 def main() -> None:
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
+    except SystemExit:
+        if not stopped:
+            raise
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stopped[0])
     except ValueError as error:
         from workbench.volume import Refused  # here, so that --help need not load torch
 
@@ -564,9 +581,9 @@ def main() -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor, nn
 
-from workbench.fit import FitSettings, fit, load_tensors
+from workbench.files import DAMAGED, from_dict
+from workbench.fit import FitSettings, fill, fit, load_tensors
 from workbench.volume import Box, Refused, Spacing, bounding_box
 
 FORMAT = 3  # of the saved model
@@ -483,14 +484,13 @@ def load(folder: Path, settings: BoundarySettings | None = None, device: torch.d
     path = Path(folder) / "model"
     tensors, about = load_tensors(path)
     curve = about.get("curve", about.get("curves"))  # format 2 had all on one level
-    about = about.get("config", about)
+    about = about.get("config") or about
     if about.get("format") not in (2, FORMAT):
         raise Refused(path, f"format {about.get('format')}", f"format {FORMAT}", "Train the boundary stage again.")
-    held = {key: _tuples(value) for key, value in about["settings"].items()}
-    unknown = set(held) - {f.name for f in fields(BoundarySettings)}
+    stored = from_dict(BoundarySettings, about.get("settings"), path)
+    unknown = set(about["settings"]) - {f.name for f in fields(BoundarySettings)}
     if unknown:
         raise Refused(path, f"settings {sorted(unknown)}", "those of this version", "Train the boundary stage again.")
-    stored = BoundarySettings(**held)
     if settings is not None and settings != stored:
         asked, own = asdict(settings), asdict(stored)
         other = [f"{n} {own[n]} instead of {asked[n]}" for n in sorted(own) if own[n] != asked[n]]
@@ -498,10 +498,12 @@ def load(folder: Path, settings: BoundarySettings | None = None, device: torch.d
             folder, "; ".join(other), "the settings asked for", "Train again, or use the model's own settings."
         )
     net = PatchNet(stored)
-    if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in net.state_dict().items()}:
-        raise Refused(path, "weights of another network", "those of this version", "Train the boundary stage again.")
-    net.load_state_dict(tensors)
-    return BoundaryModel(net.to(device).eval(), stored, pd.DataFrame(curve), about["skipped"])
+    fill(net, tensors, path)
+    try:
+        curve = pd.DataFrame(curve)
+    except ValueError as error:
+        raise Refused(path, f"a curve that is no table ({error})", "rows of figures", DAMAGED) from error
+    return BoundaryModel(net.to(device).eval(), stored, curve, int(about.get("skipped") or 0))
 
 
 LEARNT_FOR = (
@@ -526,10 +528,6 @@ def _weights_of(folder: Path, settings: BoundarySettings) -> dict[str, Tensor]:
             "a net of the same shape, grid and window to begin with",
         )
     return model.net.state_dict()
-
-
-def _tuples(value):
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 class _Bank(NamedTuple):

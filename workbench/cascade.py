@@ -141,13 +141,11 @@ def load(
 
 def load_fold(folder: Path, settings: CascadeSettings, fold: int, device: torch.device | str) -> SlabNet:
     tensors, about = fit.load_tensors(folder / f"fold{fold}")
+    stored = (about.get("config") or {}).get("network")
     wanted = json.loads(json.dumps(asdict(settings.network)))
-    if about["config"]["network"] != wanted:
-        differs = {
-            k: (about["config"]["network"].get(k), v)
-            for k, v in wanted.items()
-            if about["config"]["network"].get(k) != v
-        }
+    if stored != wanted:
+        known = stored if isinstance(stored, dict) else {}
+        differs = {k: (known.get(k), v) for k, v in wanted.items() if known.get(k) != v}
         raise Refused(
             folder / f"fold{fold}",
             f"a net of another configuration, (stored, asked for) {differs}",
@@ -155,5 +153,5 @@ def load_fold(folder: Path, settings: CascadeSettings, fold: int, device: torch.
             "Train this stage again.",
         )
     net = SlabNet(settings.network)
-    net.load_state_dict(tensors)
+    fit.fill(net, tensors, folder / f"fold{fold}")
     return net.to(device, memory_format=torch.channels_last).eval()

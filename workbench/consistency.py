@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from workbench.volume import Refused
+
 
 @dataclass(frozen=True)
 class ConsistencySettings:
@@ -28,9 +30,8 @@ class ConsistencySettings:
 
     def __post_init__(self):
         if not 0 <= self.low <= self.threshold <= self.keep <= 1:
-            raise ValueError(
-                f"consistency: found low {self.low}, threshold {self.threshold}, keep {self.keep}; expected them in rising order in [0, 1]"
-            )
+            found = f"low {self.low}, threshold {self.threshold}, keep {self.keep}"
+            raise Refused("consistency", found, "them in rising order in [0, 1]")
 
 
 class Refined(NamedTuple):

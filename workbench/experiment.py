@@ -26,7 +26,7 @@ from torch import Tensor
 
 import workbench
 from workbench import boundary, candidates, cascade, cohort, consistency, corrections, forest, liver, selection, tumor
-from workbench.files import read_json, sha256, write_atomic, write_json
+from workbench.files import from_dict, read_json, read_table, sha256, write_atomic, write_json
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
 from workbench.network import NetworkSettings
@@ -119,20 +119,6 @@ def paper() -> Settings:
 PRESETS = {"demo": demo, "paper": paper}
 
 
-def from_dict(kind: Any, values: dict) -> Any:
-    """A settings dataclass from the nested dictionary that `asdict` and JSON made."""
-    made = {}
-    for name in kind.__dataclass_fields__.keys() & values.keys():
-        default = getattr(kind(), name)
-        nested = hasattr(default, "__dataclass_fields__")
-        made[name] = from_dict(type(default), values[name]) if nested else _tuples(values[name])
-    return kind(**made)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
 class Experiment:
     """A folder in which every stage leaves what the next ones need."""
 
@@ -146,8 +132,8 @@ class Experiment:
                 "an experiment folder",
                 "`workbench train all --cohort MANIFEST -o FOLDER` or `workbench demo` makes one.",
             )
-        self.about = read_json(about, "settings", "manifest")
-        self.settings: Settings = from_dict(Settings, self.about["settings"])
+        self.about = read_json(about, settings=dict, manifest=str, start=str | None)
+        self.settings: Settings = from_dict(Settings, self.about["settings"], about)
         self.device = pick_device(device)
         self.progress = progress or print_progress()
 
@@ -190,8 +176,8 @@ class Experiment:
         file = folder / "experiment.json"
         if file.is_file():
             stored = read_json(file)
-            kept = from_dict(Settings, stored.get("settings", {}))  # what it does not name yet is at its default
-            differs = ["settings"] * (kept != settings)
+            kept = from_dict(Settings, stored.get("settings", {}), file)  # what it does not name yet is at its default
+            differs = [f"settings ({_differences(asdict(kept), asdict(settings))})"] * (kept != settings)
             differs += [k for k in ("manifest_sha256", "start") if stored.get(k) != about[k]]
             if differs:
                 raise Refused(
@@ -228,12 +214,12 @@ class Experiment:
 
     def cases(self, split: str | None = None) -> pd.DataFrame:
         """The cohort's table: case, patient, split, fold and its sizes."""
-        table = self.table("cohort", "cases.csv", dtype={"case": str, "patient": str})
+        table = self.table("cohort", "cases.csv", "split", "fold", dtype={"case": str, "patient": str})
         return table if split is None else table[table.split == split].reset_index(drop=True)
 
-    def table(self, stage: str, name: str, **options) -> pd.DataFrame:
+    def table(self, stage: str, name: str, *columns: str, **options) -> pd.DataFrame:
         self.need(stage)
-        return pd.read_csv(self.path(stage) / name, **options)
+        return read_table(self.path(stage) / name, *columns, **options)
 
     def array(self, stage: str, kind: str, case: str) -> Tensor:
         """An array [z y x] on the work grid that a stage left for a case."""
@@ -253,14 +239,15 @@ class Experiment:
         held = self.path(stage) / "stage.json"
         if not held.is_file() or not all((self.path(need) / "stage.json").is_file() for need in NEEDS[stage]):
             return False
-        stored = read_json(held)
+        stored = read_json(held, outputs=dict)
         return all(stored.get(k) == v for k, v in self._identity(stage).items()) and all(
-            (self.path(stage) / name).is_file() for name in stored.get("outputs", ())
+            (self.path(stage) / name).is_file() for name in stored["outputs"]
         )
 
     def _identity(self, stage: str) -> dict:
-        own = self.about["settings"].get(stage) or {
-            k: self.about["settings"][k] for k in ("pixel_mm", "slice_mm", "folds", "seed")
+        stored = self.about["settings"]
+        own = stored.get(stage) or {
+            k: stored.get(k, getattr(self.settings, k)) for k in ("pixel_mm", "slice_mm", "folds", "seed")
         }
         inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
         if self.start and stage in ("liver", "tumor", "boundary"):
@@ -284,6 +271,20 @@ class Experiment:
                 "it finished",
                 f"Run notebook {number:02d} or `workbench train {stage}` first.",
             )
+
+
+def _differences(stored: dict, asked: dict, most: int = 4) -> str:
+    """The first few values that are not alike, by their path."""
+    one, other = _paths(stored), _paths(asked)
+    apart = [f"{k} {one.get(k)} instead of {v}" for k, v in other.items() if one.get(k) != v]
+    return "; ".join(apart[:most]) + (f" and {len(apart) - most} more" if len(apart) > most else "")
+
+
+def _paths(values: dict, above: str = "") -> dict:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _paths(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,12 +1,17 @@
-"""A file whole or not at all: the one way in which the workbench writes, and how it reads its own JSON back."""
+"""A file whole or not at all: the one way in which the workbench writes, and how it reads its own JSON and tables back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pandas as pd
 
 from workbench.volume import Refused
 
@@ -25,26 +30,105 @@ def write_atomic(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path, *keys: str) -> dict:
-    """An object that was written as JSON and has these keys; anything else is refused."""
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what processes that are no more left half-written for `name` in a folder."""
+    for part in [*folder.glob(f".{name}.*.part"), *folder.glob(f".{name}.*.old")]:
+        writer = part.name.split(".")[-2]
+        if writer.isdigit() and not Path("/proc", writer).exists():
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def read_json(path: Path, *keys: str, **kinds: Any) -> dict:
+    """An object that was written as JSON and has these keys, those of `kinds` with a value of that kind; all else is refused.
+
+    A kind that takes None may be absent.
+    """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(path, f"no JSON ({error})", "what the workbench wrote there", DAMAGED) from error
-    lacking = [key for key in keys if not isinstance(held, dict) or key not in held]
-    if lacking:
-        raise Refused(path, f"no {', '.join(lacking)}", "what the workbench wrote there", DAMAGED)
+    wanted = [*keys, *(key for key, kind in kinds.items() if not _fits(None, kind))]
+    lacking = [key for key in wanted if not isinstance(held, dict) or key not in held]
+    if lacking or not isinstance(held, dict):
+        what = f"no {', '.join(lacking)}" if lacking else "no object"
+        raise Refused(path, what, "what the workbench wrote there", DAMAGED)
+    for key, kind in kinds.items():
+        _require(held.get(key), kind, key, path)
     return held
 
 
+def read_table(path: Path, *columns: str, **options: Any) -> pd.DataFrame:
+    """A CSV that the workbench wrote and that has these columns; anything else is refused."""
+    try:
+        table = pd.read_csv(path, **options)
+    except (OSError, ValueError) as error:
+        raise Refused(path, f"no table ({error})", "what the workbench wrote there", DAMAGED) from error
+    lacking = [column for column in columns if column not in table]
+    if lacking:
+        raise Refused(path, f"no column {', '.join(lacking)}", "what the workbench wrote there", DAMAGED)
+    return table
+
+
+def from_dict(kind: Any, values: dict, where: object = "settings") -> Any:
+    """A settings dataclass from the nested dictionary that `asdict` and JSON made. What it does not name is at its default."""
+    _require(values, dict, kind.__name__, where)
+    made = {}
+    for name, hint in get_type_hints(kind).items():
+        if name in values and hasattr(hint, "__dataclass_fields__"):
+            made[name] = from_dict(hint, values[name], where)
+        elif name in values:
+            _require(values[name], hint, name, where)
+            made[name] = tuples(values[name])
+    return kind(**made)
+
+
+def tuples(value: Any) -> Any:
+    """The same with a tuple for every list."""
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _require(value: Any, kind: Any, name: str, where: object) -> None:
+    if not _fits(value, kind):
+        said = json.dumps(value)[:80]
+        raise Refused(where, f"{name} {said}", WORDS.get(kind, str(kind).replace("typing.", "")), DAMAGED)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is of a kind; a list stands for a tuple, an int for a float."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        inside = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+        return len(value) == len(inside) and all(map(_fits, value, inside))
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        return number and abs(value) < 1e300 and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is str and "\0" in value)
+
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
 DAMAGED = "The file is damaged: restore it, or remove it and run this again."
 
 
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise Refused(path, reason, "a file that the experiment rests on", "Put it back, or start anew.") from error
     return digest.hexdigest()
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from workbench import processes
@@ -86,16 +87,27 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     about_path = path.with_suffix(".json")
     if not about_path.is_file():
         raise Refused(about_path, "no such model", "a trained one", "Train this stage first.")
-    about = read_json(about_path, "sha256")
-    held = path.parent / about.get("file", f"{path.name}.safetensors")
-    if not held.is_file() or hashlib.sha256(held.read_bytes()).hexdigest() != about["sha256"]:
+    about = read_json(about_path, sha256=str, file=str | None, config=dict | None)
+    held = path.parent / Path(about.get("file") or f"{path.name}.safetensors").name
+    data = held.read_bytes() if held.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise Refused(
             held,
             "a checksum other than the recorded one, or no file",
-            about["sha256"][:12] + "...",
-            "The file is damaged: restore it or train this stage again.",
+            about["sha256"][:12],
+            f"The file is damaged: restore it, or remove {about_path.name} and train this stage again.",
         )
-    return load_file(held), about
+    try:
+        return load(data), about
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Refused(held, f"no safetensors ({error})", "the weights of a net", "Train this stage again.") from error
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Stored weights into a net; refused when they are another net's."""
+    if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in net.state_dict().items()}:
+        raise Refused(path, "weights of another network", "those of this version", "Train this stage again.")
+    net.load_state_dict(tensors)
 
 
 def rate_at(step: int, settings: FitSettings) -> float:
@@ -138,7 +150,7 @@ def fit(
     point = None if folder is None else folder / f"{name}-resume"
     if point is not None and point.with_suffix(".json").is_file():
         tensors, saved = load_tensors(point)
-        if saved["config"] == json.loads(json.dumps(config)):
+        if saved.get("config") == json.loads(json.dumps(config)):
             _restore(optimiser, net, tensors)
             average, top_weights = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
             start, rows, spent, running = saved["step"], saved["curve"], saved["seconds"], list(tensors["running"])

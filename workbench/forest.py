@@ -22,6 +22,7 @@ import json
 import math
 import platform
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -38,7 +39,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from workbench.files import write_atomic
+from workbench.files import from_dict, read_json, write_atomic
 from workbench.volume import Refused
 
 MODEL_FILE, INFO_FILE = "forest.skops", "forest.json"
@@ -722,13 +723,17 @@ def load(folder: str | Path) -> Forest:
         if not (folder / name).is_file():
             raise Refused(folder / name, "no file", "a forest that was saved here", "Train the forest stage.")
     try:
-        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-        names, medians = tuple(info["names"]), np.array(info["medians"], dtype=np.float32)
+        info = read_json(folder / INFO_FILE, "threshold", sha256=str, probe=dict, names=list)
+        names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
         held = info["settings"]
-        held |= {"leaf_choices": tuple(held.get("leaf_choices", (held["min_leaf"],)))}  # of before there was a choice
-        settings, stated, probe = ForestSettings(**held), info["sha256"], info["probe"]
-        threshold = None if info["threshold"] is None else RecallThreshold(**info["threshold"])
-    except (ValueError, KeyError, TypeError) as error:
+        held |= {"leaf_choices": held.get("leaf_choices", [held["min_leaf"]])}  # of before there was a choice
+        settings, stated = from_dict(ForestSettings, held, folder / INFO_FILE), info["sha256"]
+        rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
+        cut = info["threshold"]
+        threshold = None if cut is None else from_dict(RecallThreshold, cut, folder / INFO_FILE)
+    except Refused:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise Refused(folder / INFO_FILE, f"{type(error).__name__} {error}", "the description of a forest") from error
     data = (folder / MODEL_FILE).read_bytes()
     checksum = hashlib.sha256(data).hexdigest()
@@ -740,18 +745,40 @@ def load(folder: str | Path) -> Forest:
             "The file is damaged or of another run: restore it or train the forest stage.",
         )
     _refuse_unknown_types(folder / MODEL_FILE, data)
-    model = skops.io.loads(data, trusted=list(_BEYOND_SKOPS))
-    if not isinstance(model, RandomForestClassifier) or not len(names) == len(medians) == model.n_features_in_:
-        raise Refused(folder, f"a {type(model).__name__}, {len(names)} names", "a forest and a name for each feature")
-    scores = model.predict_proba(np.array(probe["rows"], dtype=np.float32))[:, 1]
-    if not np.allclose(scores, probe["scores"], rtol=0, atol=1e-6):
+    try:
+        model = skops.io.loads(data, trusted=list(_BEYOND_SKOPS))
+        if not isinstance(model, RandomForestClassifier) or not len(names) == medians.size == model.n_features_in_:
+            kind = type(model).__name__
+            raise Refused(folder, f"a {kind}, {len(names)} names", "a forest and a name for each feature")
+        _refuse_loose_trees(folder / MODEL_FILE, model)
+        scores = model.predict_proba(rows)[:, 1]
+    except Refused:
+        raise
+    except Exception as error:  # a damaged archive fails anywhere in skops, zipfile, NumPy and scikit-learn
+        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise Refused(folder / MODEL_FILE, line, "a forest", "Train the forest stage.") from error
+    if scores.shape != scored.shape or not np.allclose(scores, scored, rtol=0, atol=1e-6):
+        apart = np.abs(scores - scored).max() if scores.shape == scored.shape else math.nan
         raise Refused(
             folder,
-            f"scores that differ by {np.abs(scores - probe['scores']).max():.2g} from those stored",
+            f"scores that differ by {apart:.2g} from those stored",
             f"the scores of scikit-learn {info.get('versions', {}).get('scikit-learn')}",
             f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.",
         )
     return Forest(names, medians, model, settings, threshold)
+
+
+def _refuse_loose_trees(file: Path, model: RandomForestClassifier) -> None:
+    """Each node's children come after it and are there, each split has its feature: scikit-learn follows them without looking."""
+    for number, estimator in enumerate(model.estimators_):
+        tree = estimator.tree_
+        at, inner = np.arange(tree.node_count), tree.children_left != -1
+        sound = np.array_equal(inner, tree.children_right != -1) and tree.n_features == model.n_features_in_
+        for child in (tree.children_left[inner], tree.children_right[inner]):
+            sound &= bool(((child > at[inner]) & (child < tree.node_count)).all())
+        split = tree.feature[inner]
+        if not sound or ((split < 0) | (split >= model.n_features_in_)).any():
+            raise Refused(file, f"loose ends in tree {number}", "a tree", "It is not used: train the forest stage.")
 
 
 def _refuse_unknown_types(file: Path, data: bytes) -> None:
@@ -759,8 +786,9 @@ def _refuse_unknown_types(file: Path, data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             schema = json.loads(archive.read("schema.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise Refused(file, f"{type(error).__name__} {error}", "a skops file") from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, RecursionError, NotImplementedError) as error:
+        line = f"no skops file ({type(error).__name__} {error})"
+        raise Refused(file, line, "a forest", "Restore it, or train the forest stage.") from error
     nodes = [schema]
     while nodes:
         node = nodes.pop()

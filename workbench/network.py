@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.blocks import AttentionGate, DenseBlock, SubPixelUp, conv
+from workbench.volume import Refused
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,9 @@ class NetworkSettings:
 
     def __post_init__(self):
         if self.slices < 1 or self.slices % 2 == 0:
-            raise ValueError(
-                f"slices: found {self.slices}; expected an odd number, since the centre slice is predicted"
-            )
+            raise Refused("slices", str(self.slices), "an odd number, since the centre slice is predicted")
         if self.stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride: found {self.stem_stride}; expected 1 or 2")
+            raise Refused("stem_stride", str(self.stem_stride), "1 or 2")
 
     @property
     def multiple(self) -> int:

@@ -51,11 +51,14 @@ from workbench.experiment import (
     write_json,
     write_table,
 )
+from workbench.files import read_json, sweep
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
 from workbench.segmentation import DECIDING, Models, Result, decide, on_own_grid, segment
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
+
+KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on with
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
@@ -77,7 +80,11 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         began = time.monotonic()
         identity = _begin(experiment, stage)
         processes.wait()
-        figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
+        try:
+            figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
+        except KeyboardInterrupt:
+            write_json(folder / KILLED, {"stage": stage, "at": datetime.now(UTC).isoformat(timespec="seconds")})
+            raise
         write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
         outputs = {
             str(p.relative_to(folder)): sha256(p)
@@ -102,10 +109,13 @@ def _begin(experiment: Experiment, stage: str) -> dict:
     """Make a stage's folder ready and say what it is made from; what other settings or inputs left there goes."""
     folder, identity = experiment.path(stage), experiment._identity(stage)
     mark = folder / "started.json"
-    if mark.is_file() and json.loads(mark.read_text()) != identity:
+    if mark.is_file() and read_json(mark) != identity:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stage.json").unlink(missing_ok=True)
+    for place in (folder, *folder.glob("*/")):
+        sweep(place)
+    for name in ("stage.json", KILLED):
+        (folder / name).unlink(missing_ok=True)
     write_json(mark, identity)
     return identity
 
@@ -138,7 +148,7 @@ def _begun(experiment: Experiment, stage: str) -> bool:
     """Whether somebody is at this stage already, with these settings and inputs."""
     folder = experiment.path(stage)
     mark = folder / "started.json"
-    begun = mark.is_file() and json.loads(mark.read_text()) == experiment._identity(stage)
+    begun = mark.is_file() and read_json(mark) == experiment._identity(stage)
     return begun and not (folder / "stage.json").is_file()
 
 

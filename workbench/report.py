@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment
 
 from workbench import figures, folders, forest
-from workbench.files import write_atomic
+from workbench.files import read_json, write_atomic
 from workbench.volume import Refused
 
 # What the ablation's table and figure show of all that the stage `metrics` measures
@@ -286,7 +286,7 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         add(figures.importance(weights, patients, groups), "importance of the features, on patients left out")
     if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
         file = experiment.path / "forest" / "forest.json"
-        threshold = json.loads(file.read_text()).get("threshold") if file.exists() else None
+        threshold = read_json(file).get("threshold") if file.exists() else None
         threshold = threshold["threshold"] if isinstance(threshold, dict) else threshold  # with its recall beside it
         for split, rows in scores.groupby("split") if "split" in scores else [("all", scores)]:
             if rows["is_lesion"].nunique() == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ import torch
 import workbench
 from workbench import cards, figures, folders, ledger, report, verdicts
 from workbench.experiment import write_json, write_table
+from workbench.files import sweep
 from workbench.readers import nifti
 from workbench.segmentation import Result
 from workbench.volume import Refused
@@ -27,6 +29,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     folder = Path(folder)
     free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, glob.escape(folder.name))
     making = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()

@@ -157,8 +157,8 @@ class _Store:
         for at in range(0, len(metrics), 1000):
             self.client.log_batch(run, metrics=metrics[at : at + 1000])
 
-    def end(self, run: str, at: int) -> None:
-        self.client.set_terminated(run, "FINISHED", at)
+    def end(self, run: str, at: int, status: str = "FINISHED") -> None:
+        self.client.set_terminated(run, status, at)
 
     def dataset(self, run: str, digest: str, patients: int | None) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -301,8 +301,9 @@ def _sync(folder: Path, place: Path) -> SyncReport:
         at = _milliseconds(stage.info.get("finished"))
         store.log(parent, metrics=_numbers({f"{stage.name}.{k}": v for k, v in stage.metrics().items()}, at))
     added += _sync_files(store, parent, have, folder)
-    if added:
-        store.end(parent, int(time.time() * 1000))
+    status = "KILLED" if any(folder.glob("*/killed.json")) else "FINISHED"
+    if added or parents[0].info.status != status:
+        store.end(parent, int(time.time() * 1000), status)
     return SyncReport(tuple(added), unchanged)
 
 

@@ -291,10 +291,6 @@ class Panel(QWidget):
         keys.setToolTip(__doc__ or "")
         box.addWidget(keys)
 
-    def _chosen(self, n: int) -> None:
-        if not self.filling:
-            self.show_case(n)
-
     def _set(self, title: str, names: list[str], do: Callable[[str], None]) -> QGridLayout:
         """Buttons of which one is down."""
         group, grid = QButtonGroup(self), QGridLayout()

@@ -39,7 +39,7 @@ def describe(
 
     `image` HU `[z y x]`, `lesions` integer labels `[z y x]` (0 is background), `liver` a mask `[z y x]` or None. One
     row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and
-    `reason` (why some are NaN, else empty). `progress(what, done, total)` is called as lesions are done.
+    `reason` (why some are NaN and what else to know of it, else empty). `progress(what, done, total)` is called as lesions are done.
     `bin_width` of the grey levels, in HU.
     """
     if engine not in ENGINES:

@@ -16,6 +16,7 @@ from workbench.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, 
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
 from workbench.radiomics.ragged import Boxes
 
+THICK_MM = 5.0  # a choice: slices from here on are marked in each row
 _TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
 _IMAGES = ("", *(f"wavelet_{band.lower()}_" for band in BANDS))
 _TEXTURE_NAMES = [f"{kind}_{name}" for kind, module in _TEXTURE.items() for name in module.NAMES]
@@ -95,6 +96,8 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, groups:
             words.append("no liver mask: liver_contact")
         if edge[lesion]:
             words.append("at the border of the volume")
+        if max(boxes.spacing_mm) >= THICK_MM:
+            words.append(f"slices of {max(boxes.spacing_mm):.3g} mm: texture across them is coarse")
         out.append("; ".join(words))
     return out
 

@@ -216,7 +216,10 @@ def ct(
 
 
 def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: Collection[int] | None) -> Volume:
-    """The gates of a label map: finite whole numbers out of an allowed set, never negative; then canonical."""
+    """The gates of a label map: finite whole numbers out of an allowed set, never negative; then canonical.
+
+    Tumor (2) that touches no liver (1) is told of with its volume.
+    """
     affine(matrix, path)
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
@@ -231,7 +234,23 @@ def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: Col
     if foreign:
         expected = "values of 0 and above" if allowed is None else "only " + ", ".join(map(str, sorted(allowed)))
         raise Refused(path, f"label values {_short(found)}", expected, _mapping(found, allowed))
+    if found == [0, 1, 2] and allowed is not None:
+        pieces, ml = _apart(array, abs(float(np.linalg.det(np.asarray(matrix, float)[:3, :3]))) / 1000)
+        if pieces:
+            warn(path, f"{pieces} piece(s) of tumor, {ml:.3g} ml in all, touch no liver")
     return canonical(array.astype(np.uint8 if found[-1] <= 255 else np.int32), matrix, path)
+
+
+def _apart(array: np.ndarray, voxel_ml: float) -> tuple[int, float]:
+    """How many 26-connected pieces of label 2 have no neighbour of label 1, and their volume."""
+    from scipy import ndimage
+
+    (box,) = ndimage.find_objects((array == 2).astype(np.uint8))
+    box = tuple(slice(max(0, b.start - 1), b.stop + 1) for b in box)
+    pieces, count = ndimage.label(array[box] == 2, np.ones((3, 3, 3)))
+    near = ndimage.binary_dilation(array[box] == 1, np.ones((3, 3, 3)))
+    alone = np.setdiff1d(np.arange(1, count + 1), pieces[near])
+    return len(alone), float(np.isin(pieces, alone).sum()) * voxel_ml
 
 
 def _mapping(found: list[int], allowed: Collection[int] | None) -> str:
