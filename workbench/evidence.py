@@ -133,7 +133,7 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         lesions = pd.DataFrame(fresh["lesions"])
         pictures["fresh"] = figures.edge_gain(lesions, fresh["cut_mm"], "fresh phantoms")
         parts += [
-            f"The same on {lesions.patient.nunique()} fresh phantoms, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
+            f"The same on {lesions.patient.nunique()} fresh phantoms with lesions, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
             _table(edges_table(lesions, fresh["cut_mm"], fresh["more_mm"])),
             _picture("fresh", "the boundary stage on fresh phantoms"),
         ]
