@@ -122,7 +122,11 @@ def test_the_part_on_real_ct(trained, tmp_path):
     held = {"summary": rows, "settings": {"variants": {"a": "phantoms <only>"}}}
     words, picture = evidence._real(held)
     text = "\n".join(words)
-    assert "4 patients, 3 of them with tumors" in text and "Variant a: phantoms <only>" in text
+    assert (
+        "4 patients, 3 of them with tumors" in text
+        and "of 3 patients cannot give a p below 0.25" in text
+        and "Variant a: phantoms <only>" in text
+    )
     assert f"| cascade | {0.7:.3f} [" in text and "| all but forest |" in text
     assert "| candidates → forest | +0.010 [+0.010, +0.010], p 0.25 |" in text and "all but forest → all" in text
     assert "3 patients with tumors" in picture._suptitle.get_text()

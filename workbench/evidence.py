@@ -133,7 +133,7 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         lesions = pd.DataFrame(fresh["lesions"])
         pictures["fresh"] = figures.edge_gain(lesions, fresh["cut_mm"], "fresh phantoms")
         parts += [
-            f"The same on {lesions.patient.nunique()} fresh phantoms, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
+            f"The same on {lesions.patient.nunique()} fresh phantoms with lesions, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
             _table(edges_table(lesions, fresh["cut_mm"], fresh["more_mm"])),
             _picture("fresh", "the boundary stage on fresh phantoms"),
         ]
@@ -439,7 +439,8 @@ def _real(held: dict) -> tuple[list[str], Figure]:
     parts = [
         "## Real CT, one patient held out at a time",
         f"{table.patient.nunique()} patients, {patients} of them with tumors; means over these, false positives a scan, lesions over 5 and 10 mm "
-        "(what the variants learn from: [benchmarks](benchmarks.md)). With so few patients an interval is a hint of its own.",
+        f"(what the variants learn from: [benchmarks](benchmarks.md)). The paired test of {patients} patients cannot give a p below {2 / 2**patients:.2g}, "
+        "so no step is more than a hint here, whatever its interval says.",
     ]
     stages = []
     for variant, part in ill.groupby("variant"):

@@ -38,7 +38,7 @@ def ablation(
             if np.isfinite(row["mean"]):
                 if np.isfinite([row["low"], row["high"]]).all():
                     ax.plot([at, at], [row["low"], row["high"]], color=stage_colour(stage), lw=3, alpha=0.8)
-                fill = "white" if str(stage).startswith("all but") else stage_colour(stage)
+                fill = "white" if "all but" in str(stage) else stage_colour(stage)
                 ax.plot(at, row["mean"], "o", color=fill, mec=BLACK, ms=7)
         ax.set_xticks(range(len(stages)), stages, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
         n = part["n"].dropna()

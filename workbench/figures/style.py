@@ -120,8 +120,8 @@ def say(ax, words: str) -> None:
 
 
 def stage_key(stage: str) -> str:
-    """`+ forest`, `Forest`, `all but forest` and `forest` are about one stage."""
-    return str(stage).replace("→", "").replace("+", "").replace("all but", "").strip().lower()
+    """`+ forest`, `Forest`, `all but forest`, `a: forest` and `forest` are about one stage."""
+    return str(stage).split(":")[-1].replace("→", "").replace("+", "").replace("all but", "").strip().lower()
 
 
 def stage_colour(stage: str) -> str:
