@@ -244,7 +244,7 @@ def test_the_contracts_name_every_module_of_the_science():
     layers = [re.split(r"\s*[|:]\s*", line) for line in contracts[0]["layers"]]
     science = {m for line in layers[layers.index(["pipeline"]) :] for m in line} - {"folders"}
     assert {m.removeprefix("workbench.") for m in contracts[1]["source_modules"]} == science
-    apart = {"pipeline", "segmentation", "experiment", "ledger", "cohort", "readers"}
+    apart = {"pipeline", "segmentation", "experiment", "ledger", "cohort", "verdicts", "corrections", "readers"}
     assert {m.removeprefix("workbench.") for m in contracts[2]["source_modules"]} == science - apart
 
 
