@@ -50,7 +50,7 @@ def why_not() -> str:
 
 
 @contextmanager
-def lab(folder: Path, start_s: float = 60) -> Iterator[str]:
+def lab(folder: Path, start_s: float = 120) -> Iterator[str]:
     """JupyterLab on the notebooks of a folder, with settings of its own: its address, with `{}` where a path goes."""
     own, token = folder / ".jupyter", secrets.token_hex(16)
     for name, settings in SETTINGS.items():
@@ -111,7 +111,7 @@ def chrome(width: int = 1400, height: int = 1000) -> Iterator:
 class Notebook:
     """A notebook open in JupyterLab, run from the first cell to the last; `errors` are the browser's own."""
 
-    def __init__(self, page, address: str, run_s: float = 120):
+    def __init__(self, page, address: str, run_s: float = 300):
         self.page, self.errors = page, []
         page.on(
             "console", lambda m: self.errors.append(f"{m.text} ({m.location['url']})") if m.type == "error" else None
@@ -124,7 +124,7 @@ class Notebook:
                 const kernel = session?.isReady && session.session?.kernel;
                 return kernel && kernel.status === "idle" && kernel.connectionStatus === "connected";
             }""",
-            timeout=60_000,
+            timeout=120_000,
         )
         page.evaluate(
             """() => {

@@ -6,7 +6,7 @@ import pytest
 
 from workbench import figures, widgets
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]  # where many share the cores, Lab takes its time
 
 CELLS = {  # a widget a cell, below one that opens the experiment
     "cases": "widgets.cases(made)",

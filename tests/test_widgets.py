@@ -176,6 +176,10 @@ def test_a_decision_is_the_forests_own(trained):
         assert one.contributions.attrs["score"] == pytest.approx(row.score, abs=1e-6)
         ct, mask, _, spacing = one.candidate
         assert mask.sum() * np.prod(spacing) / 1000 == pytest.approx(row.volume_ml) and ct.shape == mask.shape
+        for (_, mask, _, spacing), is_lesion, words in one.alike:
+            ml = mask.sum() * np.prod(spacing) / 1000
+            near = of.known[[f"{k.case}, candidate {k.candidate}\n" in words for k in of.known.itertuples()]].iloc[0]
+            assert near.volume_ml == pytest.approx(ml) and near.is_lesion == is_lesion
         assert len(one.alike) == 3 and all(any(c in words for c in of.known.case) for *_, words in one.alike)
     assert not set(of.known.patient) & set(of.table.patient)
 
