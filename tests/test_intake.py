@@ -4,6 +4,9 @@ import json
 import re
 import shutil
 import stat
+import subprocess
+import sys
+import time
 import zipfile
 
 import highdicom
@@ -202,7 +205,11 @@ def test_tumor_outside_the_liver_is_told(tmp_path):
     _, labels = patient(place)
     shutil.rmtree(place / "MASKS_DICOM" / "livertumors")
     (place / "MASKS_DICOM" / "bone").rename(place / "MASKS_DICOM" / "livertumors")
-    assert "0.01 ml of tumor outside the liver's mask" in take("ircadb", tmp_path / "root", tmp_path / "data")[1][0]
+    table, lines, _ = take("ircadb", tmp_path / "root", tmp_path / "data")
+    assert "0.01 ml of tumor outside the liver's mask" in lines[0]
+    truth = np.where((labels == 2) & (np.arange(9)[:, None] >= 3), 1, labels)  # the second tumor is gone, and is liver
+    truth[0, 7, 8:] = 2
+    holds(table, tmp_path / "data", "p", truth)
 
 
 def test_nnunet_and_back(tmp_path):
@@ -292,6 +299,28 @@ def test_chaos_refuses_what_it_cannot_tell(tmp_path, fault, says):
         chaos.read(scan)
 
 
+def test_chaos_asks_for_both_a_large_share_and_a_gap(tmp_path):
+    """Solvable by hand: soft tissue in the left half of the two lowest of six slices, or everywhere."""
+    half = np.full((6, 4, 10), -900, np.int16)
+    half[:2, :, :5] = 60
+    mask = np.zeros((6, 4, 10), bool)
+    ct = readers.read(series(tmp_path / "half", half))
+    mask[0, :, :5], mask[1, 0, 5] = True, True  # 20 of 21 voxels on soft tissue; reversed none
+    assert chaos.in_order(mask, ct, "it")[1] == "the first the lowest (0.952 of it on soft tissue, otherwise 0.000)"
+    mask[1, :3, 5] = True  # 20 of 23
+    with pytest.raises(
+        Refused, match="with the first the lowest 0.870 of the mask on soft tissue and with the first the topmost 0.000"
+    ):
+        chaos.in_order(mask, ct, "it")
+    half[half < 0] = 60
+    half[5, 0, 5] = -900
+    ct = readers.read(series(tmp_path / "all", half))
+    mask[:] = False
+    mask[0] = True  # 40 of 40; reversed 39 of 40
+    with pytest.raises(Refused, match="1.000 of the mask on soft tissue and with the first the topmost 0.975"):
+        chaos.in_order(mask, ct, "it")
+
+
 def studies(root):
     """Two studies of one patient and one of another: (study, patient, seed); the last has its series in one folder with another."""
     made = {}
@@ -357,8 +386,10 @@ def test_csv(tmp_path):
     assert table.split.to_dict() == {"one": "test", "two": "train"} and table.patient["two"] == "q"
     assert table.field_of_view.to_dict() == {"one": "liver box", "two": "whole"}
     assert lines[0].endswith("(127 to 1, 255 to 2)") and lines[1].endswith("labels written from 3 masks")
-    for case in ("one", "two"):
+    for case, ct in (("one", "scan"), ("two", "y")):
         holds(table, tmp_path / "data", case, labels)
+        written = nibabel.load(tmp_path / "data" / "labels" / f"{case}.nii.gz")
+        assert written.affine.tobytes() == nibabel.load(tmp_path / "x" / f"{ct}.nii.gz").affine.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -506,6 +537,28 @@ def test_an_import_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "data").rglob("*") if p.is_file()) == [
         "a.json", "a.nii.gz", "b.json", "b.nii.gz", "manifest.csv",
     ]  # fmt: skip
+
+
+def test_a_killed_import_loses_nothing(tmp_path):
+    """SIGKILL once the first case is done: the same command goes on, and ends with what an uninterrupted one has."""
+    for n in range(6):
+        patient(tmp_path / "root" / f"p{n}", seed=n)
+    command = (
+        f"from workbench import intake; intake.take('ircadb', {str(tmp_path / 'root')!r}, {str(tmp_path / 'data')!r})"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "data" / "imported").glob("*.json")):
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    done = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "data" / "imported").glob("*.json")}
+    assert 1 <= len(done) < 6 and not (tmp_path / "data" / "manifest.csv").exists()
+    take("ircadb", tmp_path / "root", tmp_path / "data")
+    assert done == {name: (tmp_path / "data" / "imported" / name).stat().st_mtime_ns for name in done}
+    take("ircadb", tmp_path / "root", tmp_path / "whole")
+    files = lambda place: {p.relative_to(place): p.read_bytes() for p in place.rglob("[!.]*") if p.is_file()}
+    assert files(tmp_path / "data") == files(tmp_path / "whole")
 
 
 def test_a_refused_case_stops_no_other_and_leaves_nothing(tmp_path):

@@ -1,7 +1,8 @@
 """Everything that comes in: a CT from NIfTI, NRRD, MHA, MHD or a DICOM folder, label maps, pairs to evaluate.
 
 Each reader module has the same two functions, `list_cases(path)` and `read(path)`. What they return is canonical
-(`workbench.volume`) and remembers the file's own grid. Bad input raises `Refused`, doubtful input warns with
+(`workbench.volume`) and remembers the file's own grid. The modules of public collections (`scans` names them) have the same
+two, of a case with its labels. Bad input raises `Refused`, doubtful input warns with
 `WorkbenchWarning`. The libraries behind the readers are imported when they are needed.
 """
 
