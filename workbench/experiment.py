@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -292,6 +293,12 @@ def sha256(path: Path) -> str:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on beside the workbench itself: Python and the libraries that compute."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
+    return {"python": platform.python_version(), **found}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -43,6 +43,7 @@ from workbench.experiment import (
     Progress,
     held,
     sha256,
+    versions,
     write_array,
     write_json,
     write_table,
@@ -52,6 +53,7 @@ from workbench.radiomics import perturb
 from workbench.segmentation import DECIDING, Models, Result, decide, on_own_grid, segment
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
+from workbench.watch import watched
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
@@ -79,12 +81,13 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         (folder / "stage.json").unlink(missing_ok=True)
         write_json(mark, identity)
         processes.wait()
-        figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
+        with watched(folder / "system.csv", experiment.device):
+            figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
         write_json(folder / "metrics.json", {k: v for k, v in figures.items() if v is not None and math.isfinite(v)})
         outputs = {
             str(p.relative_to(folder)): sha256(p)
             for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name not in ("stage.json", "started.json")
+            if p.is_file() and p.name not in ("stage.json", "started.json", "system.csv")
         }
         write_json(
             folder / "stage.json",
@@ -93,6 +96,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
                 "outputs": outputs,
                 "seconds": round(time.monotonic() - began, 1),
                 "device": str(experiment.device),
+                "versions": versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )

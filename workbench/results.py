@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 import workbench
 from workbench import figures, ledger, report
-from workbench.experiment import write_json, write_table
+from workbench.experiment import versions, write_json, write_table
+from workbench.folders import MODEL_STAGES, stage_hashes
 from workbench.readers import nifti
 from workbench.segmentation import Result
 from workbench.volume import Refused
@@ -51,6 +49,15 @@ def free(folder: Path) -> None:
         )
 
 
+def _models(experiment: Path, folder: Path) -> dict:
+    """Which models made a result: their experiment, and the hash of the stage.json of each stage."""
+    hashes = stage_hashes(experiment)
+    return {
+        "experiment": os.path.relpath(experiment, folder),
+        "stages": {stage: hashes[stage] for stage in MODEL_STAGES if stage in hashes},
+    }
+
+
 def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
     volume, labels = result.volume, result.labels
     for name, array in (
@@ -69,7 +76,8 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "case": volume.name,
             "input": None if source is None else os.path.relpath(source, folder),
             "version": workbench.__version__,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": versions(),
+            "models": None if result.models is None else _models(result.models.folder, folder),
             "device": result.device,
             "config": asdict(result.settings),
             "timings": result.timings,

@@ -81,6 +81,7 @@ class Result:
     device: str
     warnings: list[str] = field(default_factory=list)
     maps: Maps | None = None  # on the work grid, for decisions anew
+    models: Models | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -255,6 +256,7 @@ def segment(
         s,
         str(models.device),
         maps=maps,
+        models=models,
     )
 
 
