@@ -7,9 +7,10 @@ import shutil
 from html.parser import HTMLParser
 
 import fake_folders as fake
+import pandas as pd
 import pytest
 
-from workbench import report
+from workbench import folders, report
 from workbench.ledger import CODES
 from workbench.volume import Refused
 
@@ -20,16 +21,22 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.open, self.words, self.images, self.leaves = [], [], [], []
+        self.within, self.places = [], []
         self.feed(html)
         assert not self.open, f"never closed: {self.open}"
+        assert self.within and set(self.within) <= set(self.places), "a link of the contents leads nowhere"
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
-        if tag in ("script", "link", "iframe", "a") or attributes.get("href"):
+        if tag in ("script", "link", "iframe") or not attributes.get("href", "#").startswith("#"):
             self.leaves.append(tag)
+        if attributes.get("href"):
+            self.within.append(attributes["href"][1:])
+        if attributes.get("id"):
+            self.places.append(attributes["id"])
         if tag == "img":
             assert attributes["src"].startswith("data:image/png;base64,")
             self.images.append(base64.b64decode(attributes["src"].partition(",")[2]))
@@ -75,6 +82,12 @@ def test_case_report_has_everything_and_escapes_it(tmp_path):
     assert len(page.images) == 1 and page.images[0].startswith(b"\x89PNG")
     rejected = (fake.arrays()["ledger"] == 6).sum()
     assert f"6 rejected by the forest {rejected} {rejected * 0.015:.4g}" in page.text, "5 x 2 x 1.5 mm are 0.015 ml"
+    assert "No warnings." not in page.text and "result.json does not name its models." in page.text
+    info = json.loads((folder / "result.json").read_text())
+    info |= {"warnings": [], "models": {"experiment": "../exp", "stages": {"liver": "ab" * 32}}}
+    (folder / "result.json").write_text(json.dumps(info))
+    text = Page(report.case_report(folder)).text
+    assert "No warnings." in text and f"liver {'ab' * 32} ../exp" in text
     (folder / "preview.png").write_bytes(b"\x89PNG stored")
     assert Page(report.case_report(folder)).images == [b"\x89PNG stored"]
 
@@ -101,7 +114,7 @@ def test_experiment_report(experiment):
         "liver.steps",
         "ab" * 32,
         "selection nogueira 0.7",
-        "all 21",
+        "21 s in all.",
         CODES[24],
         "held out: c08",
         "liver: learning curves",
@@ -115,6 +128,46 @@ def test_experiment_report(experiment):
     ):
         assert words in page.text, words
     assert len(page.images) >= 8
+
+
+def test_the_warnings_and_versions_of_an_experiment(experiment, tmp_path):
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    stage = json.loads((copy / "liver" / "stage.json").read_text())
+    (copy / "liver" / "stage.json").write_text(json.dumps(stage | {"versions": {"torch": "2.77"}}))
+    text = Page(report.experiment_report(copy)).text
+    assert "Case c08: spacing <suspect>" in text and "2.77" in text
+    for sha in folders.stage_hashes(copy).values():
+        assert sha[:12] in text
+
+
+def test_words_stand_left_and_numbers_right():
+    table = report._table(pd.DataFrame({"mixed": [1.0, "word"], "number": [1, 2], "none": ["", None]}))
+    assert [c["word"] for c in table["columns"]] == [True, False, False]
+    assert [cell["word"] for cell in table["rows"][0]] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_a_browser_opens_both_offline_without_a_complaint(experiment, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+    chromium = shutil.which("chromium") or pytest.skip("no Chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    pages = [
+        report.write(f, tmp_path / f"{n}.html") for n, f in enumerate((experiment, experiment / "results" / "c08"))
+    ]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=flags)
+        for file in pages:
+            page, said, asked = browser.new_page(viewport={"width": 1200, "height": 900}), [], []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(file.as_uri())
+            drawn = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+            width = page.evaluate("document.documentElement.scrollWidth")
+            page.close()
+            assert said == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
+            assert drawn and min(drawn) > 0, "a picture is not drawn"
+            assert width <= 1200, "the page is wider than the window"
+        browser.close()
 
 
 def test_notebooks_and_saved_figures_are_in_the_report(experiment, tmp_path):

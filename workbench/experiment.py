@@ -7,6 +7,7 @@ whole or not at all, and one process at a time holds the folder.
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import io
 import json
 import os
@@ -308,6 +309,12 @@ def print_progress(every_s: float = 4.0) -> Progress:
             print(f"  {what}  {done}/{total}  {extra}".rstrip(), flush=True)
 
     return show
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on beside the workbench itself: Python and the libraries that compute."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
+    return {"python": platform.python_version(), **found}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

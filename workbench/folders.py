@@ -30,6 +30,7 @@ STAGES = (
     "boundary",
     "metrics",
 )
+MODEL_STAGES = ("liver", "tumor", "forest", "boundary")  # those that leave a model
 
 
 def canonical(image: Any) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:

@@ -47,6 +47,7 @@ from workbench.experiment import (
     Progress,
     held,
     sha256,
+    versions,
     write_array,
     write_json,
     write_table,
@@ -57,6 +58,7 @@ from workbench.radiomics import perturb
 from workbench.segmentation import DECIDING, Models, Result, decide, on_own_grid, segment
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
+from workbench.watch import watched
 
 KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on with
 
@@ -81,7 +83,8 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         identity = _begin(experiment, stage)
         processes.wait()
         try:
-            figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
+            with watched(folder / "system.csv", experiment.device):
+                figures = RUN[stage](experiment, folder, **({"keep": keep} if stage == "metrics" else {}))
         except KeyboardInterrupt:
             write_json(folder / KILLED, {"stage": stage, "at": datetime.now(UTC).isoformat(timespec="seconds")})
             raise
@@ -89,7 +92,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
         outputs = {
             str(p.relative_to(folder)): sha256(p)
             for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name not in ("stage.json", "started.json") and p.suffix != ".lock"
+            if p.is_file() and p.name not in ("stage.json", "started.json", "system.csv") and p.suffix != ".lock"
         }
         write_json(
             folder / "stage.json",
@@ -98,6 +101,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
                 "outputs": outputs,
                 "seconds": round(time.monotonic() - began, 1),
                 "device": str(experiment.device),
+                "versions": versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )

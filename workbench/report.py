@@ -29,6 +29,8 @@ ABLATION_METRICS = (
     "precision_iou0",
     "false_positives",
 )
+DATA = ("data", "")
+PARTS = ("part", "version")
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
 
 _PAGE = """<!doctype html>
@@ -44,28 +46,31 @@ _PAGE = """<!doctype html>
  .wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0; font-size: 13px }
  th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right; vertical-align: top }
  th, td { white-space: nowrap }
- th { background: #f4f4f4 } th:first-child, td:first-child, td.word { text-align: left } td.word { white-space: normal }
+ th { background: #f4f4f4 } th:first-child, td:first-child, .word { text-align: left } td.word { white-space: normal }
  figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 13px }
  .patch { display: inline-block; width: 1.1em; height: 1.1em; border: 1px solid #666; vertical-align: -0.15em }
- summary { cursor: pointer; font-weight: 600 } footer { margin-top: 3em; color: #555; font-size: 13px }
+ summary { cursor: pointer; font-weight: 600 } nav { font-size: 13px } nav a { margin-right: 1em; white-space: nowrap } footer { margin-top: 3em; color: #555; font-size: 13px }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="facts">{{ facts }}</p>
 <p class="notice">{{ notice }}</p>
 {% for line in warnings %}<p class="warning">{{ line }}</p>{% endfor %}
+{% if not warnings %}<p class="facts">No warnings.</p>{% endif %}
+<nav>{% for section in sections %}<a href="#{{ loop.index }}">{{ section.title }}</a> {% endfor %}</nav>
 {% for section in sections %}<section>
-<h2>{{ section.title }}</h2>
+<h2 id="{{ loop.index }}">{{ section.title }}</h2>
 {% if section.words %}<p>{{ section.words }}</p>{% endif %}
 {% for table in section.tables %}{% if table.fold %}<details><summary>{{ table.name }}</summary>
 {% elif table.name %}<p><b>{{ table.name }}</b></p>{% endif %}
-<div class="wide"><table><thead><tr>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody>
+<div class="wide"><table><thead><tr>{% for c in table.columns %}<th{% if c.word %} class="word"{% endif %}>{{ c.text }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in table.rows %}<tr>{% for cell in row %}
 {% if cell.colour %}<td><span class="patch" style="background: {{ cell.colour }}"></span></td>
 {% else %}<td{% if cell.word %} class="word"{% endif %}>{{ cell.text }}</td>{% endif %}{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if table.fold %}</details>{% endif %}
 {% endfor %}
-{% for image in section.images %}<figure><img alt="{{ image.name }}" src="data:image/png;base64,{{ image.data }}">
-<figcaption>{{ image.name }}</figcaption></figure>
+{% for image in section.images %}{% if image.fold %}<details><summary>{{ image.name }}</summary>{% endif %}
+<figure><img alt="{{ image.name }}" src="data:image/png;base64,{{ image.data }}">
+<figcaption>{{ image.name }}</figcaption></figure>{% if image.fold %}</details>{% endif %}
 {% endfor %}
 {% if not section.tables and not section.images %}<p class="missing">{{ section.missing }}</p>{% endif %}
 </section>{% endfor %}
@@ -76,7 +81,7 @@ _PAGE = """<!doctype html>
 
 def _cell(value: object) -> dict:
     if isinstance(value, dict) and "colour" in value:
-        return value
+        return dict(value)
     if isinstance(value, (bool, np.bool_)):
         return {"text": "yes" if value else "no"}
     if isinstance(value, (float, np.floating)):
@@ -90,16 +95,22 @@ def _cell(value: object) -> dict:
 
 
 def _table(frame: pd.DataFrame, name: str = "", fold: bool = False) -> dict:
+    """Rows of cells; a column that holds words is set to the left as a whole."""
     rows = [[_cell(v) for v in row] for row in frame.itertuples(index=False, name=None)]
-    return {"name": name, "columns": [str(c).replace("_", " ") for c in frame.columns], "rows": rows, "fold": fold}
+    words = [any(row[n].get("word") and row[n]["text"] for row in rows) for n in range(frame.shape[1])]
+    for row in rows:
+        for cell, word in zip(row, words):
+            cell["word"] = word
+    columns = [{"text": str(c).replace("_", " "), "word": w} for c, w in zip(frame.columns, words)]
+    return {"name": name, "columns": columns, "rows": rows, "fold": fold}
 
 
 def _pairs(values: dict, columns: tuple[str, str], name: str = "", fold: bool = False) -> dict:
     return _table(pd.DataFrame(list(values.items()), columns=list(columns), dtype=object), name, fold)
 
 
-def _image(data: bytes, name: str) -> dict:
-    return {"name": name, "data": base64.b64encode(data).decode()}
+def _image(data: bytes, name: str, fold: bool = False) -> dict:
+    return {"name": name, "data": base64.b64encode(data).decode(), "fold": fold}
 
 
 def _section(title: str, tables=(), images=(), words: str = "", missing: str = "Nothing here.") -> dict:
@@ -126,6 +137,22 @@ def flat(settings: object, prefix: str = "") -> dict[str, object]:
             for k, v in flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
         }
     return {prefix: settings if isinstance(settings, (int, float, str, bool)) else json.dumps(settings)}
+
+
+def _settings(settings: dict) -> list[dict]:
+    """What stands at the top, then a folded table for each part."""
+    top = {k: v for k, v in settings.items() if not isinstance(v, dict)}
+    parts = {k: v for k, v in settings.items() if isinstance(v, dict)}
+    return [_pairs(flat(top), ("setting", "value"))] + [
+        _pairs(flat(part, name), ("setting", "value"), f"Settings of {name}", fold=True) for name, part in parts.items()
+    ]
+
+
+def _models(info: dict) -> dict:
+    """Which models made a result: experiment, and for each stage the hash of its stage.json."""
+    made = info.get("models") or {"experiment": "", "stages": {}}
+    rows = [(stage, sha, made["experiment"]) for stage, sha in made["stages"].items()]
+    return _table(pd.DataFrame(rows, columns=["stage", "sha256 of its stage.json", "experiment"], dtype=object))
 
 
 def _ledger_table(case: folders.ResultFolder) -> dict:
@@ -192,14 +219,15 @@ def case_report(folder: str | Path) -> str:
                 words="Which stage decided each voxel.",
                 missing="No ledger in this folder.",
             ),
-            _section("Timings", [_pairs(info.get("timings", {}), ("stage", "seconds"))]),
             _section(
-                "Settings and versions",
-                [
-                    _pairs(flat(info.get("config", {})), ("setting", "value")),
-                    _pairs(info.get("versions", {}), ("part", "version")),
-                ],
+                "Models",
+                [_models(info)],
+                words="The trained stages that decided here; `workbench lineage` leads to their runs in MLflow.",
+                missing="result.json does not name its models.",
             ),
+            _section("Timings", [_pairs(info.get("timings", {}), ("stage", "seconds"))]),
+            _section("Versions", [_pairs({"workbench": info.get("version"), **info.get("versions", {})}, PARTS)]),
+            _section("Settings", _settings(info.get("config", {}))),
         ],
         info.get("warnings", []),
     )
@@ -226,6 +254,16 @@ def _cards(case: folders.ResultFolder) -> dict:
         "What was seen, how the trees voted, what was alike in training, and what would have changed it: each change by itself.",
         "No card in this folder.",
     )
+
+
+def _shown_and_all(table: pd.DataFrame | None, metrics: list[str]) -> list[dict]:
+    """The rows of some metrics, one metric after the other, and everything folded away."""
+    if table is None:
+        return []
+    some = table[table["metric"].isin(metrics)]
+    some = some.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable")
+    every = [_table(table, "Everything measured", fold=True)] if len(some) < len(table) else []
+    return [_table(some[["metric", *(c for c in table if c != "metric")]]), *every]
 
 
 def ablation_metrics(ablation: pd.DataFrame) -> list[str]:
@@ -331,12 +369,27 @@ def experiment_report(folder: str | Path) -> str:
         notebooks.append((file.stem, was.get("status", "?"), was.get("seconds", math.nan), was.get("error", "")))
     warnings = [f"Not run yet: {', '.join(missing)}."] if missing else []
     warnings += [f"Notebook {name} failed: {error}" for name, status, _, error in notebooks if status == "failed"]
+    for path in experiment.results():
+        warnings += [f"Case {path.name}: {line}" for line in folders.result(path).info.get("warnings", [])]
     seconds = {name: float(stage.info.get("seconds", math.nan)) for name, stage in stages.items()}
+    ran = [
+        {
+            "stage": name,
+            "finished": stage.info.get("finished", ""),
+            "seconds": seconds[name],
+            "device": stage.info.get("device", ""),
+            "workbench": stage.info.get("version", ""),
+            **stage.info.get("versions", {}),
+            "stage.json": stage.sha256[:12],
+        }
+        for name, stage in stages.items()
+    ]
     metrics = [
         (name, key.replace("_", " "), value) for name, stage in stages.items() for key, value in stage.metrics().items()
     ]
     saved = [
-        _image(p.read_bytes(), p.stem.replace("_", " ")) for p in sorted((experiment.path / "figures").glob("*.png"))
+        _image(p.read_bytes(), p.stem.replace("_", " "), fold=True)
+        for p in sorted((experiment.path / "figures").glob("*.png"))
     ]
     ledger = [
         ({"colour": colour}, code, figures.LEDGER_MEANINGS[code]) for code, colour in figures.LEDGER_COLOURS.items()
@@ -347,6 +400,7 @@ def experiment_report(folder: str | Path) -> str:
         _image(
             (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.png(figures.preview_of(p)),
             f"held out: {p.name}",
+            fold=True,
         )
         for p in experiment.results()[:12]
     ]
@@ -366,12 +420,12 @@ def experiment_report(folder: str | Path) -> str:
         ),
         _section(
             "Paired comparisons",
-            [_table(comparisons)] if comparisons is not None else [],
+            _shown_and_all(comparisons, shown),
             missing="The stage `metrics` has not run.",
         ),
         _section(
             "Leaving one stage out",
-            [_table(left_out)] if left_out is not None else [],
+            _shown_and_all(left_out, shown),
             words="Held-out patients: the mean without a stage, and what the stage changes when the others are there (pairs)."
             if left_out is not None
             else "",
@@ -388,16 +442,19 @@ def experiment_report(folder: str | Path) -> str:
             [_table(baselines)] if baselines is not None else [],
             missing="The stage `forest` has not run.",
         ),
-        _section("Figures", images=_drawn(experiment) + saved, missing="No figure yet."),
+        _section("Figures", images=_drawn(experiment), missing="No figure yet."),
+        _section("Figures of the notebooks", images=saved, missing="No figure yet."),
         _section("Held-out cases", images=previews, missing="No result yet."),
         _section("Ledger colours", [_table(pd.DataFrame(ledger, columns=["colour", "code", "meaning"], dtype=object))]),
         _section(
-            "Metrics of each stage", [_table(pd.DataFrame(metrics, columns=["stage", "metric", "value"], dtype=object))]
+            "Metrics of each stage",
+            [_table(pd.DataFrame(metrics, columns=["stage", "metric", "value"], dtype=object), "All", fold=True)],
         ),
         _section(
-            "Timings",
-            [_pairs({**seconds, "all": sum(seconds.values())}, ("stage", "seconds"))] if seconds else [],
+            "Stages, times and versions",
+            [_table(pd.DataFrame(ran))],
             [_image(figures.png(figures.timings(seconds)), "timings")] if seconds else [],
+            words=f"{sum(seconds.values()):.4g} s in all." if seconds else "",
         ),
         _section(
             "Notebooks",
@@ -405,13 +462,11 @@ def experiment_report(folder: str | Path) -> str:
             missing="No notebook was run on this folder.",
         ),
         _section(
-            "Settings",
-            [_pairs(flat(info.get("settings", {})), ("setting", "value"), "Experiment")]
-            + [
-                _pairs(flat(stage.info.get("settings", {})), ("setting", "value"), name, fold=True)
-                for name, stage in stages.items()
-            ]
-            + [_pairs({"manifest sha256": info.get("manifest_sha256", "?")}, ("data", "hash"))],
+            "Settings and data",
+            [
+                *_settings(info.get("settings", {})),
+                _pairs({"manifest": info.get("manifest", "?"), "sha256": info.get("manifest_sha256", "?")}, DATA),
+            ],
         ),
     ]
     return _page(f"Experiment {experiment.path.resolve().name}", " · ".join(facts), sections, warnings)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 import workbench
 from workbench import cards, figures, folders, ledger, report, verdicts
-from workbench.experiment import write_json, write_table
+from workbench.experiment import versions, write_json, write_table
 from workbench.files import sweep
 from workbench.readers import nifti
 from workbench.segmentation import Result
@@ -69,11 +67,13 @@ def free(folder: Path) -> None:
         )
 
 
-def made_by(models: Path, folder: Path) -> dict:
-    """Which experiment's stages a result comes from: where it lies, and the hash of each one's stage.json."""
-    hashes = folders.stage_hashes(models)
-    used = ("liver", "tumor", "selection", "forest", "boundary")
-    return {"experiment": os.path.relpath(models, folder), "stages": {s: hashes[s] for s in used if s in hashes}}
+def _models(experiment: Path, folder: Path) -> dict:
+    """Which models made a result: their experiment, and the hash of the stage.json of each stage."""
+    hashes = folders.stage_hashes(experiment)
+    return {
+        "experiment": os.path.relpath(experiment, folder),
+        "stages": {stage: hashes[stage] for stage in folders.MODEL_STAGES if stage in hashes},
+    }
 
 
 def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
@@ -95,9 +95,9 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "case": volume.name,
             "input": None if source is None else os.path.relpath(source, folder),
             "version": workbench.__version__,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": versions(),
+            "models": None if result.models is None else _models(result.models.folder, folder),
             "device": result.device,
-            "models": None if result.models is None else made_by(result.models.folder, folder),
             "config": asdict(result.settings),
             "timings": result.timings,
             "ledger_codes": {str(code): meaning for code, meaning in ledger.CODES.items()},

@@ -4,6 +4,10 @@ Chooses: the experiment folder is the record and MLflow a view of it. `sync` rea
 does not have yet: one parent run per folder, one child run per finished stage, one run per fold below it. A stage is
 known by the hash of its stage.json: a second sync adds nothing, and a stage that was run again gets a new run. A store
 that is dead, locked or missing is reported, never raised: the work goes on and the next sync catches up.
+
+A stage's model becomes a version of the registered model `workbench-STAGE`. The alias `champion` goes to the first version and
+follows its experiment when that is trained again; from one experiment to another only a person moves it, since
+measures on different patients do not compare. `lineage` leads from a result back to the runs that made its models.
 """
 
 from __future__ import annotations
@@ -17,18 +21,26 @@ import os
 import re
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from workbench import folders
+from workbench import folders, served
 from workbench.report import flat
+from workbench.volume import Refused
 
 EXPERIMENT = "liver-workbench"
-MODELS = (".safetensors", ".skops")
+CHAMPION = "champion"
+SYSTEM = {  # what MLflow calls the columns of system.csv
+    "cpu_percent": "system/process_cpu_percentage",
+    "memory_mb": "system/process_memory_usage_megabytes",
+    "gpu_memory_mb": "system/gpu_memory_usage_megabytes",
+}
 LOCK_SECONDS = 3.0  # empirical: a sync of a demo holds the store for less
 
 
@@ -87,7 +99,7 @@ def _reachable(store: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither telemetry nor the migration's log on the screen."""
+    """Neither telemetry nor the migration's log on the screen, and no advice to keep an example of a patient as input."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "1")
     names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")
@@ -95,7 +107,9 @@ def _quiet() -> Iterator[None]:
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
+            yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
@@ -160,26 +174,136 @@ class _Store:
     def end(self, run: str, at: int, status: str = "FINISHED") -> None:
         self.client.set_terminated(run, status, at)
 
-    def dataset(self, run: str, digest: str, patients: int | None) -> None:
+    def dataset(self, run: str, cohort: Cohort, context: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(
-            name="cohort",
-            digest=digest[:36],
+            name=_name(cohort.name),
+            digest=cohort.sha256[:36],
             source_type="local",
-            source=json.dumps({"sha256": digest}),
-            profile=json.dumps({"patients": patients}),
+            source=json.dumps({"manifest": cohort.name, "sha256": cohort.sha256}),
+            profile=json.dumps(cohort.profile),
         )
-        self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+        self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+    def uses(self, run: str, models: list[str]) -> None:
+        """Link a run to the logged models that it worked with."""
+        from mlflow.entities import LoggedModelInput
+
+        if models:
+            self.client.log_inputs(run, models=[LoggedModelInput(model) for model in models])
+
+    def model(self, stage: folders.StageFolder, run: str, settings: dict, tags: dict[str, str], at: int) -> str:
+        """Keep a stage's model with its signature, as an output of its run and a version of `workbench-STAGE`; its id."""
+        import mlflow.pyfunc
+        from mlflow.entities import LoggedModelOutput, Metric
+        from mlflow.models import Model
+
+        made = self.client.create_logged_model(
+            self.experiment,
+            name=stage.name,
+            source_run_id=run,
+            tags=tags,
+            params={_name(k): str(v)[:500] for k, v in flat(stage.info.get("settings", {})).items()},
+            model_type=f"workbench {stage.name}",
+        )
+        versions = stage.info.get("versions", {})
+        with TemporaryDirectory() as place:
+            files, model = Path(place) / "files", Path(place) / "model"
+            served.gather(stage, settings, files)
+            mlflow.pyfunc.save_model(
+                model,
+                loader_module="workbench.served",
+                data_path=str(files),
+                signature=_signature(stage.name, files),
+                pip_requirements=[f"liver-workbench=={stage.info.get('version', '')}"]
+                + [f"{name}=={version}" for name, version in versions.items() if name != "python"],
+                mlflow_model=Model(artifact_path=made.artifact_location, run_id=run, model_id=made.model_id),
+            )
+            self.client.log_model_artifacts(made.model_id, str(model))
+        self.client.finalize_logged_model(made.model_id, "READY")
+        self.client.log_outputs(run, [LoggedModelOutput(made.model_id, 0)])
+        measured = [Metric(_name(k), v, at, 0, model_id=made.model_id) for k, v in _finite(stage.metrics()).items()]
+        self.client.log_batch(run, metrics=measured)
+        self._register(f"workbench-{stage.name}", made, run, tags)
+        return made.model_id
+
+    def _register(self, name: str, made, run: str, tags: dict[str, str]) -> None:
+        known = self.client.search_registered_models(f"name = '{name}'")
+        if not known:
+            words = (
+                f"Stage {name.removeprefix('workbench-')} of the workbench. Research use only: not a medical device."
+            )
+            self.client.create_registered_model(name, description=words)
+        new = self.client.create_model_version(name, made.artifact_location, run, tags=tags, model_id=made.model_id)
+        held = known[0].aliases.get(CHAMPION) if known else None
+        if held is None or self.client.get_model_version(name, held).tags.get("workbench.key") == tags["workbench.key"]:
+            self.client.set_registered_model_alias(name, CHAMPION, new.version)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The data of an experiment: its manifest's name and hash, and how many patients, cases and tumors it has."""
+
+    name: str
+    sha256: str
+    profile: dict
+
+    @classmethod
+    def of(cls, experiment: folders.ExperimentFolder) -> Cohort | None:
+        """None until the stage cohort has counted."""
+        info, patients = experiment.info, experiment.patients()
+        if not info.get("manifest_sha256") or patients is None:
+            return None
+        return cls(
+            str(info.get("manifest", "cohort")),
+            str(info["manifest_sha256"]),
+            {"patients": patients, **experiment.stages["cohort"].metrics()},
+        )
+
+
+def _signature(stage: str, files: Path):
+    """What goes in and what comes out, as `served.Served.predict` takes and gives it."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    if stage == "forest":
+        return ModelSignature(
+            Schema([ColSpec("double", name) for name in served.columns(files)]),
+            Schema([TensorSpec(np.dtype(served.GIVES[stage]), (-1,))]),
+        )
+    shapes = {"spacing_mm": (3,)}
+    taken = served.VOLUMES[stage].items()
+    return ModelSignature(
+        Schema([TensorSpec(np.dtype(kind), shapes.get(name, (-1, -1, -1)), name) for name, kind in taken]),
+        Schema([TensorSpec(np.dtype(served.GIVES[stage]), (-1, -1, -1))]),
+    )
+
+
+def _finite(values: dict) -> dict[str, float]:
+    return {
+        k: float(v)
+        for k, v in values.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    }
 
 
 def _numbers(values: dict, at: int) -> list:
     from mlflow.entities import Metric
 
+    return [Metric(_name(k), v, at, 0) for k, v in _finite(values).items()]
+
+
+def _system(table: pd.DataFrame, began: int) -> list:
+    """Samples of the machine at the time when they were taken; the GPU only where there is one."""
+    from mlflow.entities import Metric
+
     return [
-        Metric(_name(k), float(v), at, 0)
-        for k, v in values.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+        Metric(SYSTEM[name], float(value), began + int(1000 * seconds), step)
+        for name in SYSTEM
+        if name in table and table[name].any()
+        for step, (seconds, value) in enumerate(zip(table["seconds"], table[name]))
     ]
 
 
@@ -197,8 +321,18 @@ def _curves(table: pd.DataFrame, at: int) -> list:
     ]
 
 
-def _sync_stage(store: _Store, stage: folders.StageFolder, parent: str, common: dict[str, str]) -> list[str]:
-    """One run for a stage, one below it for each fold. The hash is written last: a run cut short is done again."""
+def _sync_stage(
+    store: _Store,
+    stage: folders.StageFolder,
+    parent: str,
+    common: dict[str, str],
+    experiment: folders.ExperimentFolder,
+    models: dict[str, str],
+) -> list[str]:
+    """One run for a stage, one below it for each fold. The hash is written last: a run cut short is done again.
+
+    `models`: ids of the logged models of the stages before; a new one is added.
+    """
     ended = _milliseconds(stage.info.get("finished"))
     began = ended - int(1000 * float(stage.info.get("seconds") or 0))
     tags = {
@@ -206,6 +340,7 @@ def _sync_stage(store: _Store, stage: folders.StageFolder, parent: str, common: 
         "workbench.stage": stage.name,
         "workbench.version": str(stage.info.get("version", "")),
         "workbench.device": str(stage.info.get("device", "")),
+        **{f"workbench.versions.{k}": v for k, v in stage.info.get("versions", {}).items()},
     }
     run = store.start(stage.name, tags, parent, began)
     inputs = {f"input.{k}": v for k, v in flat(stage.info.get("inputs", {})).items()}
@@ -214,29 +349,39 @@ def _sync_stage(store: _Store, stage: folders.StageFolder, parent: str, common: 
         {**flat(stage.info.get("settings", {})), **inputs} if stage.info.get("settings") else inputs,
         _numbers({**stage.metrics(), "seconds": stage.info.get("seconds")}, ended),
     )
+    if cohort := Cohort.of(experiment):
+        store.dataset(run, cohort, "evaluation" if stage.name == "metrics" else "training")
+    store.uses(run, [models[name] for name in stage.info.get("inputs", {}) if name in models])
+    if (system := stage.table("system.csv")) is not None:
+        store.log(run, metrics=_system(system, began))
     added = [stage.name]
     curves = stage.table("curves.csv")
     folds: dict[int, list[Path]] = {}
-    for path in sorted(stage.path.glob("fold*")):
-        if path.is_file() and (match := re.match(r"fold(\d+)\.", path.name)):
+    for path in sorted(stage.path.glob("fold*.json")):
+        if match := re.match(r"fold(\d+)\.", path.name):
             folds.setdefault(int(match[1]), []).append(path)
     for fold, files in sorted(folds.items()):
         child = store.start(f"{stage.name} fold {fold}", {**tags, "workbench.fold": str(fold)}, run, began)
         if curves is not None and "fold" in curves:
             store.log(child, metrics=_curves(curves[curves["fold"] == fold], ended))
         for file in files:
-            if file.suffix == ".json":
-                store.log(child, metrics=_numbers(flat(json.loads(file.read_text())), ended))
-            store.client.log_artifact(child, str(file), "model" if file.suffix in MODELS else None)
+            store.log(child, metrics=_numbers(flat(json.loads(file.read_text())), ended))
+            store.client.log_artifact(child, str(file))
         store.end(child, ended)
         added.append(f"{stage.name} fold {fold}")
     if curves is not None and not folds:
         store.log(run, metrics=_curves(curves, ended))
     for file in sorted(p for p in stage.path.iterdir() if p.is_file() and not p.name.startswith((".", "fold"))):
-        if file.suffix in MODELS:
-            store.client.log_artifact(run, str(file), "model")
-        elif file.suffix in (".json", ".csv") and file.stat().st_size < 2_000_000:
+        if file.suffix in (".json", ".csv") and file.stat().st_size < 2_000_000:
             store.client.log_artifact(run, str(file))
+    if stage.name in folders.MODEL_STAGES and served.weights(stage):
+        marks = {
+            **common,
+            "workbench.stage_sha256": stage.sha256,
+            "workbench.preset": str(experiment.info.get("preset")),
+        }
+        models[stage.name] = store.model(stage, run, experiment.info.get("settings", {}), marks, ended)
+        store.client.set_tag(run, "workbench.model_id", models[stage.name])
     store.end(run, ended)
     store.client.set_tag(run, "workbench.stage_sha256", stage.sha256)
     return added
@@ -246,7 +391,7 @@ def _sync_files(store: _Store, parent: str, have: dict[str, str], experiment: Pa
     """Figures, executed notebooks and the report of the parent run: those whose size or time changed."""
     added = []
     wanted = [(p, "figures") for p in sorted(experiment.glob("figures/*.png"))]
-    wanted += [(p, "notebooks") for p in sorted(experiment.glob("notebooks/*.ipynb"))]
+    wanted += [(p, "notebooks") for kind in ("ipynb", "html") for p in sorted(experiment.glob(f"notebooks/*.{kind}"))]
     wanted += [(p, "") for p in (experiment / "report.html", experiment / "experiment.json") if p.exists()]
     for path, under in wanted:
         tag = f"workbench.file.{_name(f'{under}/{path.name}')}"
@@ -281,14 +426,16 @@ def _sync(folder: Path, place: Path) -> SyncReport:
     if "workbench.settings" not in have:  # also after a sync that was cut short here
         own = {k: v for k, v in info.items() if k != "settings"}
         store.log(parent, {**flat(own), **(flat(info["settings"]) if info.get("settings") else {})})
-        if digest:
-            store.dataset(parent, digest, patients)
         store.client.set_tag(parent, "workbench.settings", "logged")
-    if patients is not None and have.get("workbench.patients") != str(patients):
+    if (cohort := Cohort.of(experiment)) and have.get("workbench.patients") != str(patients):
+        store.dataset(parent, cohort, "training")
         store.client.set_tag(parent, "workbench.patients", str(patients))
 
     stages = [r for r in existing if "workbench.stage" in r.data.tags and "workbench.fold" not in r.data.tags]
     known = {(r.data.tags["workbench.stage"], r.data.tags.get("workbench.stage_sha256")) for r in stages}
+    models = {
+        t["workbench.stage"]: t["workbench.model_id"] for r in stages if "workbench.model_id" in (t := r.data.tags)
+    }
     unchanged = 0
     for stage in experiment.stages.values():
         if (stage.name, stage.sha256) in known:
@@ -297,7 +444,11 @@ def _sync(folder: Path, place: Path) -> SyncReport:
         for old in stages:
             if old.data.tags["workbench.stage"] == stage.name:
                 store.client.set_tag(old.info.run_id, "workbench.superseded", "true")
-        added += _sync_stage(store, stage, parent, {**common, "workbench.patients": str(patients or "")})
+                if old.info.status == "RUNNING":  # a sync that was cut short
+                    store.client.set_terminated(old.info.run_id, "KILLED")
+        added += _sync_stage(
+            store, stage, parent, {**common, "workbench.patients": str(patients or "")}, experiment, models
+        )
         at = _milliseconds(stage.info.get("finished"))
         store.log(parent, metrics=_numbers({f"{stage.name}.{k}": v for k, v in stage.metrics().items()}, at))
     added += _sync_files(store, parent, have, folder)
@@ -324,3 +475,56 @@ def sync(experiment: str | Path, store: str | Path | None = None) -> SyncReport:
         line = " ".join(str(error).split())[:300]
         return SyncReport(reason=f"{type(error).__name__}: {line}", seconds=time.monotonic() - started)
     return SyncReport(report.added, report.unchanged, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one stage's model of a result comes from: the hash of its stage.json, and what the store knows of it.
+
+    `run` and `model` are empty where the store does not know the hash.
+    """
+
+    stage: str
+    sha256: str
+    run: str = ""
+    finished: str = ""
+    model: str = ""
+
+
+def lineage(result: str | Path, store: str | Path | None = None) -> tuple[list[Origin], str]:
+    """The runs that made the models of a result, and why the store could not be asked (or empty).
+
+    A hash that several folders share (a copied experiment) leads to the run of the experiment that the result names.
+    """
+    folder = folders.result(result)
+    made = folder.info.get("models")
+    if not made:
+        raise Refused(
+            folder.path, "no models named in result.json", "a result that names them", "Segment the scan again."
+        )
+    origins = [Origin(stage, sha) for stage, sha in made["stages"].items()]
+    place = Path(store) if store else default_store()
+    if not (place / "mlflow.db").is_file():
+        return origins, f"{place} holds no mlflow.db"
+    if reason := _reachable(place):
+        return origins, reason
+    with _quiet():
+        return _origins(_Store(place), origins, folder_key(folder.path / made["experiment"])), ""
+
+
+def _origins(store: _Store, origins: list[Origin], key: str) -> list[Origin]:
+    found = []
+    for origin in origins:
+        runs = store.client.search_runs(
+            [store.experiment], filter_string=f"tags.`workbench.stage_sha256` = '{origin.sha256}'"
+        )
+        runs = sorted(runs, key=lambda r: r.data.tags.get("workbench.key") != key)
+        if not runs:
+            found.append(origin)
+            continue
+        run, name = runs[0], f"workbench-{origin.stage}"
+        versions = [v for v in store.client.search_model_versions(f"name = '{name}'") if v.run_id == run.info.run_id]
+        words = [f"{name} {v.version}" + "".join(f" @{a}" for a in v.aliases) for v in versions]
+        at = datetime.fromtimestamp(run.info.end_time / 1000).isoformat(" ", "minutes")
+        found.append(Origin(origin.stage, origin.sha256, run.info.run_id, at, ", ".join(words)))
+    return found
