@@ -572,10 +572,11 @@ ACTS = [
     (23, "empty mask for radiomics", lambda d, _: __main__.radiomics(nifti(d), nifti(d, np.zeros(SHAPE, np.uint8), name="m.nii.gz"), d / "x.csv"),
      "m.nii.gz: found an empty mask; expected at least one region on background 0. Draw a region first."),
     (30, "a patient in train and in test", lambda d, _: cohort.read_manifest(manifest(d, ["a", "p", "x.nii.gz", "x.nii.gz", "train"], ["b", "p", "x.nii.gz", "x.nii.gz", "test"])),
-     "m.csv: found patient p in train and in test; expected each patient on one side. Give all scans of a "
+     "m.csv: found patient p in train and in test: a (train), b (test); expected each patient on one side. Give all scans of a "
      "patient the same split."),
     (30, "one scan under two names", two_copies,
-     "m.csv: found the same voxels in cases c0, c1; expected each scan once. Remove the copies."),
+     "m.csv: found the same voxels in cases c0 (patient p0, train) and c1 (patient p1, test); expected each scan once. Remove one of the "
+     "two: MSD Task03 is LiTS under other names, and 3D-IRCADb-01 is inside both."),
     (31, "too few patients", folds_of("aab"),
      "the cohort: found 2 training patients; expected at least 3, one for each fold. Add patients or use "
      "fewer folds."),

@@ -1,15 +1,17 @@
 """MLflow as a view of the experiment folder: complete, idempotent, and never in the way."""
 
 import ast
+import json
 import shutil
 import sqlite3
 import sys
 from pathlib import Path
 
 import fake_folders as fake
+import numpy as np
 import pytest
 
-from workbench import folders, tracking
+from workbench import folders, review, tracking
 from workbench.volume import Refused
 
 
@@ -19,6 +21,8 @@ def store(tmp_path_factory):
     place = tmp_path_factory.mktemp("tracking")
     experiment = fake.experiment(place / "it's exp", results=False)
     (experiment / "figures" / "ablation.png").write_bytes(fake.PREVIEW)
+    samples = "seconds,cpu_percent,memory_mb,gpu_memory_mb\n2,150,900,0\n4,180,950.5,0\n"
+    (experiment / "liver" / "system.csv").write_text(samples)
     report = tracking.sync(experiment, place / "mlruns")
     assert report.ok, report.reason
     return experiment, place / "mlruns", report
@@ -43,15 +47,15 @@ def test_everything_of_the_folder_is_in_the_store(store):
     assert {r.info.status for r in found.values()} == {"FINISHED"}
     assert parent.data.params["liver.steps"] == "100" and parent.data.params["seed"] == "1"
     tags = parent.data.tags
-    assert (tags["workbench.patients"], tags["workbench.device"], tags["workbench.dataset_sha256"]) == (
-        "12",
-        "cpu",
-        "ab" * 32,
-    )
-    assert parent.inputs.dataset_inputs[0].dataset.name == "cohort"
+    assert (tags["workbench.patients"], tags["workbench.dataset_sha256"]) == ("12", "ab" * 32)
+    for name, context in (("it's exp", "training"), ("liver", "training"), ("metrics", "evaluation")):
+        (used,) = found[name].inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("cohort/manifest.csv", ("ab" * 32)[:36])
+        assert json.loads(used.dataset.profile)["patients"] == 12 and used.tags[0].value == context
     liver = found["liver"]
     assert liver.data.params["net.width"] == "8" and liver.data.params["input.cohort"] == "0" * 64
-    assert liver.data.metrics == {"dice": 0.95, "fold0_dice": 0.94, "seconds": 3.0}, "what is no number is left out"
+    own = {k: v for k, v in liver.data.metrics.items() if not k.startswith("system/")}
+    assert own == {"dice": 0.95, "fold0_dice": 0.94, "seconds": 3.0}, "what is no number is left out"
     assert parent.data.metrics["forest.recall"] == 0.98
     assert (liver.info.end_time - liver.info.start_time) == 3000
     client = tracking._Store(mlruns).client
@@ -63,7 +67,10 @@ def test_everything_of_the_folder_is_in_the_store(store):
     def files(name, path=None):
         return {a.path for a in client.list_artifacts(found[name].info.run_id, path)}
 
-    assert files("liver fold 0", "model") == {"model/fold0.safetensors"} and "table.csv" in files("selection")
+    memory = client.get_metric_history(liver.info.run_id, "system/process_memory_usage_megabytes")
+    assert [(m.value, m.timestamp - liver.info.start_time) for m in memory] == [(900.0, 2000), (950.5, 4000)]
+    assert not any("gpu" in name for name in liver.data.metrics), "no GPU, no chart of it"
+    assert files("liver fold 0") == {"fold0.json"} and "table.csv" in files("selection")
     assert {"figures", "notebooks", "experiment.json"} <= files("it's exp")
     assert files("it's exp", "notebooks") == {"notebooks/02_liver.ipynb"}
     assert (mlruns / "mlflow.db").is_file() and (mlruns / "artifacts").is_dir()
@@ -134,6 +141,101 @@ def test_a_locked_or_dead_store_is_reported_not_raised(store, tmp_path, monkeypa
     )
     with pytest.raises(Refused, match="no experiment.json"):
         tracking.sync(tmp_path / "nowhere", mlruns)
+
+
+def models(mlruns: Path, name: str) -> list:
+    client = tracking._Store(mlruns).client
+    found = client.search_model_versions(f"name = '{name}'")  # without their aliases
+    return [client.get_model_version(name, v) for v in sorted(int(v.version) for v in found)]
+
+
+def test_the_champion_follows_its_own_experiment_and_no_other(store):
+    experiment, mlruns, _ = store
+    mine = [v for v in models(mlruns, "workbench-tumor") if v.tags["workbench.folder"] == str(experiment.resolve())]
+    assert [v.aliases for v in mine] == [["champion"]]
+    other = shutil.copytree(experiment, experiment.parent / "another")
+    fake._stage(other, "tumor", {"dice": 0.99}, {"steps": 7})
+    assert tracking.sync(other, mlruns).ok
+    *_, newest = models(mlruns, "workbench-tumor")
+    assert newest.tags["workbench.folder"] == str(other) and newest.aliases == [], (
+        "a person moves it to another experiment"
+    )
+    fake._stage(experiment, "tumor", {"dice": 0.5}, {"steps": 8})
+    assert tracking.sync(experiment, mlruns).ok
+    *_, newest = models(mlruns, "workbench-tumor")
+    assert newest.tags["workbench.folder"] == str(experiment.resolve()) and newest.aliases == ["champion"]
+
+
+@pytest.fixture(scope="module")
+def tracked(trained, tmp_path_factory):
+    """The trained toy experiment in a store of its own."""
+    mlruns = tmp_path_factory.mktemp("tracked") / "mlruns"
+    report = tracking.sync(trained.folder, mlruns)
+    assert report.ok, report.reason
+    return trained, mlruns
+
+
+def loaded(mlruns: Path, stage: str):
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking.uri(mlruns))
+    try:
+        return mlflow.pyfunc.load_model(f"models:/workbench-{stage}@champion")
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def test_each_champion_has_a_signature_and_says_what_its_stage_said(tracked):
+    made, mlruns = tracked
+    assert not [p for p in mlruns.rglob("*") if p.suffix in (".pkl", ".pickle", ".joblib", ".pt", ".pth")]
+    case = made.cases("test").case.iloc[0]
+    hu, _, spacing = made.work(case)
+    stored = {stage: made.array(stage, "maps", case).float().numpy() for stage in ("liver", "tumor")}
+    given = {"hu": hu.numpy().astype("float32"), "spacing_mm": np.array(spacing)}
+    liver = loaded(mlruns, "liver").predict(given)
+    np.testing.assert_allclose(liver, stored["liver"], atol=1e-3)  # maps are stored in half precision
+    tumor = loaded(mlruns, "tumor").predict(given | {"liver_probability": stored["liver"]})
+    np.testing.assert_allclose(tumor, stored["tumor"], atol=5e-3)  # its channel is the stored liver map
+
+    forest = loaded(mlruns, "forest")
+    scores = made.table("forest", "scores.csv", dtype=review.AS_TEXT).query("split == 'test'")
+    features = made.table("radiomics", "features.csv", dtype=review.AS_TEXT)
+    asked = scores[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
+    names = forest.metadata.get_input_schema().input_names()
+    np.testing.assert_allclose(forest.predict(asked[names]), scores.score, atol=1e-6)
+
+    before, edge = review.redrawn(made)[case]
+    volumes = {"tumor_probability": stored["tumor"], "tumor": before.numpy()}
+    volumes["liver"] = made.array("liver", "masks", case).bool().numpy()
+    assert (loaded(mlruns, "boundary").predict(given | volumes) == edge.mask.cpu().numpy()).all()
+    with pytest.raises(Exception, match="spacing_mm"):
+        loaded(mlruns, "liver").predict({"hu": given["hu"]})
+
+
+def test_a_result_leads_back_to_the_runs_of_its_models(tracked, tmp_path):
+    made, mlruns = tracked
+    result = folders.experiment(made.folder).results()[0]
+    origins, reason = tracking.lineage(result, mlruns)
+    assert reason == "" and [o.stage for o in origins] == ["liver", "tumor", "forest", "boundary"]
+    client = tracking._Store(mlruns).client
+    hashes = folders.stage_hashes(made.folder)
+    for origin in origins:
+        run = client.get_run(origin.run)
+        assert run.info.run_name == origin.stage and origin.sha256 == hashes[origin.stage]
+        assert origin.model == f"workbench-{origin.stage} 1 @champion"
+        (out,) = run.outputs.model_outputs
+        assert client.get_logged_model(out.model_id).source_run_id == origin.run
+    metrics = client.get_run(by_name(made.folder, mlruns)["metrics"].info.run_id)  # a search leaves its models out
+    assert len(metrics.inputs.model_inputs) == 4, "the evaluation names the models that it used"
+    assert any(name.startswith("system/process_cpu") for name in metrics.data.metrics)
+    assert metrics.data.tags["workbench.versions.torch"]
+
+    none = tracking.lineage(result, tmp_path / "nowhere")
+    assert "no mlflow.db" in none[1] and [o.sha256 for o in none[0]] == [o.sha256 for o in origins]
+    assert not (tmp_path / "nowhere").exists(), "asking makes no store"
+    with pytest.raises(Refused, match="names no models|no models named"):
+        tracking.lineage(fake.result(tmp_path / "r"))
 
 
 def test_importing_the_module_does_not_import_mlflow():

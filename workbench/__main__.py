@@ -414,6 +414,22 @@ def evidence(
     print(e.page(experiment, out, real_ct, edges))
 
 
+@app.command()
+def lineage(
+    result: Annotated[Path, typer.Argument(help="A result folder.")],
+    store: Annotated[Path | None, typer.Option(help="MLflow's folder; mlruns/ by default.")] = None,
+) -> None:
+    """Which trained stages made a result, and the MLflow runs and model versions that they are."""
+    from workbench import tracking
+
+    origins, reason = tracking.lineage(result, store)
+    for o in origins:
+        known = f"run {o.run}  {o.finished}  {o.model}" if o.run else "not in the store"
+        print(f"{o.stage:9}  stage.json {o.sha256[:12]}" + ("" if reason else f"  {known}").rstrip())
+    if reason:
+        print(f"MLflow: not reached ({reason})", file=sys.stderr)
+
+
 @exports.command()
 def nnunet(
     manifest: Path,

@@ -193,7 +193,15 @@ class _Store:
         if models:
             self.client.log_inputs(run, models=[LoggedModelInput(model) for model in models])
 
-    def model(self, stage: folders.StageFolder, run: str, settings: dict, tags: dict[str, str], at: int) -> str:
+    def model(
+        self,
+        stage: folders.StageFolder,
+        run: str,
+        settings: dict,
+        cohort: Cohort | None,
+        tags: dict[str, str],
+        at: int,
+    ) -> str:
         """Keep a stage's model with its signature, as an output of its run and a version of `workbench-STAGE`; its id."""
         import mlflow.pyfunc
         from mlflow.entities import LoggedModelOutput, Metric
@@ -223,8 +231,9 @@ class _Store:
             self.client.log_model_artifacts(made.model_id, str(model))
         self.client.finalize_logged_model(made.model_id, "READY")
         self.client.log_outputs(run, [LoggedModelOutput(made.model_id, 0)])
-        measured = [Metric(_name(k), v, at, 0, model_id=made.model_id) for k, v in _finite(stage.metrics()).items()]
-        self.client.log_batch(run, metrics=measured)
+        on = {"dataset_name": _name(cohort.name), "dataset_digest": cohort.sha256[:36]} if cohort else {}
+        measured = _finite(stage.metrics()).items()
+        self.client.log_batch(run, [Metric(_name(k), v, at, 0, model_id=made.model_id, **on) for k, v in measured])
         self._register(f"workbench-{stage.name}", made, run, tags)
         return made.model_id
 
@@ -236,6 +245,10 @@ class _Store:
             )
             self.client.create_registered_model(name, description=words)
         new = self.client.create_model_version(name, made.artifact_location, run, tags=tags, model_id=made.model_id)
+        link = json.dumps(
+            [{"name": name, "version": int(new.version)}]
+        )  # the model's own page shows its versions by this
+        self.client.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": link})
         held = known[0].aliases.get(CHAMPION) if known else None
         if held is None or self.client.get_model_version(name, held).tags.get("workbench.key") == tags["workbench.key"]:
             self.client.set_registered_model_alias(name, CHAMPION, new.version)
@@ -349,7 +362,7 @@ def _sync_stage(
         {**flat(stage.info.get("settings", {})), **inputs} if stage.info.get("settings") else inputs,
         _numbers({**stage.metrics(), "seconds": stage.info.get("seconds")}, ended),
     )
-    if cohort := Cohort.of(experiment):
+    if (cohort := Cohort.of(experiment)) is not None:
         store.dataset(run, cohort, "evaluation" if stage.name == "metrics" else "training")
     store.uses(run, [models[name] for name in stage.info.get("inputs", {}) if name in models])
     if (system := stage.table("system.csv")) is not None:
@@ -365,7 +378,8 @@ def _sync_stage(
         if curves is not None and "fold" in curves:
             store.log(child, metrics=_curves(curves[curves["fold"] == fold], ended))
         for file in files:
-            store.log(child, metrics=_numbers(flat(json.loads(file.read_text())), ended))
+            about = json.loads(file.read_text())
+            store.log(child, flat(about.get("config", {})), _numbers(about, ended))
             store.client.log_artifact(child, str(file))
         store.end(child, ended)
         added.append(f"{stage.name} fold {fold}")
@@ -380,7 +394,7 @@ def _sync_stage(
             "workbench.stage_sha256": stage.sha256,
             "workbench.preset": str(experiment.info.get("preset")),
         }
-        models[stage.name] = store.model(stage, run, experiment.info.get("settings", {}), marks, ended)
+        models[stage.name] = store.model(stage, run, experiment.info.get("settings", {}), cohort, marks, ended)
         store.client.set_tag(run, "workbench.model_id", models[stage.name])
     store.end(run, ended)
     store.client.set_tag(run, "workbench.stage_sha256", stage.sha256)
@@ -394,7 +408,7 @@ def _sync_files(store: _Store, parent: str, have: dict[str, str], experiment: Pa
     wanted += [(p, "notebooks") for kind in ("ipynb", "html") for p in sorted(experiment.glob(f"notebooks/*.{kind}"))]
     wanted += [(p, "") for p in (experiment / "report.html", experiment / "experiment.json") if p.exists()]
     for path, under in wanted:
-        tag = f"workbench.file.{_name(f'{under}/{path.name}')}"
+        tag = f"mlflow.workbench.file.{_name(f'{under}/{path.name}')}"  # mlflow.*: its pages do not show these
         state = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
         if have.get(tag) != state:
             store.client.log_artifact(parent, str(path), under or None)
@@ -416,11 +430,7 @@ def _sync(folder: Path, place: Path) -> SyncReport:
     if parents:
         parent, have = parents[0].info.run_id, parents[0].data.tags
     else:
-        tags = {
-            **common,
-            "workbench.version": str(info.get("version", "")),
-            "workbench.device": str(info.get("device", "")),
-        }
+        tags = {**common, "workbench.version": str(info.get("version", ""))}
         parent, have = store.start(folder.resolve().name, tags, None, int(time.time() * 1000)), {}
         added.append(folder.resolve().name)
     if "workbench.settings" not in have:  # also after a sync that was cut short here
@@ -523,7 +533,8 @@ def _origins(store: _Store, origins: list[Origin], key: str) -> list[Origin]:
             found.append(origin)
             continue
         run, name = runs[0], f"workbench-{origin.stage}"
-        versions = [v for v in store.client.search_model_versions(f"name = '{name}'") if v.run_id == run.info.run_id]
+        of = store.client.search_model_versions(f"name = '{name}'")  # without their aliases
+        versions = [store.client.get_model_version(name, v.version) for v in of if v.run_id == run.info.run_id]
         words = [f"{name} {v.version}" + "".join(f" @{a}" for a in v.aliases) for v in versions]
         at = datetime.fromtimestamp(run.info.end_time / 1000).isoformat(" ", "minutes")
         found.append(Origin(origin.stage, origin.sha256, run.info.run_id, at, ", ".join(words)))
