@@ -152,7 +152,7 @@ def test_phantom_refuses_an_unknown_preset(call, tmp_path):
 
 
 def test_view_without_a_result_is_refused(call, tmp_path):
-    refused(call("view", tmp_path), "result.json")
+    refused(call("view", tmp_path), "no result; expected a result folder")
     refused(call("report", tmp_path, "-o", tmp_path / "r.html"))
 
 
