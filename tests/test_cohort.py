@@ -105,8 +105,12 @@ def test_too_few_patients_are_refused():
 
 def test_a_row_of_another_length_is_refused(tmp_path):
     path = manifest(tmp_path, [row("a")])
-    path.write_text(path.read_text() + "b,p,x.nii.gz\n")
-    with pytest.raises(Refused, match="line 3: found no labels; expected a value for each"):
+    whole = path.read_text()
+    path.write_text(whole + "b,p,x.nii.gz\n")
+    with pytest.raises(Refused, match="line 3: found no labels; expected a value for each column"):
+        cohort.read_manifest(path)
+    path.write_text(whole + "b,p,x.nii.gz,x.nii.gz\n")
+    with pytest.raises(Refused, match="line 3: found another number of fields than columns; expected a value for each"):
         cohort.read_manifest(path)
     path.write_text("case,patient,ct,labels\na,Smith, J.,x.nii.gz,x.nii.gz\n")
     with pytest.raises(Refused, match="line 2: found another number of fields than columns; .* Put text with commas"):

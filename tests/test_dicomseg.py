@@ -108,8 +108,9 @@ def test_what_the_standard_lets_be_empty_may_be_missing(tmp_path):
 
 
 def test_a_name_in_another_character_set_arrives(tmp_path):
-    source, file, _ = segmented(tmp_path, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Zoë")
-    assert str(pydicom.dcmread(dicomseg.export(file, source, tmp_path / "seg.dcm")).PatientName) == "Müller^Zoë"
+    source, file, _ = segmented(tmp_path, SpecificCharacterSet="ISO_IR 144", PatientName="Петров^Ян")
+    whole = pydicom.dcmread(dicomseg.export(file, source, tmp_path / "seg.dcm"))
+    assert str(whole.PatientName) == "Петров^Ян" and whole.SpecificCharacterSet == "ISO_IR 192"
 
 
 def moved(tmp_path):
