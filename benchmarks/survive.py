@@ -1,9 +1,9 @@
 """Claim: whatever is killed at whatever moment goes on to the end of a run that was never killed, bit for bit.
 
 `python benchmarks/survive.py [--quick] [--json FILE] [--kills N] [--only JOB]`. Four jobs on toy patients, on the CPU: training all stages,
-segmenting, a batch of notebooks, the demo. Each is done once undisturbed; then it is begun N times and killed with SIGKILL at a moment drawn
-evenly from its length, what lies there is checked to be whole, and the same call goes on. A job with notebooks is killed N times on its way
-instead, since each call starts kernels. Seconds, hashes over seconds and what a zip archive says of itself are left out of the comparison.
+segmenting, a batch of notebooks, the demo. Each is done once undisturbed; then it is killed N times with SIGKILL at random moments, what lies
+there is checked to be whole each time, and the same call goes on. The short job, segmenting, is begun anew for each kill, the long ones are
+killed again and again on their way. Seconds, hashes over seconds and what a zip archive says of itself are left out of the comparison.
 """
 
 from __future__ import annotations
@@ -50,7 +50,18 @@ from workbench import (  # noqa: E402, E501  # fmt: skip
 from workbench.volume import Refused  # noqa: E402
 
 Job = Callable[[Path], object]
-TIMES = {"seconds", "finished", "timings", "outputs", "inputs", "stages_after", "stages_before", "versions", "at"}
+TIMES = {
+    "manifest",
+    "seconds",
+    "finished",
+    "timings",
+    "outputs",
+    "inputs",
+    "stages_after",
+    "stages_before",
+    "versions",
+    "at",
+}
 
 # -- one attempt ------------------------------------------------------------------------------------------------------
 
@@ -62,10 +73,11 @@ def attempt(job: Job, folder: Path, after_s: float | None = None, number: int = 
     if child == 0:
         status = 1
         try:
-            with open(folder.parent / f"{folder.name}.log", "a") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
-                job(folder)
+            log = open(folder.parent / f"{folder.name}.log", "a", buffering=1)
+            for standard in (1, 2):
+                os.dup2(log.fileno(), standard)
+            sys.stdout = sys.stderr = log
+            job(folder)
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -134,7 +146,7 @@ def _trees(folder: Path) -> str:
 
 
 def _timeless(value: object, own: str) -> object:
-    """JSON without seconds, and without the place where this run lies."""
+    """JSON without seconds, and without the place where this run and its manifest lie."""
     if isinstance(value, dict):
         return {k: _timeless(v, own) for k, v in value.items() if k not in TIMES}
     if isinstance(value, list):
@@ -152,7 +164,7 @@ def facts(folder: Path) -> dict[str, str]:
         if path.suffix == ".json":
             value = _timeless(json.loads(path.read_text()), own)
             if path.name == "forest.json":
-                value.pop("sha256")
+                value.pop("sha256", None)
             text = json.dumps(value, sort_keys=True)
         elif path.suffix == ".csv" and path.stat().st_size > 1:
             table = pd.read_csv(path)
@@ -204,7 +216,7 @@ def campaign(name: str, job: Job, kills: int, place: Path, seed: int = 0, along:
     while done["kills"] < kills:
         trial += 1
         folder = place / (f"killed{trial}" if not along else f"killed{done['equal'] + done['ended_first'] + 1}")
-        status, _ = attempt(job, folder, rng.uniform(0, length if not along else min(length, 40.0)))
+        status, _ = attempt(job, folder, rng.uniform(0, min(length / 6, 40.0) if along else length))
         if status == -signal.SIGKILL:
             done["kills"] += 1
             if folder.exists():
@@ -233,7 +245,7 @@ def quiet(*_: object) -> None:
 
 
 def training(
-    manifest: Path, settings: experiment.Settings, stages: tuple[str, ...] = ("all",), threads: int = 2
+    manifest: Path, settings: experiment.Settings, stages: tuple[str, ...] = ("all",), threads: int = 1
 ) -> Job:
     def job(folder: Path) -> None:
         torch.set_num_threads(threads)
@@ -321,7 +333,7 @@ def main() -> None:
         ct = tiny.patient(50)[0]
         readers.nifti.write(ct, place / "toy.nii.gz")
         jobs = {
-            "training": (training(manifest, brisk(60)), False),
+            "training": (training(manifest, brisk(60)), True),
             "segment": (segmenting(place / "toy.nii.gz", trained), False),
             "notebooks": (notebooks(trained, ["04", "07", "08"]), True),
             "demo": (small_demo(replace(brisk(60), pixel_mm=4.0)), True),
@@ -333,7 +345,7 @@ def main() -> None:
             found.append(campaign(name, job, kills, place / name, asked.seed, along))
             print(json.dumps(found[-1]), flush=True)
     if asked.json:
-        asked.json.write_text(json.dumps({"device": "cpu", "threads": 2, "jobs": found}, indent=1))
+        asked.json.write_text(json.dumps({"device": "cpu", "threads": 1, "jobs": found}, indent=1))
 
 
 if __name__ == "__main__":
