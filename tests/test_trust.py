@@ -219,7 +219,7 @@ def dicom_of(ct, folder: Path) -> Path:
     folder.parent.mkdir(parents=True)
     return test_faults.series(
         folder, len(array), z,
-        Rows=array.shape[1], Columns=array.shape[2], PixelSpacing=[y, x],
+        ImagePositionPatient=lambda k: [0, 0, z * k], Rows=array.shape[1], Columns=array.shape[2], PixelSpacing=[y, x],
         PixelData=lambda k: (array[k] + 1024).astype(np.uint16).tobytes(), **IDENTITY,
     )  # fmt: skip
 
