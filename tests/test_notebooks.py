@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import batch, review
+from workbench import batch, demo, review
+from workbench.experiment import PRESETS
 from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
@@ -52,6 +53,37 @@ def test_each_notebook_runs_alone_and_answers_its_question(trained, tmp_path, mo
         assert not re.search(r"\bnan\b", answer, re.I), f"{outcome.notebook}: {answer}"
         images = [o for c in cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
         assert images, f"{outcome.notebook} shows nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_page_of_a_case_held_out_or_not(trained, tmp_path):
+    folder = copied(trained, tmp_path / "experiment")
+    held, seen = (trained.cases(split).case.iloc[0] for split in ("test", "train"))
+    outcomes = batch.run_each("case", folder, [{"case": held}, {"case": seen}], progress=False)
+    assert [o.error for o in outcomes] == ["", ""]
+    for case, outcome, side in zip((held, seen), outcomes, ("test", "train")):
+        cells = nbformat.read(outcome.output, as_version=4).cells
+        answer = "".join(said(output) for output in cells[-1].outputs)
+        assert f"**{case}** (one {side} patient" in answer and re.search(r"tumor Dice \d\.\d{3}", answer)
+        assert outcome.output.with_suffix(".html").stat().st_size > 100_000
+
+
+def test_an_experiment_is_begun_with_a_preset_or_opened(trained, toy_cohort, tmp_path):
+    made = demo.begin(tmp_path / "x", "demo", toy_cohort, "cpu")
+    assert made.settings == PRESETS["demo"]() and made.manifest == toy_cohort.resolve()
+    again = demo.begin(tmp_path / "x", "demo", device="cpu")
+    assert again.manifest == made.manifest, "it keeps its cohort"
+    assert demo.begin(tmp_path / "x", device="cpu").about == made.about
+    with pytest.raises(Refused, match="other settings"):
+        demo.begin(tmp_path / "x", "paper", device="cpu")
+    with pytest.raises(Refused, match="no manifest"):
+        demo.begin(tmp_path / "y", "paper", device="cpu")
+    with pytest.raises(Refused, match="demo or paper"):
+        demo.begin(tmp_path / "y", "demmo", device="cpu")
+    with pytest.raises(Refused, match="no experiment.json"):
+        demo.begin(tmp_path / "y", device="cpu")
+    assert not (tmp_path / "y").exists()
 
 
 def test_a_notebook_says_what_is_missing(trained, tmp_path):

@@ -278,18 +278,32 @@ def run(
     notebook: Annotated[str, typer.Argument(help="Number, name or all.")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")] = Path("experiments/demo"),
 ) -> None:
-    """Run a notebook headless: NN|NAME|all [-p name value]... [-o EXPERIMENT]. Unknown parameters are refused."""
-    from workbench import batch
+    """Run a notebook headless: NN|NAME|all [-p name value]... [-o EXPERIMENT]. Unknown parameters are refused.
+
+    -p preset demo begins an experiment where there is none. One parameter may be given several times: -p case A -p case B,
+    or -p case all. Exit status: 0 all ran, 1 a notebook failed, 2 refused, 130 interrupted.
+    """
+    from workbench import batch, tracking
+    from workbench.volume import Refused
 
     given = _parameters(context.args)
+    sets = batch.combinations(experiment, given)
     if notebook == "all":
-        outcomes = batch.run_all(experiment, given)
-    else:
-        batch.checked(batch.find(notebook), given)
+        if len(sets) > 1:
+            raise Refused("run all", f"{len(sets)} sets of parameters", "one", "Name one notebook for several cases.")
         _writable(experiment)
-        outcomes = [batch.run(notebook, experiment, given)]
+        outcomes = batch.run_all(experiment, sets[0])
+    else:
+        for one in sets:
+            batch.checked(batch.find(notebook), one)
+        _writable(experiment)
+        outcomes = batch.run_each(notebook, experiment, sets)
     for o in outcomes:
         print(f"{o.notebook}: {o.status} {o.error}".rstrip() + f"  {o.output}")
+    count = [f"{n} {s}" for s in ("done", "unchanged", "failed") if (n := sum(o.status == s for o in outcomes))]
+    print(f"{len(outcomes)} notebooks: {', '.join(count)}")
+    if (experiment / "experiment.json").is_file():
+        print(tracking.sync(experiment), file=sys.stderr)
     raise typer.Exit(0 if all(o.ok for o in outcomes) else 1)
 
 
@@ -372,14 +386,14 @@ def _joined(device: str) -> str:
     return str(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)  # others wait while the first one evaluates
 
 
-def _parameters(words: list[str]) -> dict[str, object]:
+def _parameters(words: list[str]) -> dict[str, list[str]]:
     from workbench.volume import Refused
 
-    given: dict[str, object] = {}
+    given: dict[str, list[str]] = {}
     while words:
         if words[0] != "-p" or len(words) < 3:
             raise Refused("run", " ".join(words), "-p name value, as often as needed")
-        given[words[1]] = words[2]
+        given.setdefault(words[1], []).append(words[2])
         words = words[3:]
     return given
 

@@ -6,8 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from workbench import batch, cohort, experiment, report, tracking
+from workbench import batch, cohort, report, tracking
+from workbench.experiment import PRESETS, Experiment
 from workbench.files import write_atomic
+from workbench.volume import Refused
 
 CASES, HELD_OUT, SEED = 180, 20, 1  # patients in all, of them never trained on, first seed
 
@@ -15,17 +17,11 @@ CASES, HELD_OUT, SEED = 180, 20, 1  # patients in all, of them never trained on,
 def run(folder: Path, device: str = "auto") -> int:
     """Make or go on with a demo experiment; exit status 0 when every notebook ran."""
     began = time.monotonic()
-    manifest = cohort.write_phantoms(folder / "phantoms", CASES, SEED, "demo", HELD_OUT, progress=_show)
-    experiment.Experiment.create(folder, manifest, experiment.demo(), device)
-    numbered = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
-    ordered = [p for p in numbered if not p.stem.startswith("00")] + [p for p in numbered if p.stem.startswith("00")]
-    changed = False
-    for notebook in ordered:
-        outcome = batch.run(notebook, folder, {"device": device} if "device" in batch.parameters(notebook) else {})
-        changed |= outcome.status != "unchanged"
-        if not outcome.ok:
-            print(f"error: {outcome.error}\nThe notebook with the error: {outcome.output}", file=sys.stderr)
-            return 1
+    outcomes = batch.run_all(folder, {"preset": "demo", "device": device}, stop=True)
+    changed = any(outcome.status != "unchanged" for outcome in outcomes)
+    if not outcomes[-1].ok:
+        print(f"error: {outcomes[-1].error}\nThe notebook with the error: {outcomes[-1].output}", file=sys.stderr)
+        return 1
     print(tracking.sync(folder))
     page = folder / "report.html"
     if changed or not page.is_file():
@@ -33,6 +29,27 @@ def run(folder: Path, device: str = "auto") -> int:
     print(ablation(folder))
     print(f"{time.monotonic() - began:.0f} s\nreport: {page}")
     return 0
+
+
+def begin(folder: str | Path, preset: str = "", manifest: str | Path = "", device: str = "auto") -> Experiment:
+    """Open an experiment, or begin it with a preset: on the cohort of a manifest or, without one, on the demo's phantoms.
+
+    Refused where there is an experiment with other settings or another cohort.
+    """
+    folder = Path(folder)
+    if not preset:
+        return Experiment(folder, device)
+    if preset not in PRESETS:
+        raise Refused("preset", preset, " or ".join(PRESETS))
+    if manifest:
+        manifest = batch.folder().parent / manifest
+    elif (folder / "experiment.json").is_file():
+        manifest = Experiment(folder, device).manifest
+    elif preset == "demo":
+        manifest = cohort.write_phantoms(folder / "phantoms", CASES, SEED, "demo", HELD_OUT, progress=_show)
+    else:
+        raise Refused(f"preset {preset}", "no manifest", "a cohort", "Name its manifest (CSV): -p manifest FILE.")
+    return Experiment.create(folder, manifest, PRESETS[preset](), device)
 
 
 def ablation(folder: Path) -> str:
