@@ -2,7 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -11,6 +14,7 @@ import pytest
 from workbench import batch
 from workbench.volume import Refused
 
+ROOT = Path(__file__).resolve().parents[1]
 FIRST = "experiment = ''\nn = 1\nrate = 0.5\nquick = False\nname = 'a'\nlist_ = []\nmaybe = None"
 
 
@@ -45,6 +49,86 @@ def test_order_and_lookup(books):
         assert batch.find(which).stem == "02_liver"
     with pytest.raises(Refused, match="00_pipeline, 02_liver, 10_metrics, case"):
         batch.find("03")
+
+
+def test_the_notebook_that_needs_all_others_comes_last(books):
+    assert [p.stem for p in batch.in_order()] == ["02_liver", "10_metrics", "00_pipeline"]
+
+
+def test_several_values_are_several_runs(tmp_path):
+    sets = batch.combinations(tmp_path, {"n": ["1"], "rate": ["0.5", "0.7"]})
+    assert sets == [{"n": "1", "rate": "0.5"}, {"n": "1", "rate": "0.7"}]
+    assert batch.combinations(tmp_path, {}) == [{}] and batch.combinations(tmp_path, {"n": ["1"]}) == [{"n": "1"}]
+    with pytest.raises(Refused, match="one parameter with several values"):
+        batch.combinations(tmp_path, {"n": ["1", "2"], "rate": ["1", "2"]})
+    assert batch.combinations(tmp_path, {"case": ["b"]}) == [{"case": "b"}], "no cohort yet: the notebook will say so"
+    with pytest.raises(Refused, match="no .*cases.csv"):
+        batch.combinations(tmp_path, {"case": ["all"]})
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "cohort" / "cases.csv").write_text("case,patient\n007,x\nb,y\n")
+    assert batch.combinations(tmp_path, {"case": ["all"], "n": ["1"]}) == [
+        {"n": "1", "case": "007"},
+        {"n": "1", "case": "b"},
+    ]
+    assert batch.combinations(tmp_path, {"case": ["b", "b"]}) == [{"case": "b"}], "each case once"
+    with pytest.raises(Refused, match="case: found d; expected all, or some of 007, b|case.* d"):
+        batch.combinations(tmp_path, {"case": ["b", "d"]})
+
+
+def test_each_case_keeps_its_own_page_and_one_bad_value_stops_all(tmp_path, monkeypatch):
+    source = notebook(tmp_path / "books" / "case.ipynb", first="experiment = ''\ncase = ''\nn = 1")
+    ran = []
+    monkeypatch.setattr(
+        batch, "_execute", lambda kernel, source, partial, **more: ran.append(more["parameters"]["case"])
+    )
+    with pytest.raises(Refused, match="parameter n"):
+        batch.run_each(source, tmp_path / "exp", [{"case": "a"}, {"case": "b", "n": "x"}], progress=False)
+    assert ran == []
+    lines: list[str] = []
+    outcomes = batch.run_each(source, tmp_path / "exp", [{"case": "a/1"}, {"case": "b"}], progress=lines.append)
+    assert [o.output.name for o in outcomes] == ["case-a_1.ipynb", "case-b.ipynb"] and ran == ["a/1", "b"]
+    assert [line for line in lines if line.startswith("[")] == ["[1/2] case a/1", "[2/2] case b"]
+
+
+def test_a_page_asks_nothing_of_the_network_and_runs_no_script(tmp_path):
+    book = nbformat.read(notebook(tmp_path / "n.ipynb", "x"), as_version=4)
+    view = nbformat.v4.new_output("display_data", {batch.WIDGET: {"model_id": "1"}, "text/plain": "Live(children=...)"})
+    picture = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
+    book.cells[-1].outputs = [view, picture]
+    book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"1": {}}, "version_major": 2}}
+    nbformat.write(book, tmp_path / "n.ipynb")
+    html = batch.page(tmp_path / "n.ipynb").decode()
+    assert "Live(" not in html and "data:image/png;base64,iVBORw0KGgo=" in html and "What is two?" in html
+    assert "<script" not in html and "default-src 'none'" in html
+    assert not re.findall(r'(?:src|href)="?(?:https?:)?//[^"\s]*', html)
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_ends_the_kernel_and_the_batch_and_keeps_what_was_done(tmp_path):
+    source = notebook(
+        tmp_path / "slow.ipynb", "import os\nprint('kernel', os.getpid(), flush=True)", "import time\ntime.sleep(300)"
+    )
+    program = (
+        "import sys\nfrom workbench import batch\n"
+        f"batch.run_each({str(source)!r}, {str(tmp_path / 'exp')!r}, [{{'n': 1}}, {{'n': 2}}])"
+    )
+    log = tmp_path / "exp" / "notebooks" / "slow.log"
+    batch_run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        until = time.monotonic() + 90
+        while not (log.is_file() and "cell 3/4" in log.read_text()):
+            assert time.monotonic() < until and batch_run.poll() is None
+            time.sleep(0.1)
+        kernel = int(re.search(r"kernel (\d+)", log.read_text())[1])
+        batch_run.send_signal(signal.SIGTERM)
+        _, said = batch_run.communicate(timeout=20)
+    finally:
+        batch_run.kill()
+    assert "KeyboardInterrupt" in said and "[2/2]" not in said
+    assert not Path(f"/proc/{kernel}").exists(), "the kernel goes on alone"
+    kept = nbformat.read(log.with_suffix(".ipynb"), as_version=4)
+    assert any("kernel" in o.get("text", "") for c in kept.cells if c.cell_type == "code" for o in c.outputs)
+    assert json.loads(log.with_suffix(".json").read_text())["error"] == "slow: interrupted"
 
 
 def test_parameters_are_read_and_typed(books):
@@ -134,38 +218,14 @@ def test_run_keeps_the_result_skips_the_second_time_and_shows_the_error(tmp_path
     assert [line.split("cell ")[1].split()[0] for line in lines if " s  " in line] == ["1/4", "2/4", "3/4", "4/4"]
     record = json.loads((experiment / "notebooks" / "03_tumor.json").read_text())
     assert record["status"] == "failed" and record["stages_before"].keys() == {"liver"}
-    beside = {p.suffix: p for p in (experiment / "notebooks").iterdir()}
-    assert sorted(beside) == [".html", ".ipynb", ".json", ".log"]
-    log = beside[".log"].read_text()
-    assert f"42 {experiment.resolve()}" in log and "03_tumor  cell 2/4" in log and "no mask: a" in log
-    page = beside[".html"].read_text()
-    assert "What is two?" in page and f"42 {experiment.resolve()}" in page and "no mask: a" in page
-    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "the page asks the network"
+    kinds = ["html", "ipynb", "json", "log"]
+    assert sorted(p.name for p in (experiment / "notebooks").iterdir()) == [f"03_tumor.{kind}" for kind in kinds]
+    log = (experiment / "notebooks" / "03_tumor.log").read_text()
+    assert f"42 {experiment.resolve()}" in log and "cell 3/4" in log and "ValueError: no mask: a" in log
+    html = (experiment / "notebooks" / "03_tumor.html").read_text()
+    assert "no mask: a" in html and "What is two?" in html
 
     record["status"] = "done"  # as if it had gone well: nothing changed, so nothing runs
     (experiment / "notebooks" / "03_tumor.json").write_text(json.dumps(record))
     again = batch.run(source, experiment, {"n": 41}, progress=False)
     assert again.status == "unchanged" and again.ok
-
-
-def test_a_parameter_given_several_times_is_a_batch(books, tmp_path, monkeypatch):
-    ran = []
-
-    def run(notebook, experiment, parameters, output, **_):
-        ran.append((notebook.stem, dict(parameters), output.name))
-        return batch.Outcome(notebook.stem, output, "failed" if parameters["name"] == "b" else "done")
-
-    monkeypatch.setattr(batch, "run", run)
-    with pytest.raises(Refused, match="an integer|int, like 1"):
-        batch.run_each("case", tmp_path, {}, "n", ["1", "two"])
-    assert not ran
-    outcomes = batch.run_each("case", tmp_path, {"n": "3"}, "name", ["a", "b", "../c"])
-    assert ran == [
-        ("case", {"n": "3", "name": v}, f"case-{f}.ipynb") for v, f in zip(("a", "b", "../c"), ("a", "b", ".._c"))
-    ]
-    assert [o.ok for o in outcomes] == [True, False, True]
-
-
-def test_the_notebook_that_needs_all_stages_comes_last(books, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "run", lambda path, *_, **__: batch.Outcome(path.stem, path, "done"))
-    assert [o.notebook for o in batch.run_all(tmp_path)] == ["02_liver", "10_metrics", "00_pipeline"]

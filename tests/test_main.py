@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tiny
 
-from workbench import __version__, radiomics
+from workbench import __version__, batch, folders, radiomics
 from workbench.readers import nifti
 
 AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
@@ -136,6 +136,31 @@ def test_check_exits_1_when_one_is_refused(call, files):
 def test_run_refuses_parameters_that_it_does_not_know(call, tmp_path, words):
     refused(call("run", "00", *words, "-o", tmp_path / "e"))
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("bad, status", [("", 0), ("b", 1)])
+def test_run_of_several_cases_goes_on_and_its_exit_status_tells(call, tmp_path, monkeypatch, bad, status):
+    def run(notebook, experiment, given, **_):
+        failed = given["case"] == bad
+        return batch.Outcome(given["case"], tmp_path / "x", "failed" if failed else "done", error="oops" * failed)
+
+    monkeypatch.setattr(batch, "run", run)
+    ended, out, err = call("run", "case", "-p", "case", "b", "-p", "case", "c", "-o", tmp_path / "e")
+    assert ended == status and [line.split(":")[0] for line in out.splitlines()] == ["b", "c", "2 notebooks"]
+    assert ("1 done, 1 failed" if bad else "2 done") in out and "[2/2] case c" in err
+
+
+def test_run_all_takes_one_case_at_most(call, tmp_path):
+    refused(call("run", "all", "-p", "case", "b", "-p", "case", "c", "-o", tmp_path / "e"), "2 sets", "one notebook")
+
+
+def test_lineage_tells_what_it_can_without_a_store(call, trained, tmp_path):
+    refused(call("lineage", tmp_path), "no result.json")
+    result = folders.experiment(trained.folder).results()[0]
+    status, out, err = call("lineage", result, "--store", tmp_path / "none")
+    lines = out.splitlines()
+    assert status == 0 and [line.split()[0] for line in lines] == ["liver", "tumor", "forest", "boundary"]
+    assert folders.stage_hashes(trained.folder)["forest"][:12] in lines[2] and "no mlflow.db" in err
 
 
 def test_train_refuses_what_is_not_there(call, tmp_path, toy_cohort):

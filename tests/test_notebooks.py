@@ -11,9 +11,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 
 from workbench import batch, demo, review
+from workbench.experiment import PRESETS
 from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
@@ -53,6 +53,37 @@ def test_each_notebook_runs_alone_and_answers_its_question(trained, tmp_path, mo
         assert not re.search(r"\bnan\b", answer, re.I), f"{outcome.notebook}: {answer}"
         images = [o for c in cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
         assert images, f"{outcome.notebook} shows nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_page_of_a_case_held_out_or_not(trained, tmp_path):
+    folder = copied(trained, tmp_path / "experiment")
+    held, seen = (trained.cases(split).case.iloc[0] for split in ("test", "train"))
+    outcomes = batch.run_each("case", folder, [{"case": held}, {"case": seen}], progress=False)
+    assert [o.error for o in outcomes] == ["", ""]
+    for case, outcome, side in zip((held, seen), outcomes, ("test", "train")):
+        cells = nbformat.read(outcome.output, as_version=4).cells
+        answer = "".join(said(output) for output in cells[-1].outputs)
+        assert f"**{case}** (one {side} patient" in answer and re.search(r"tumor Dice \d\.\d{3}", answer)
+        assert outcome.output.with_suffix(".html").stat().st_size > 100_000
+
+
+def test_an_experiment_is_begun_with_a_preset_or_opened(trained, toy_cohort, tmp_path):
+    made = demo.begin(tmp_path / "x", "demo", toy_cohort, "cpu")
+    assert made.settings == PRESETS["demo"]() and made.manifest == toy_cohort.resolve()
+    again = demo.begin(tmp_path / "x", "demo", device="cpu")
+    assert again.manifest == made.manifest, "it keeps its cohort"
+    assert demo.begin(tmp_path / "x", device="cpu").about == made.about
+    with pytest.raises(Refused, match="other settings"):
+        demo.begin(tmp_path / "x", "paper", device="cpu")
+    with pytest.raises(Refused, match="no manifest"):
+        demo.begin(tmp_path / "y", "paper", device="cpu")
+    with pytest.raises(Refused, match="demo or paper"):
+        demo.begin(tmp_path / "y", "demmo", device="cpu")
+    with pytest.raises(Refused, match="no experiment.json"):
+        demo.begin(tmp_path / "y", device="cpu")
+    assert not (tmp_path / "y").exists()
 
 
 def test_a_notebook_says_what_is_missing(trained, tmp_path):
@@ -122,37 +153,19 @@ def test_what_a_perturbation_moves(trained):
 
 
 @pytest.mark.timeout(600)
-def test_the_page_of_a_case_is_made_for_each_case_that_is_named(trained, tmp_path):
-    folder = copied(trained, tmp_path / "experiment")
-    names = sorted(p.name for p in (folder / "results").iterdir())[:2]
-    outcomes = batch.run_each("case", folder, {}, "case", names, progress=False)
-    assert [o.error for o in outcomes if o.status != "done"] == []
-    for name, outcome in zip(names, outcomes):
-        assert outcome.output.name == f"case-{name}.ipynb"
-        cells = nbformat.read(outcome.output, as_version=4).cells
-        answer = "".join(said(output) for output in cells[-1].outputs)
-        assert answer.startswith(f"**{name}**") and "Research use only" in answer
-        assert f"<strong>{name}</strong>" in outcome.output.with_suffix(".html").read_text()
-    again = batch.run("case", folder, {"case": names[0]}, outcomes[0].output, progress=False)
-    assert again.status == "unchanged"
-    held = folder / "results" / names[0] / "result.json"
+def test_the_page_of_a_result_needs_no_experiment(trained, tmp_path):
+    shutil.copytree(trained.folder / "results", tmp_path / "some" / "results")
+    names = sorted(p.name for p in (tmp_path / "some" / "results").iterdir())[:2]
+    outcome = batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False)
+    assert outcome.status == "done", outcome.error
+    assert outcome.output.name == f"result-{names[1]}.ipynb"
+    cells = nbformat.read(outcome.output, as_version=4).cells
+    answer = "".join(said(output) for output in cells[-1].outputs)
+    assert answer.startswith(f"**{names[1]}**") and "Research use only" in answer
+    assert f"<strong>{names[1]}</strong>" in outcome.output.with_suffix(".html").read_text()
+    assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False).status == "unchanged"
+    held = tmp_path / "some" / "results" / names[1] / "result.json"
     held.write_text(held.read_text() + " ")
-    assert not batch.unchanged(outcomes[0].output.with_suffix(".json"), {}, folder)
+    assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False).status == "done"
     with pytest.raises(Refused, match=f"no result of nobody.*{names[0]}"):
-        review.found(folder, "nobody")
-
-
-def test_notebook_01_starts_an_experiment_or_goes_on_with_the_one_that_is_there(
-    trained, toy_cohort, tmp_path, monkeypatch
-):
-    monkeypatch.setitem(demo.experiment.PRESETS, "tiny", tiny.settings)
-    made = demo.begin(tmp_path / "new", "tiny", str(toy_cohort), "cpu")
-    assert made.manifest == toy_cohort and not made.finished("cohort")
-    assert demo.begin(tmp_path / "new", device="cpu").settings == tiny.settings()
-    with pytest.raises(Refused, match="one of paper"):
-        demo.begin(tmp_path / "new", "paper", device="cpu")
-    with pytest.raises(Refused, match="other.csv"):
-        demo.begin(tmp_path / "new", "", str(tmp_path / "other.csv"), "cpu")
-    with pytest.raises(Refused, match="preset.*huge.*demo or paper or tiny"):
-        demo.begin(tmp_path / "none", "huge", device="cpu")
-    assert not (tmp_path / "none").exists()
+        review.found(tmp_path / "some", "nobody")

@@ -321,29 +321,30 @@ def run(
 ) -> None:
     """Run a notebook headless: NN|NAME|all [-p name value]... [-o EXPERIMENT]. Unknown parameters are refused.
 
-    A parameter that is given several times is a batch: one run for each of its values.
+    -p preset demo begins an experiment where there is none. One parameter may be given several times: -p case A -p case B,
+    or -p case all. Exit status: 0 all ran, 1 a notebook failed, 2 refused, 130 interrupted.
     """
-    from workbench import batch
+    from workbench import batch, tracking
     from workbench.volume import Refused
 
-    given, several = _parameters(context.args)
-    if len(several) > 1 or (several and notebook == "all"):
-        raise Refused(
-            "run", f"{', '.join(several)} more than once", "one parameter with several values, and one notebook"
-        )
+    given = _parameters(context.args)
+    sets = batch.combinations(experiment, given)
     if notebook == "all":
+        if len(sets) > 1:
+            raise Refused("run all", f"{len(sets)} sets of parameters", "one", "Name one notebook for several cases.")
         _writable(experiment)
-        outcomes = batch.run_all(experiment, given)
+        outcomes = batch.run_all(experiment, sets[0])
     else:
-        if batch.find(notebook).stem == "case" and "case" in given:  # a page a case, also for one
-            several = {"case": [str(given.pop("case"))]}
-        batch.checked(batch.find(notebook), given | {name: values[0] for name, values in several.items()})
+        for one in sets:
+            batch.checked(batch.find(notebook), one)
         _writable(experiment)
-        outcomes = [] if several else [batch.run(notebook, experiment, given)]
-        for name, values in several.items():
-            outcomes = batch.run_each(notebook, experiment, given, name, values)
+        outcomes = batch.run_each(notebook, experiment, sets)
     for o in outcomes:
         print(f"{o.notebook}: {o.status} {o.error}".rstrip() + f"  {o.output}")
+    count = [f"{n} {s}" for s in ("done", "unchanged", "failed") if (n := sum(o.status == s for o in outcomes))]
+    print(f"{len(outcomes)} notebooks: {', '.join(count)}")
+    if (experiment / "experiment.json").is_file():
+        print(tracking.sync(experiment), file=sys.stderr)
     raise typer.Exit(0 if all(o.ok for o in outcomes) else 1)
 
 
@@ -506,8 +507,7 @@ def _joined(device: str) -> str:
     return str(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)  # others wait while the first one evaluates
 
 
-def _parameters(words: list[str]) -> tuple[dict[str, object], dict[str, list[str]]]:
-    """What is given once, and what is given several times."""
+def _parameters(words: list[str]) -> dict[str, list[str]]:
     from workbench.volume import Refused
 
     given: dict[str, list[str]] = {}

@@ -1,9 +1,10 @@
-"""Notebooks without a browser: run one by number or name, keep what it produced, skip it when nothing changed.
+"""Notebooks without a browser: run one by number or name, on one case or many, keep what it produced, skip what is unchanged.
 
 The only module that imports papermill. Chooses: unknown parameters are refused before anything runs (papermill warns
 and runs the defaults); the kernel is always this interpreter, whatever kernels a user has installed; an executed
-notebook lies in EXPERIMENT/notebooks/ beside a small JSON file that says from what it was made (source, parameters,
-version, and the stages that were finished when it ended). While all of these still hold it is not run again.
+notebook lies in EXPERIMENT/notebooks/ beside a page to read (HTML, no script, no network), a log, and a small JSON file that
+says from what it was made (source, parameters, version, and the stages that were finished when it ended). While all of
+these still hold it is not run again. Ctrl-C or SIGTERM ends the kernel and the batch, and keeps what was done.
 """
 
 from __future__ import annotations
@@ -13,15 +14,27 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
+
+import pandas as pd
 
 from workbench.files import write_atomic
 from workbench.folders import stage_hashes
 from workbench.volume import Refused
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+ALONE = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'\">"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,12 @@ def notebooks(where: str | Path | None = None) -> list[Path]:
     return sorted(paths, key=lambda p: (not p.stem[:2].isdigit(), p.stem))
 
 
+def in_order(where: str | Path | None = None) -> list[Path]:
+    """The numbered notebooks as each needs the ones before: 00 uses what all others make, so it comes last."""
+    numbered = [p for p in notebooks(where) if p.stem[:2].isdigit()]
+    return sorted(numbered, key=lambda p: (p.stem.startswith("00"), p.stem))
+
+
 def find(which: str | int | Path, where: str | Path | None = None) -> Path:
     """A notebook by number (`2`, `02`), by name (`liver`, `02_liver`) or by path."""
     text = str(which)
@@ -77,29 +96,14 @@ def find(which: str | int | Path, where: str | Path | None = None) -> Path:
 def _read(path: Path):
     import nbformat
 
-    try:
-        read = nbformat.read(path, as_version=4)
-        nbformat.validate(read)
-        return read
-    except OSError:
-        raise
-    except Exception as error:  # nbformat has no one type for a file that is no notebook
-        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise Refused(path, f"no notebook ({line})", "a Jupyter notebook", "Restore it from the repository.") from error
+    return nbformat.read(path, as_version=4)
 
 
 def parameters(notebook: str | Path) -> dict[str, object]:
     """Names and defaults of the cell tagged `parameters`; a default that is not a literal comes back as its source."""
     cells = [c for c in _read(Path(notebook)).cells if "parameters" in c.metadata.get("tags", [])]
     found: dict[str, object] = {}
-    try:
-        statements: list = ast.parse(cells[0].source if cells else "").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        line = " ".join(str(error).split())
-        raise Refused(
-            notebook, f"a cell of parameters that is no Python ({line})", "name = value, line by line"
-        ) from error
-    for statement in statements:
+    for statement in ast.parse(cells[0].source).body if cells else []:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         for target in targets:
             if isinstance(target, ast.Name) and statement.value is not None:
@@ -129,7 +133,7 @@ def _typed(name: str, value: object, default: object, subject: str) -> object:
         if isinstance(default, float):
             return float(value)
         literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError):
         if default is None:
             return value
         raise Refused(
@@ -185,11 +189,24 @@ def unchanged(sidecar: Path, key: dict, experiment: Path) -> bool:
 
 
 def _kernel_manager():
-    """A kernel manager that starts ipykernel in this interpreter and looks up no installed kernel."""
+    """A kernel manager that starts ipykernel in this interpreter, looks up no installed kernel, and can end what it started."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class ThisInterpreter(AsyncKernelManager):
+        started: list = []
+
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            self.started.append(self)
+
+        @classmethod
+        def end(cls) -> None:
+            """The kernel and the processes that it started, which are a group of their own."""
+            for manager in cls.started:
+                if (group := getattr(manager.provisioner, "pgid", None)) and manager.has_kernel:
+                    os.killpg(group, signal.SIGKILL)
+
         @property
         def kernel_spec(self):
             return KernelSpec(
@@ -200,6 +217,26 @@ def _kernel_manager():
             )
 
     return ThisInterpreter
+
+
+def _execute(kernel, *places: str, **arguments) -> None:
+    """papermill, away from the main thread: there nbclient takes Ctrl-C for itself, and it becomes one more failed cell."""
+    from papermill import execute_notebook
+
+    if threading.current_thread() is not threading.main_thread():
+        execute_notebook(*places, kernel_manager_class=kernel, **arguments)
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        with ThreadPoolExecutor(1) as aside:
+            running = aside.submit(execute_notebook, *places, kernel_manager_class=kernel, **arguments)
+            try:
+                running.result()
+            except KeyboardInterrupt:
+                kernel.end()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _engine(tell: Callable[[str], None] | None, stem: str):
@@ -231,6 +268,39 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class _Both:
+    """What cells print: into the log, and on stderr where somebody watches."""
+
+    def __init__(self, log: TextIO, aloud: bool):
+        self.files = [log, sys.stderr] if aloud else [log]
+
+    def write(self, text: str) -> None:
+        for file in self.files:
+            file.write(text)
+
+    def flush(self) -> None:
+        for file in self.files:
+            file.flush()
+
+
+def page(notebook: str | Path) -> bytes:
+    """An executed notebook as one HTML file: pictures inside, no script, nothing asked of the network.
+
+    Widgets live in JupyterLab only and are left out; their headless twins are pictures.
+    """
+    from nbconvert import HTMLExporter
+
+    book = _read(Path(notebook))
+    book.metadata.pop("widgets", None)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True)
+    html, _ = exporter.from_notebook_node(book, {"metadata": {"name": Path(notebook).stem}})
+    html = re.sub(r"<script\b.*?</script>", "", html, flags=re.S)
+    return html.replace("<head>", f"<head>{ALONE}", 1).encode()
+
+
 def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
@@ -247,11 +317,10 @@ def run(
     """Run one notebook on an experiment folder and keep the executed copy, whole or partial.
 
     `parameters` may be strings (from a command line); `experiment` is handed on where the notebook knows that name.
-    `output` is EXPERIMENT/notebooks/NN_name.ipynb unless given; beside it lie the same as HTML, which needs no network, and a
-    log of what the cells printed. `timeout` is in seconds per cell. With `progress` one line per cell, and what the cells print,
-    goes to stderr. A cell that fails is reported in the outcome, never raised.
+    `output` is EXPERIMENT/notebooks/NN_name.ipynb unless given, NN_name-CASE.ipynb for a case that is named; `timeout` is in
+    seconds per cell. One line per cell, and what the cells print, goes to a .log beside it and, with `progress`, to
+    stderr. A cell that fails is reported in the outcome, never raised.
     """
-    from papermill import execute_notebook
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
@@ -261,17 +330,19 @@ def run(
     given = checked(source, dict(parameters or {}))
     if "experiment" in known and "experiment" not in given:
         given["experiment"] = str(experiment)
-    output = Path(output).resolve() if output else experiment / "notebooks" / source.name
+    case = re.sub(r"[^\w.-]", "_", str(parameters["case"])) if parameters and parameters.get("case") else ""
+    name = f"{source.stem}-{case}" if case else source.stem
+    output = Path(output).resolve() if output else experiment / "notebooks" / f"{name}.ipynb"
     sidecar = output.with_suffix(".json")
     key = {"source_sha256": _source_hash(source), "parameters": given, "version": _version()}
-    shown = experiment / "results" / str(given.get("case", "")) / "result.json"
+    shown = experiment / "results" / str(given.get("case") or "") / "result.json"
     if shown.is_file():
         key["result_sha256"] = hashlib.sha256(shown.read_bytes()).hexdigest()
     tell = _to_stderr if progress is True else progress or None
     if not force and unchanged(sidecar, key, experiment):
         if tell:
-            tell(f"{source.stem}  unchanged")
-        return Outcome(source.stem, output, "unchanged")
+            tell(f"{name}  unchanged")
+        return Outcome(name, output, "unchanged")
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -280,106 +351,96 @@ def run(
     before = stage_hashes(experiment)
     started = time.monotonic()
     partial = output.with_name(f"{output.stem}.partial.ipynb")  # what a killed run leaves, readable as it is
-    log = _Log(output.with_suffix(".log"), tell)
-    papermill_engines.register("workbench", _engine(log.tell, source.stem))
-    status, error = "done", ""
-    try:
-        execute_notebook(
-            _braced(source),
-            _braced(partial),
-            parameters=given,
-            engine_name="workbench",
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            start_timeout=300,  # a busy machine: importing the kernel alone may take a minute
-            cwd=str(source.resolve().parent),
-            execution_timeout=timeout,
-            kernel_manager_class=_kernel_manager(),
-            autosave_cell_every=0,
-            stdout_file=log,
-            stderr_file=log,
-        )
-    except PapermillExecutionError as failure:
-        status = "failed"
-        error = f"{source.stem}, cell {failure.exec_count}: {failure.ename}: {_plain(str(failure.evalue))}"
-    except (RuntimeError, TimeoutError) as failure:  # a kernel that died or a cell that ran past its time
-        status = "failed"
-        error = f"{source.stem}: {type(failure).__name__}: {_plain(str(failure)).strip().splitlines()[0]}"
-    if partial.exists():
-        os.replace(partial, output)
-        write_atomic(output.with_suffix(".html"), html(output).encode())
-    seconds = time.monotonic() - started
-    record = {
-        "key": key,
-        "status": status,
-        "error": error,
-        "seconds": round(seconds, 2),
-        "stages_before": before,
-        "stages_after": stage_hashes(experiment),
-    }
-    write_atomic(sidecar, json.dumps(record, indent=1, sort_keys=True).encode())
-    log.tell(error or f"{source.stem}  done in {seconds:.1f} s")
-    log.close()
-    return Outcome(source.stem, output, status, seconds, error)
+    status, error, interrupted = "done", "", False
+    with open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
 
+        def say(line: str) -> None:
+            print(line, file=log, flush=True)
+            if tell:
+                tell(line)
 
-class _Log:
-    """What a run says and what its cells print, in a file and, where `tell` is given, on stderr."""
-
-    def __init__(self, path: Path, tell: Callable[[str], None] | None):
-        self.file, self.also = open(path, "w", encoding="utf-8"), tell
-
-    def tell(self, line: str) -> None:
-        self.file.write(line + "\n")
-        self.file.flush()
-        if self.also:
-            self.also(line)
-
-    def write(self, text: str) -> None:
-        self.file.write(text)
-        if self.also:
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        self.file.flush()
-        if self.also:
-            sys.stderr.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def html(notebook: str | Path) -> str:
-    """An executed notebook as one HTML page that needs no network: pictures stay, widgets are left to the notebook."""
-    from nbconvert import HTMLExporter
-
-    held = _read(Path(notebook))
-    held.metadata.pop("widgets", None)
-    for cell in held.cells:
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jupyter_widgets_base_url="", mermaid_js_url="")
-    return exporter.from_notebook_node(held)[0]
-
-
-def run_each(
-    notebook: str | int | Path, experiment: str | Path, parameters: dict[str, object], name: str, values: list, **kwargs
-) -> list[Outcome]:
-    """Run one notebook once for each value of a parameter; the copies are called NAME-VALUE. One failure stops no other."""
-    source, outcomes = find(notebook), []
-    for value in values:
-        checked(source, {**parameters, name: value})
-    for value in values:
-        plain = re.sub(r"[^\w.-]+", "_", str(value))
-        output = Path(experiment) / "notebooks" / f"{source.stem}-{plain}.ipynb"
-        outcomes.append(run(source, experiment, {**parameters, name: value}, output, **kwargs))
-    return outcomes
+        papermill_engines.register("workbench", _engine(say, name))
+        both = _Both(log, tell is not None)
+        try:
+            _execute(
+                _kernel_manager(),
+                _braced(source),
+                _braced(partial),
+                parameters=given,
+                engine_name="workbench",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                start_timeout=300,  # a busy machine: importing the kernel alone may take a minute
+                cwd=str(source.resolve().parent),
+                execution_timeout=timeout,
+                autosave_cell_every=0,
+                stdout_file=both,
+                stderr_file=both,
+            )
+        except PapermillExecutionError as failure:
+            status = "failed"
+            error = f"{name}, cell {failure.exec_count}: {failure.ename}: {_plain(str(failure.evalue))}"
+        except (RuntimeError, TimeoutError) as failure:  # a kernel that died or a cell that ran past its time
+            status = "failed"
+            error = f"{name}: {type(failure).__name__}: {_plain(str(failure)).strip().splitlines()[0]}"
+        except KeyboardInterrupt:
+            status, error, interrupted = "failed", f"{name}: interrupted", True
+        seconds = time.monotonic() - started
+        if partial.exists():
+            os.replace(partial, output)
+            write_atomic(output.with_suffix(".html"), page(output))
+        record = {
+            "key": key,
+            "status": status,
+            "error": error,
+            "seconds": round(seconds, 2),
+            "stages_before": before,
+            "stages_after": stage_hashes(experiment),
+        }
+        write_atomic(sidecar, json.dumps(record, indent=1, sort_keys=True).encode())
+        say(error or f"{name}  done in {seconds:.1f} s")
+    if interrupted:
+        raise KeyboardInterrupt
+    return Outcome(name, output, status, seconds, error)
 
 
 def _braced(path: Path) -> str:
     """papermill fills in {name} in paths: braces in a folder's name are doubled to stay as they are."""
     return str(path.resolve()).replace("{", "{{").replace("}", "}}")
+
+
+def combinations(experiment: str | Path, given: Mapping[str, Sequence[str]]) -> list[dict[str, object]]:
+    """One set of parameters for each value of the one that was given several times.
+
+    `case` may be `all`: every case of the experiment's cohort. A case that the cohort does not have is refused.
+    """
+    given = dict(given)
+    table = Path(experiment) / "cohort" / "cases.csv"
+    if "case" in given and ("all" in given["case"] or table.is_file()):
+        if not table.is_file():
+            raise Refused(
+                "-p case all", f"no {table}", "an experiment whose cohort stage has run", "Run notebook 01 first."
+            )
+        known = list(pd.read_csv(table, dtype=str)["case"])
+        if unknown := [case for case in given["case"] if case not in [*known, "all"]]:
+            raise Refused("case", ", ".join(unknown), "all, or some of " + ", ".join(known))
+        given["case"] = known if "all" in given["case"] else list(dict.fromkeys(given["case"]))
+    several = [name for name, values in given.items() if len(values) > 1]
+    if len(several) > 1:
+        raise Refused("-p " + " and -p ".join(several), "several values each", "one parameter with several values")
+    alone: dict[str, object] = {name: values[0] for name, values in given.items() if name not in several}
+    return [alone | {name: value} for name in several for value in given[name]] or [alone]
+
+
+def run_each(
+    notebook: str | int | Path, experiment: str | Path, sets: Sequence[Mapping[str, object]], **kwargs
+) -> list[Outcome]:
+    """One notebook with one set of parameters after the other; all are checked before the first runs."""
+    source = find(notebook)
+    for given in sets:
+        checked(source, dict(given))
+    return _one_by_one([(source, dict(given)) for given in sets], experiment, **kwargs)
 
 
 def run_all(
@@ -389,22 +450,35 @@ def run_all(
     stop: bool = False,
     **kwargs,
 ) -> list[Outcome]:
-    """Run the numbered notebooks in order, 00 at last since it needs what the others train (or `only` some), each with those
-    parameters that it knows.
+    """Run the numbered notebooks in order (or `only` some), each with those parameters that it knows.
 
     Refused when no notebook at all knows a parameter. One failure does not keep the others from running unless `stop`.
     """
-    numbered = sorted((p for p in notebooks() if p.stem[:2].isdigit()), key=lambda p: (p.stem.startswith("00"), p.stem))
-    chosen = [find(w) for w in only] if only else numbered
+    chosen = [find(w) for w in only] if only else in_order()
     known = {path: globals()["parameters"](path) for path in chosen}
     every = sorted({name for names in known.values() for name in names})
     unknown = [name for name in parameters or {} if name not in every]
     if unknown:
         raise Refused("notebooks", "unknown parameter " + ", ".join(unknown), "one of " + ", ".join(every))
-    outcomes = []
+    given = {p: {name: v for name, v in (parameters or {}).items() if name in known[p]} for p in chosen}
     for path in chosen:
-        mine = {name: value for name, value in (parameters or {}).items() if name in known[path]}
-        outcomes.append(run(path, experiment, mine, **kwargs))
+        checked(path, given[path])
+    return _one_by_one(list(given.items()), experiment, stop, **kwargs)
+
+
+def _one_by_one(
+    jobs: list[tuple[Path, dict[str, object]]],
+    experiment: str | Path,
+    stop: bool = False,
+    progress: bool | Callable[[str], None] = True,
+    **kwargs,
+) -> list[Outcome]:
+    tell = _to_stderr if progress is True else progress or (lambda line: None)
+    outcomes: list[Outcome] = []
+    for n, (path, given) in enumerate(jobs, 1):
+        case = f" {given['case']}" if given.get("case") else ""
+        tell(f"[{n}/{len(jobs)}] {path.stem}{case}")
+        outcomes.append(run(path, experiment, given, progress=progress, **kwargs))
         if stop and not outcomes[-1].ok:
             break
     return outcomes

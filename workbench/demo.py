@@ -6,54 +6,50 @@ import sys
 import time
 from pathlib import Path
 
-from workbench import batch, cohort, experiment, report, tracking
+from workbench import batch, cohort, report, tracking
+from workbench.experiment import PRESETS, Experiment
 from workbench.files import write_atomic
 from workbench.volume import Refused
 
 CASES, HELD_OUT, SEED = 180, 20, 1  # patients in all, of them never trained on, first seed
-PHANTOMS = {"paper": "full"}  # the phantoms' preset where it has another name
-
-
-def begin(folder: str | Path, preset: str = "", manifest: str = "", device: str = "auto") -> experiment.Experiment:
-    """Open the experiment in `folder`, or make it: of `preset` (demo), on the cohort of `manifest` or on phantoms made for it.
-
-    Refused when one is there that was made with another preset or from another manifest.
-    """
-    folder = Path(folder)
-    held = folder / "experiment.json"
-    if held.is_file():
-        made = experiment.Experiment(folder, device)
-        if preset and preset != made.settings.preset:
-            raise Refused(folder, f"an experiment of preset {made.settings.preset}", f"one of {preset}",
-                          "Leave the preset out, or choose another folder with -o.")  # fmt: skip
-        if manifest and Path(manifest).resolve() != made.manifest:
-            raise Refused(folder, f"an experiment on {made.manifest}", f"one on {manifest}",
-                          "Leave the manifest out, or choose another folder with -o.")  # fmt: skip
-        if made.manifest.is_file():  # else a killed run left no phantoms yet
-            return made
-    preset = preset or "demo"
-    if preset not in experiment.PRESETS:
-        raise Refused("preset", preset, " or ".join(experiment.PRESETS))
-    phantoms = PHANTOMS.get(preset, preset)
-    cases = manifest or cohort.write_phantoms(folder / "phantoms", CASES, SEED, phantoms, HELD_OUT, progress=_show)
-    return experiment.Experiment.create(folder, cases, experiment.PRESETS[preset](), device)
 
 
 def run(folder: Path, device: str = "auto") -> int:
     """Make or go on with a demo experiment; exit status 0 when every notebook ran."""
     began = time.monotonic()
-    begin(folder, "demo", device=device)
-    outcomes = batch.run_all(folder, {"device": device}, stop=True)
-    if not (last := outcomes[-1]).ok:
-        print(f"error: {last.error}\nThe notebook with the error: {last.output}", file=sys.stderr)
+    outcomes = batch.run_all(folder, {"preset": "demo", "device": device}, stop=True)
+    changed = any(outcome.status != "unchanged" for outcome in outcomes)
+    if not outcomes[-1].ok:
+        print(f"error: {outcomes[-1].error}\nThe notebook with the error: {outcomes[-1].output}", file=sys.stderr)
         return 1
     print(tracking.sync(folder))
     page = folder / "report.html"
-    if any(o.status != "unchanged" for o in outcomes) or not page.is_file():
+    if changed or not page.is_file():
         write_atomic(page, report.experiment_report(folder).encode())
     print(ablation(folder))
     print(f"{time.monotonic() - began:.0f} s\nreport: {page}")
     return 0
+
+
+def begin(folder: str | Path, preset: str = "", manifest: str | Path = "", device: str = "auto") -> Experiment:
+    """Open an experiment, or begin it with a preset: on the cohort of a manifest or, without one, on the demo's phantoms.
+
+    Refused where there is an experiment with other settings or another cohort.
+    """
+    folder = Path(folder)
+    if not preset:
+        return Experiment(folder, device)
+    if preset not in PRESETS:
+        raise Refused("preset", preset, " or ".join(PRESETS))
+    if manifest:
+        manifest = batch.folder().parent / manifest
+    elif (folder / "experiment.json").is_file():
+        manifest = Experiment(folder, device).manifest
+    elif preset == "demo":
+        manifest = cohort.write_phantoms(folder / "phantoms", CASES, SEED, "demo", HELD_OUT, progress=_show)
+    else:
+        raise Refused(f"preset {preset}", "no manifest", "a cohort", "Name its manifest (CSV): -p manifest FILE.")
+    return Experiment.create(folder, manifest, PRESETS[preset](), device)
 
 
 def ablation(folder: Path) -> str:
