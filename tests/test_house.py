@@ -126,7 +126,7 @@ def pinned(requirement: Requirement) -> Version:
 
 
 def wanted() -> list[Requirement]:
-    extras = {k: v for k, v in PROJECT["project"]["optional-dependencies"].items() if k != "cluster"}  # decision 0010
+    extras = {k: v for k, v in PROJECT["project"]["optional-dependencies"].items() if k != "cluster"}  # decision 0011
     return [
         Requirement(r) for r in [*PROJECT["project"]["dependencies"], *(r for extra in extras.values() for r in extra)]
     ]

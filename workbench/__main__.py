@@ -516,8 +516,7 @@ def _parameters(words: list[str]) -> dict[str, list[str]]:
             raise Refused("run", " ".join(words), "-p name value, as often as needed")
         given.setdefault(words[1], []).append(words[2])
         words = words[3:]
-    once: dict[str, object] = {name: values[0] for name, values in given.items() if len(values) == 1}
-    return once, {name: values for name, values in given.items() if len(values) > 1}
+    return given
 
 
 @contextmanager
