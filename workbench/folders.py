@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.files import read_json
+from workbench.files import read_json, read_table
 from workbench.volume import Refused
 
 STAGES = (
@@ -127,7 +127,7 @@ class StageFolder:
 
     def table(self, name: str) -> pd.DataFrame | None:
         file = self.path / name
-        return pd.read_csv(file) if file.exists() else None
+        return read_table(file) if file.exists() else None
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class ExperimentFolder:
 
     def patients(self) -> int | None:
         cases = self.table("cohort", "cases.csv")
-        return None if cases is None else int(cases["patient"].nunique())
+        return None if cases is None or "patient" not in cases else int(cases["patient"].nunique())
 
 
 def stage_hashes(path: str | Path) -> dict[str, str]:
