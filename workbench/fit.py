@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise Refused(about_path, "no such model", "a trained one", "Train this stage first.")
     about = read_json(about_path, sha256=str, file=str | None, config=dict | None)
     held = path.parent / Path(about.get("file") or f"{path.name}.safetensors").name
-    data = held.read_bytes() if held.is_file() else b""
+    data = held.read_bytes() if os.path.isfile(held) else b""
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise Refused(
             held,

@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+<<<<<<< HEAD
 from workbench.files import read_json
 from workbench.readers import gates, nifti
+=======
+from workbench.files import read_json, read_table
+>>>>>>> faults
 from workbench.volume import Refused
 
 STAGES = (
@@ -162,7 +166,7 @@ class StageFolder:
 
     def table(self, name: str) -> pd.DataFrame | None:
         file = self.path / name
-        return pd.read_csv(file) if file.exists() else None
+        return read_table(file) if file.exists() else None
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ class ExperimentFolder:
 
     def patients(self) -> int | None:
         cases = self.table("cohort", "cases.csv")
-        return None if cases is None else int(cases["patient"].nunique())
+        return None if cases is None or "patient" not in cases else int(cases["patient"].nunique())
 
 
 def stage_hashes(path: str | Path) -> dict[str, str]:

@@ -723,7 +723,7 @@ def load(folder: str | Path) -> Forest:
         if not (folder / name).is_file():
             raise Refused(folder / name, "no file", "a forest that was saved here", "Train the forest stage.")
     try:
-        info = read_json(folder / INFO_FILE, "threshold", sha256=str, probe=dict, names=list)
+        info = read_json(folder / INFO_FILE, "threshold", sha256=str, probe=dict, names=list, versions=dict | None)
         names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
         held = info["settings"]
         held |= {"leaf_choices": held.get("leaf_choices", [held["min_leaf"]])}  # of before there was a choice
@@ -762,7 +762,7 @@ def load(folder: str | Path) -> Forest:
         raise Refused(
             folder,
             f"scores that differ by {apart:.2g} from those stored",
-            f"the scores of scikit-learn {info.get('versions', {}).get('scikit-learn')}",
+            f"the scores of scikit-learn {dict(info.get('versions') or {}).get('scikit-learn')}",
             f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.",
         )
     return Forest(names, medians, model, settings, threshold)

@@ -28,6 +28,10 @@ BYTES = {
     "met_char": 1, "met_uchar": 1, "met_short": 2, "met_ushort": 2, "met_int": 4, "met_uint": 4, "met_long": 4,
     "met_ulong": 4, "met_float": 4, "met_double": 8, "met_long_long": 8, "met_ulong_long": 8,
 }  # fmt: skip
+# MetaImage's fields of one number an axis, or one a pair of axes: ITK reads beyond the end of shorter ones
+VECTORS = dict.fromkeys(("transformmatrix", "rotation", "orientation"), 2) | dict.fromkeys(
+    ("offset", "position", "origin", "centerofrotation", "elementspacing", "elementsize", "dimsize"), 1
+)
 
 
 def list_cases(path: str | Path) -> list[Path]:
@@ -85,6 +89,15 @@ def _judge(path: Path) -> None:
     sizes = fields.get("sizes" if nrrd else "dimsize", "").split()
     if not sizes or not all(s.isdigit() for s in sizes):
         raise Refused(path, f"sizes {' '.join(sizes) or 'missing'}", "three lengths in the header")
+    said = fields.get("dimension" if nrrd else "ndims", "none")
+    if said != str(len(sizes)):  # ITK takes it at its word, and falls over it
+        raise Refused(
+            path, f"{said} dimensions for the sizes {' '.join(sizes)}", str(len(sizes)), "The header is damaged."
+        )
+    for name, power in () if nrrd else VECTORS.items():
+        told = fields.get(name, "")
+        if name in fields and (len(told.split()) != len(sizes) ** power or not all(map(_is_number, told.split()))):
+            raise Refused(path, f"{name} {told[:60]!r}", f"{len(sizes) ** power} numbers", "The header is damaged.")
     shape = tuple(int(s) for s in sizes)
     gates.size(shape, path)
     gates.three_axes(shape, path)
@@ -94,12 +107,16 @@ def _judge(path: Path) -> None:
     if not nrrd and "transformmatrix" not in fields and "rotation" not in fields and "orientation" not in fields:
         gates.warn(path, "no TransformMatrix in the header; the axes are taken as left, back, head (LPS)")
     kind = fields.get("type" if nrrd else "elementtype", "").lower()
-    channels = 1 if nrrd else int(fields.get("elementnumberofchannels", "1") or 1)
+    channels = "1" if nrrd else fields.get("elementnumberofchannels", "1")
+    if channels not in ("1", "2", "3", "4"):
+        raise Refused(path, f"{channels} values a voxel", "one")
     if kind not in BYTES:
         raise Refused(path, f"voxels of type {kind or 'missing'}", "integers or real numbers")
-    need = math.prod(shape) * BYTES[kind] * channels
+    need = math.prod(shape) * BYTES[kind] * int(channels)
     data = path
     name = fields.get("data file" if nrrd else "elementdatafile", "")
+    if not nrrd and not name:
+        raise Refused(path, "an empty ElementDataFile", "LOCAL or a file's name", "The header is damaged.")
     if name and name.upper() != "LOCAL":
         if len(name.split()) > 1 or name.upper().startswith("LIST") or "%" in name:
             return  # one file a slice: ITK counts these itself
@@ -111,6 +128,13 @@ def _judge(path: Path) -> None:
     if have < need:
         raise Refused(path, f"{have:,} bytes of voxels", f"{need:,} for the {' x '.join(sizes)} voxels of the header",
                       "The file is truncated or its header is wrong.")  # fmt: skip
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def _nrrd_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
@@ -140,7 +164,7 @@ def _beside(path: Path, name: str) -> Path:
     data = path.parent / name.replace("\0", "")
     if data.resolve().parent != path.resolve().parent:
         raise Refused(path, f"voxels in {name}", "a data file in the same folder", "Move the two files together.")
-    if not data.is_file():
+    if not os.path.isfile(data):
         raise Refused(path, f"no file {name}", "the data file that the header names", "Copy it beside the header.")
     return data
 
