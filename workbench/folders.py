@@ -14,12 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-<<<<<<< HEAD
-from workbench.files import read_json
-from workbench.readers import gates, nifti
-=======
 from workbench.files import read_json, read_table
->>>>>>> faults
+from workbench.readers import gates, nifti
 from workbench.volume import Refused
 
 STAGES = (
