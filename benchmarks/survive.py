@@ -161,6 +161,8 @@ def facts(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name.startswith(("mlruns/", ".")) or path.suffix in (".html", ".log"):
             continue
+        if path.name == "system.csv":  # what the machine did meanwhile
+            continue
         if path.suffix == ".json":
             value = _timeless(json.loads(path.read_text()), own)
             if path.name == "forest.json":

@@ -96,14 +96,29 @@ def find(which: str | int | Path, where: str | Path | None = None) -> Path:
 def _read(path: Path):
     import nbformat
 
-    return nbformat.read(path, as_version=4)
+    try:
+        read = nbformat.read(path, as_version=4)
+        nbformat.validate(read)
+        return read
+    except OSError:
+        raise
+    except Exception as error:  # nbformat has no one type for a file that is no notebook
+        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise Refused(path, f"no notebook ({line})", "a Jupyter notebook", "Restore it from the repository.") from error
 
 
 def parameters(notebook: str | Path) -> dict[str, object]:
     """Names and defaults of the cell tagged `parameters`; a default that is not a literal comes back as its source."""
     cells = [c for c in _read(Path(notebook)).cells if "parameters" in c.metadata.get("tags", [])]
     found: dict[str, object] = {}
-    for statement in ast.parse(cells[0].source).body if cells else []:
+    try:
+        statements: list = ast.parse(cells[0].source if cells else "").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        line = " ".join(str(error).split())
+        raise Refused(
+            notebook, f"a cell of parameters that is no Python ({line})", "name = value, line by line"
+        ) from error
+    for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         for target in targets:
             if isinstance(target, ast.Name) and statement.value is not None:
@@ -133,7 +148,7 @@ def _typed(name: str, value: object, default: object, subject: str) -> object:
         if isinstance(default, float):
             return float(value)
         literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         if default is None:
             return value
         raise Refused(

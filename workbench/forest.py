@@ -726,7 +726,8 @@ def load(folder: str | Path) -> Forest:
         info = read_json(folder / INFO_FILE, "threshold", sha256=str, probe=dict, names=list, versions=dict | None)
         names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
         held = info["settings"]
-        held |= {"leaf_choices": held.get("leaf_choices", [held["min_leaf"]])}  # of before there was a choice
+        if isinstance(held, dict) and "min_leaf" in held:  # of before there was a choice
+            held = {"leaf_choices": [held["min_leaf"]], **held}
         settings, stated = from_dict(ForestSettings, held, folder / INFO_FILE), info["sha256"]
         rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
         cut = info["threshold"]
