@@ -124,6 +124,7 @@ def started(manifest, out, *words):
 
 
 @needs_snakemake
+@pytest.mark.timeout(600)
 def test_a_poisoned_case_stops_only_itself_and_a_killed_run_goes_on(trained, toy_cohort, tmp_path):
     table = pd.read_csv(toy_cohort).head(4)
     for column in ("ct", "labels"):
@@ -135,11 +136,12 @@ def test_a_poisoned_case_stops_only_itself_and_a_killed_run_goes_on(trained, toy
     out = tmp_path / "out"
     command = started(tmp_path / "manifest.csv", out, "--models", trained.folder, "--cores", "2")
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while first.poll() is None and not list(out.glob("results/*/result.json")):
+    while first.poll() is None and not list(out.glob("evaluation/*.json")):
         time.sleep(0.2)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    kept = {p: p.stat().st_mtime_ns for p in out.glob("results/*/result.json")}
+    finished = [out / "results" / p.stem / "result.json" for p in out.glob("evaluation/*.json")]
+    kept = {p: p.stat().st_mtime_ns for p in finished}
     again = subprocess.run(command, capture_output=True, text=True)
     rows = pd.read_csv(out / "summary.csv").set_index("case")
     assert again.returncode == 1, again.stderr[-2000:]
@@ -150,9 +152,11 @@ def test_a_poisoned_case_stops_only_itself_and_a_killed_run_goes_on(trained, toy
     shutil.copy(table.ct[0], poisoned)  # mended (with another's voxels)
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert (pd.read_csv(out / "summary.csv").status == "done").all()
+    assert {p.name for p in out.glob("notebooks/*.html")} == {f"result-{case}.html" for case in table.case}
 
 
 @needs_snakemake
+@pytest.mark.timeout(300)
 def test_the_plan_trains_each_fold_in_a_job_of_its_own(toy_cohort, tmp_path):
     command = started(toy_cohort, tmp_path / "out", "--cores", "2", "-n")
     told = subprocess.run(command, capture_output=True, text=True)

@@ -169,3 +169,7 @@ def test_the_page_of_a_result_needs_no_experiment(trained, tmp_path):
     assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False).status == "done"
     with pytest.raises(Refused, match=f"no result of nobody.*{names[0]}"):
         review.found(tmp_path / "some", "nobody")
+    shutil.move(tmp_path / "some" / "results", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / names[0], tmp_path / "some" / "results" / f".{names[0]}.4194305.part")
+    with pytest.raises(Refused, match="found no result;"):  # a half one is none
+        review.found(tmp_path / "some")

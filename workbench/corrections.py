@@ -131,7 +131,7 @@ def _reviewed(sources: Sequence[str | Path]) -> Iterator[Path]:
     """The result folders at or below the sources of which something was said."""
     seen = set()
     for source in map(Path, sources):
-        found = sorted({p.parent for glob in ("", "*/", "results/*/") for p in source.glob(f"{glob}result.json")})
+        found = folders.results_at(source, "", "*/", "results/*/")
         if not found:
             raise Refused(source, "no result", "a result folder, or a folder of them")
         for folder in found:

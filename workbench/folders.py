@@ -147,6 +147,12 @@ def result(path: str | Path) -> ResultFolder:
     return ResultFolder(path, read_json(file))
 
 
+def results_at(path: str | Path, *places: str) -> list[Path]:
+    """The whole results at places (globs that end in /) below a folder; what a killed process left half-made has a name with a dot."""
+    found = {p.parent for place in places for p in Path(path).glob(f"{place}result.json")}
+    return sorted(p for p in found if not p.name.startswith("."))
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One finished stage of an experiment; `sha256` of its stage.json stands for all that it holds."""
@@ -176,7 +182,7 @@ class ExperimentFolder:
         return self.stages[stage].table(name) if stage in self.stages else None
 
     def results(self) -> list[Path]:
-        return sorted(p.parent for p in self.path.glob("results/*/result.json"))
+        return results_at(self.path, "results/*/")
 
     def patients(self) -> int | None:
         cases = self.table("cohort", "cases.csv")

@@ -69,7 +69,7 @@ def shown(made: Experiment, case: str = "", split: str | None = None) -> str:
 
 def found(folder: str | Path, case: str = "") -> folders.ResultFolder:
     """A result below `folder`/results: of the case asked for, else the one with most tumor."""
-    there = {p.parent.name: p.parent for p in sorted(Path(folder).glob("results/*/result.json"))}
+    there = {p.name: p for p in folders.results_at(folder, "results/*/")}
     if not there or (case and case not in there):
         raise Refused(
             Path(folder) / "results",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from workbench import folders
 from workbench.readers import gates
 from workbench.volume import Refused
 
@@ -17,10 +18,8 @@ def cases(path: str | Path) -> list[Path]:
     """The result folders of an experiment or of a folder of results; those beside it for one result folder."""
     path = Path(path)
     place = path.resolve().parent if (path / "result.json").is_file() else path
-    for pattern in ("*/result.json", "results/*/result.json"):
-        if found := sorted(
-            (p.parent for p in place.glob(pattern) if not p.parent.name.startswith(".")), key=gates.natural
-        ):
+    for below in ("*/", "results/*/"):
+        if found := sorted(folders.results_at(place, below), key=gates.natural):
             return found
     raise Refused(path, "no result", "a result folder, a folder of them, or an experiment whose stage metrics has run")
 
