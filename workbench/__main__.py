@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -214,7 +213,8 @@ def segment(
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
     from workbench import readers, results, segmentation
-    from workbench.volume import Refused
+    from workbench.threads import overlapped
+    from workbench.volume import Refused, Volume
 
     if name and len(inputs) > 1:
         raise Refused("--name", f"{len(inputs)} inputs", "one input")
@@ -222,27 +222,38 @@ def segment(
         readers.gates.existing(path)
     _writable(out)
     loaded = segmentation.Models.load(models, device)
-    names: dict[str, Path] = {}
+    names: list[str] = []
     refused = 0
-    for path in inputs:
-        try:
-            with _said() as said:
-                volume = readers.read(path)
-            case = name or volume.name
-            case = case if case not in names else f"{case}-{len(names)}"
-            names[case] = path
-            results.free(out / case)
-            result = segmentation.segment(replace(volume, name=name or volume.name), loaded, _tell(case))
-            result.warnings += said
-            folder = results.keep(result, out / case, path)
-        except Refused as error:  # the others are segmented all the same
-            print(f"error: {error}", file=sys.stderr)
-            refused += 1
-            continue
+
+    def read(path: Path) -> tuple[Volume, list[str]]:
+        with readers.gates.heard() as said:
+            volume = readers.read(path)
+        return replace(volume, name=name or volume.name), said
+
+    def work(path: Path, found: tuple[Volume, list[str]]) -> tuple[str, segmentation.Result]:
+        volume, said = found
+        for line in said:
+            print(f"warning: {line}", file=sys.stderr)
+        names.append(f"{volume.name}-{len(names)}" if volume.name in names else volume.name)
+        results.free(out / names[-1])
+        result = segmentation.segment(volume, loaded, _tell(names[-1]))
+        result.warnings += said
+        return names[-1], result
+
+    def keep(path: Path, found: tuple[str, segmentation.Result]) -> None:
+        case, result = found
+        folder = results.keep(result, out / case, path)
         print(
             f"{case}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
             f"{sum(result.timings.values()):.1f} s -> {folder}"
         )
+
+    def refuse(error: Refused) -> None:  # the others are segmented all the same
+        nonlocal refused
+        print(f"error: {error}", file=sys.stderr)
+        refused += 1
+
+    overlapped(inputs, read, work, keep, Refused, refuse)
     if refused:
         raise typer.Exit(2)
 
@@ -522,13 +533,10 @@ def _parameters(words: list[str]) -> dict[str, list[str]]:
 @contextmanager
 def _said() -> Iterator[list[str]]:
     """The readers' warnings, a line each on stderr, and in the list."""
-    from workbench import readers
+    from workbench.readers import gates
 
-    lines: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with gates.heard() as lines:
         yield lines
-    lines += [str(w.message) for w in caught if issubclass(w.category, readers.WorkbenchWarning)]
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
 

@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -248,7 +247,7 @@ def measure(ct: Volume, labels: Volume) -> dict[str, str]:
 
 def check(path: str | Path) -> Iterator[Verdict]:
     """Read every scan of a manifest and say whether it holds: files, grids, labels, what was measured, no scan twice."""
-    from workbench.readers import Verdict, WorkbenchWarning
+    from workbench.readers import Verdict, gates
 
     try:
         cases = read_manifest(path)
@@ -257,8 +256,7 @@ def check(path: str | Path) -> Iterator[Verdict]:
         return
     hashes = []
     for case in cases:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", WorkbenchWarning)
+        with gates.heard() as doubts:
             try:
                 found = measure(*case.read())
                 for name, told in case.measured.items():
@@ -273,8 +271,7 @@ def check(path: str | Path) -> Iterator[Verdict]:
                 hashes.append((case, found["voxel_hash"]))
             except Refused as refused:
                 ok, message = False, str(refused)
-        told = tuple(str(w.message) for w in caught if issubclass(w.category, WorkbenchWarning))
-        yield Verdict(f"{path}, case {case.case}", ok, message, told)
+        yield Verdict(f"{path}, case {case.case}", ok, message, tuple(doubts))
     patients = len({case.patient for case in cases})
     try:
         each_scan_once(path, hashes)

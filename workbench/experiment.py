@@ -295,7 +295,10 @@ def pick_device(name: str) -> torch.device:
         raise Refused("--device", name, "auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise Refused("--device", name, "a device that is there", "No CUDA device was found: use --device cpu.")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise Refused("--device", name, f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return device
 
 
 def print_progress(every_s: float = 4.0) -> Progress:

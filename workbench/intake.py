@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import workbench
 from workbench import cohort
 from workbench.experiment import write_json
 from workbench.files import read_json, write_atomic
-from workbench.readers import WorkbenchWarning, chaos, dicomseg, gates, ircadb, lits, msd, nifti, nnunet, table
+from workbench.readers import chaos, dicomseg, gates, ircadb, lits, msd, nifti, nnunet, table
 from workbench.readers.scans import Scan
 from workbench.volume import Refused
 
@@ -85,8 +84,7 @@ def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Call
     """Read one case, write what must be written, and its record last."""
     cohort.conform(scan.place, {"case": scan.case, "patient": scan.patient, "ct": "-", "labels": "-", "split": scan.split,
                          "field_of_view": scan.field_of_view})  # fmt: skip
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", WorkbenchWarning)
+    with gates.heard() as doubts:
         ct, labels, said = KINDS[kind].read(scan)
     paths, wrote = {"ct": scan.ct, "labels": scan.labels}, []
     for name, volume in (("ct", ct), ("labels", labels)):
@@ -97,7 +95,6 @@ def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Call
             nifti.write(volume, paths[name])
     row = {"case": scan.case, "patient": scan.patient, **{name: _relative(path, out) for name, path in paths.items()}}
     row |= {"split": scan.split, "field_of_view": scan.field_of_view, **cohort.measure(ct, labels), "kind": kind}
-    doubts = [str(w.message) for w in caught if issubclass(w.category, WorkbenchWarning)]
     about = {"case": scan.case, "origin": origin, "inputs": inputs, "wrote": wrote, "said": said, "warnings": doubts}
     write_json(_record(out, scan.case), {**about, "version": workbench.__version__, "row": row})
     tell(f"{scan.case}: {' x '.join(map(str, ct.shape[::-1]))} voxels, liver {row['liver_ml']} ml, tumor {row['tumor_ml']} ml "

@@ -135,8 +135,8 @@ class SlabBank:
             low += n
         self.bounds = torch.tensor(bounds, device=device)
         area, self.centre = (torch.cat(part).to(device) for part in zip(*(_spread(c.target, h, w) for c in cases)))
-        self.plain = torch.ones_like(area, dtype=torch.float32)
-        self.wanted = self._lesion_weights(cases, area).to(device)
+        self.plain = torch.ones(len(area))
+        self.wanted = self._lesion_weights(cases, area)
 
     def _lesion_weights(self, cases: Sequence[BankCase], area: Tensor) -> Tensor:
         """Each lesion weighs the same, however many slices it fills; without lesion numbers each slice does."""
@@ -152,11 +152,17 @@ class SlabBank:
         return torch.cat(weights)
 
     def draw(self, settings: SlabSettings, slices: int, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Batch number `step`: inputs [b slices(+1) h w], target [b 1 h w]."""
+        """Batch number `step`: inputs [b slices(+1) h w], target [b 1 h w].
+
+        On a GPU what is random in each pixel is drawn there, so its batches are other ones than a CPU's.
+        """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        pixels = generator
+        if self.device.type != "cpu":
+            pixels = torch.Generator(self.device).manual_seed(seed * 1_000_003 + step)
         n_wanted = round(batch * settings.foreground) if float(self.wanted.sum()) > 0 else 0
-        pick = [torch.multinomial(self.wanted.cpu(), n_wanted, True, generator=generator)] if n_wanted else []
-        pick.append(torch.multinomial(self.plain.cpu(), batch - n_wanted, True, generator=generator))
+        pick = [torch.multinomial(self.wanted, n_wanted, True, generator=generator)] if n_wanted else []
+        pick.append(torch.multinomial(self.plain, batch - n_wanted, True, generator=generator))
         index = torch.cat(pick).to(self.device)
         random = torch.rand(batch, 8, generator=generator).to(self.device) * 2 - 1
         grid = self._grid(index, random, settings, n_wanted)
@@ -176,8 +182,8 @@ class SlabBank:
             inside[:, slices + 1 :].clamp(0, 1),
         )
         if settings.blobs:
-            x, y = self._with_blobs(x, y, prior, settings, generator)
-        x = self._intensity(x, random, settings, generator)
+            x, y = self._with_blobs(x, y, prior, settings, generator, pixels)
+        x = self._intensity(x, random, settings, generator, pixels)
         return torch.cat([x, prior], 1).contiguous(memory_format=torch.channels_last), y
 
     def _slabs(self, index: Tensor, slices: int) -> Tensor:
@@ -229,13 +235,18 @@ class SlabBank:
 
     @staticmethod
     def _with_blobs(
-        x: Tensor, y: Tensor, prior: Tensor, settings: SlabSettings, generator: torch.Generator
+        x: Tensor,
+        y: Tensor,
+        prior: Tensor,
+        settings: SlabSettings,
+        generator: torch.Generator,
+        pixels: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """A lobed ellipsoid of one HU drawn into some slabs; what was there shows through (after SynTumor, Hu et al. 2023)."""
         b, slices, h, w = x.shape
         u = torch.rand(b, 17, generator=generator).to(x.device)
         host = ((prior > 0.5) & (y < 0.5) if settings.blob_is_target else y).float()
-        at = torch.multinomial(host.flatten(1).cpu() + 1e-6, 1, generator=generator)[:, 0].to(x.device)
+        at = torch.multinomial(host.flatten(1) + 1e-6, 1, generator=pixels)[:, 0]
         low, high = settings.blob_pixels
         radius = low * (high / low) ** u[:, 0]
         along, across = radius * (0.75 + 0.5 * u[:, 1]), radius * (0.75 + 0.5 * u[:, 2])
@@ -264,7 +275,9 @@ class SlabBank:
         return x + drawn * (new - x), torch.maximum(y, middle) if settings.blob_is_target else y
 
     @staticmethod
-    def _intensity(x: Tensor, random: Tensor, settings: SlabSettings, generator: torch.Generator) -> Tensor:
+    def _intensity(
+        x: Tensor, random: Tensor, settings: SlabSettings, generator: torch.Generator, pixels: torch.Generator
+    ) -> Tensor:
         per_hu = 2 / (settings.window_hu[1] - settings.window_hu[0])
         b = len(x)
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -272,9 +285,9 @@ class SlabBank:
         x = x * (1 + random[:, 6] * settings.contrast).view(b, 1, 1, 1) + (
             random[:, 7] * settings.shift_hu * per_hu
         ).view(b, 1, 1, 1)
-        level = torch.rand(b, 1, 1, 1, generator=generator) * settings.noise_hu * per_hu
-        noise = torch.randn(x.shape, generator=generator) * level
-        return (x + noise.to(x.device)).clamp(-1, 1)
+        level = torch.rand(b, 1, 1, 1, generator=generator).to(x.device) * settings.noise_hu * per_hu
+        noise = torch.randn(x.shape, generator=pixels, device=x.device) * level
+        return (x + noise).clamp(-1, 1)
 
 
 def _spread(target: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
@@ -329,12 +342,12 @@ def predict(
     low = 0
     while low < z:
         centre = torch.arange(low, min(z, low + batch))
-        x = normalise(hu[(centre[:, None] + offset).clamp(0, z - 1)].to(device), window_hu)
-        x = F.pad(x, (0, pad_w, 0, pad_h), value=-1)
-        if prior is not None:
-            x = torch.cat([x, F.pad(prior[centre][:, None].to(device).float(), (0, pad_w, 0, pad_h))], 1)
-        x = x.contiguous(memory_format=torch.channels_last)
         try:
+            x = normalise(hu[(centre[:, None] + offset).clamp(0, z - 1)].to(device), window_hu)
+            x = F.pad(x, (0, pad_w, 0, pad_h), value=-1)
+            if prior is not None:
+                x = torch.cat([x, F.pad(prior[centre][:, None].to(device).float(), (0, pad_w, 0, pad_h))], 1)
+            x = x.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode(), autocast(device):
                 p = torch.sigmoid(torch.stack([net(x).float().clamp(-SURE, SURE) for net in nets]).mean(0))
         except torch.cuda.OutOfMemoryError:

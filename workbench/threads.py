@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 Item = TypeVar("Item")
+Failure = TypeVar("Failure", bound=Exception)
 Tell = Callable[..., None]
 
 
@@ -58,3 +59,44 @@ def side_by_side(work: Callable[[Item, Tell], None], items: Sequence[Item], tell
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(cores)
+
+
+def overlapped(
+    items: Sequence[Item],
+    before: Callable[[Item], Any],
+    work: Callable[[Item, Any], Any],
+    after: Callable[[Item, Any], None],
+    expected: type[Failure],
+    failed: Callable[[Failure], None],
+) -> None:
+    """after(item, work(item, before(item))) for each item in order, `work` in the calling thread.
+
+    The next item's `before` and the last one's `after` run beside it, each in a thread of its own, one item at a time, so that
+    a device computes while files are read and written, and no more than three items are held. An error of the `expected` kind
+    is told to `failed`, and the next item goes on; another one ends the run once what has begun is through.
+    """
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+        coming: Future | None = None
+        going: Future | None = None
+
+        def settled(future: Future | None) -> None:
+            try:
+                if future is not None:
+                    future.result()
+            except expected as error:
+                failed(error)
+
+        for n, item in enumerate(items):
+            now = coming or reading.submit(before, item)
+            coming = reading.submit(before, items[n + 1]) if n + 1 < len(items) else None
+            try:
+                done = work(item, now.result())
+            except expected as error:
+                settled(going)
+                going = None
+                failed(error)
+                continue
+            settled(going)
+            going = writing.submit(after, item, done)
+            del now, done  # they hold what was read and made
+        settled(going)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,17 +80,16 @@ def read_labels(
 
 def check(path: str | Path) -> Verdict:
     """Read one CT and say whether it can be used, and what to look at."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", WorkbenchWarning)
+    with gates.heard() as told:
         try:
             volume = read(path)
         except Refused as refused:
-            return Verdict(str(path), False, str(refused), _texts(caught))
+            return Verdict(str(path), False, str(refused), tuple(told))
     z, y, x = volume.shape
     sz, sy, sx = volume.spacing_mm
     low, high = (volume.array.min().item(), volume.array.max().item())
     text = f"{x} x {y} x {z} voxels of {sx:.4g} x {sy:.4g} x {sz:.4g} mm, {low:g} to {high:g} HU"
-    return Verdict(str(path), True, text, _texts(caught))
+    return Verdict(str(path), True, text, tuple(told))
 
 
 def list_cases(path: str | Path) -> list[Path]:
@@ -159,10 +157,6 @@ def _grids(like: Volume, labels: Volume, refused: Refused) -> tuple[str, str]:
     if like.shape != labels.shape:
         return told(labels), f"{told(like)}, the grid of {like.name}"
     return str(refused).split("found ", 1)[1].split("; expected", 1)[0], f"the grid of {like.name} ({told(like)})"
-
-
-def _texts(caught: list) -> tuple[str, ...]:
-    return tuple(str(w.message) for w in caught if issubclass(w.category, WorkbenchWarning))
 
 
 def _is_label_file(path: Path) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +36,27 @@ class WorkbenchWarning(UserWarning):
     """Something in an input that may be right but should be looked at."""
 
 
+_HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
+
+
 def warn(subject: object, text: str) -> None:
-    warnings.warn(f"{subject}: {text}", WorkbenchWarning, stacklevel=3)
+    """To whom listens by `heard`, else by Python's warnings."""
+    line, listening = f"{subject}: {text}", _HEARD.get()
+    if listening is None:
+        warnings.warn(line, WorkbenchWarning, stacklevel=3)
+    else:
+        listening.append(line)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What the readers warn of meanwhile, in this thread alone (`warnings.catch_warnings` speaks for the whole process)."""
+    lines: list[str] = []
+    token = _HEARD.set(lines)
+    try:
+        yield lines
+    finally:
+        _HEARD.reset(token)
 
 
 def stem(path: Path) -> str:
