@@ -1,10 +1,10 @@
 """The workbench against nnU-Net v2: the same patients, the same seconds of training, the same cores, in the same run.
 
     python benchmarks/against_nnunet.py [--quick] [--json FILE] [--minutes 10] [--train 60] [--test 20] [--fresh 5] [--batch N]
-        [--configurations 2d 3d_fullres] [--device cpu|cuda] [--work FOLDER]
+        [--configurations 2d 3d_fullres] [--device cpu|cuda] [--work FOLDER] [--nnunet COMMANDS]
 
 The work: phantoms from a seed that nothing here was tuned on, the last of them held out, exported by `workbench export nnunet`. nnU-Net
-lives in an environment of its own below --work (made once, about 2 GB with torch for the CPU). Each finished part leaves its figures below
+lives in an environment of its own below --work (made once, about 2 GB with torch for the CPU), or where --nnunet says that its commands are. Each finished part leaves its figures below
 --work and is not done again; one that was interrupted begins anew, so that its clock is whole. To measure changed code, remove the run's folder.
 
 Equal: training and held-out patients, and the files that both segment; the device, and every core that this process may use; the
@@ -35,6 +35,7 @@ shows that both sides run; its scores mean nothing, and the second reason for st
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -131,9 +132,22 @@ def environment(folder: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-qq", *PINS], check=True)
         experiment.write_json(mark, PINS)
-    (trainers,) = folder.glob("lib/python*/site-packages/nnunetv2/training/nnUNetTrainer")
-    write_atomic(trainers / "budget.py", TRAINER.encode())
+    (package,) = folder.glob("lib/python*/site-packages/nnunetv2")
+    with_trainer(package)
     return folder / "bin"
+
+
+def with_trainer(package: Path) -> None:
+    write_atomic(package / "training" / "nnUNetTrainer" / "budget.py", TRAINER.encode())
+
+
+def installed(commands: Path) -> Path:
+    """The folder of an nnU-Net's commands that this Python can import too, with the trainer above put into it."""
+    found = importlib.util.find_spec("nnunetv2")
+    if found is None or not (commands / "nnUNetv2_train").is_file():
+        raise Refused(commands, "no nnU-Net", "the folder of nnUNetv2_train, of the nnunetv2 that this Python imports")
+    with_trainer(Path(found.origin).parent)
+    return commands
 
 
 def spent(command: list, log: Path, **variables: object) -> dict[str, float]:
@@ -336,7 +350,7 @@ def rates(tp: int, fp: int, fn: int) -> dict[str, float]:
 def measure(asked: argparse.Namespace) -> dict:
     """The whole comparison."""
     work = asked.work.resolve()
-    commands = environment(work / "venv")
+    commands = installed(asked.nnunet.resolve()) if asked.nnunet else environment(work / "venv")
     run = (
         work
         / f"{asked.train}-{asked.test}-{asked.minutes:g}min-{asked.device}{f'-batch{asked.batch}' * bool(asked.batch)}"
@@ -443,6 +457,7 @@ def main() -> int:
     parser.add_argument("--configurations", nargs="+", choices=("2d", "3d_fullres"))
     parser.add_argument("--batch", type=int, default=0, help="the largest that nnU-Net may train with; 0: as it plans")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--nnunet", type=Path, help="the commands' folder of an nnU-Net that is installed already")
     parser.add_argument("--work", type=Path, default=Path("experiments/against_nnunet"))
     parser.add_argument("--fit", type=Path, nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()

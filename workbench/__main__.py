@@ -253,7 +253,7 @@ def segment(
         print(f"error: {error}", file=sys.stderr)
         refused += 1
 
-    overlapped(inputs, read, work, keep, Refused, refuse)
+    overlapped(inputs, read, work, keep, Refused, refuse, writers=1 if loaded.device.type == "cpu" else 3)
     if refused:
         raise typer.Exit(2)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AIR = -1024
-AT_ONCE = {"cpu": 500_000, "cuda": 4_000_000}  # rule: pixels in one batch; the paper preset takes about 4 kB for each
+AT_ONCE = {"cpu": 500_000, "cuda": 1_500_000}  # rule: pixels in one batch; the paper preset takes about 4 kB for each
 SHARE = 0.5  # a choice: of the free memory, for slices
 SURE = 9.0  # a choice: no net's say in the mean is stronger than odds of 8000 to 1
 

@@ -5,6 +5,7 @@ Small operations cannot fill all cores from one thread; torch lets go of the int
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -68,23 +69,24 @@ def overlapped(
     after: Callable[[Item, Any], None],
     expected: type[Failure],
     failed: Callable[[Failure], None],
+    writers: int = 1,
 ) -> None:
     """after(item, work(item, before(item))) for each item in order, `work` in the calling thread.
 
-    The next item's `before` and the last one's `after` run beside it, each in a thread of its own, one item at a time, so that
-    a device computes while files are read and written, and no more than three items are held. An error of the `expected` kind
-    is told to `failed`, and the next item goes on; another one ends the run once what has begun is through.
+    Beside it one thread runs the next item's `before`, and `writers` threads the `after` of the last ones, so that a device
+    computes while files are read and written; no more than `writers` + 2 items are held. An error of the `expected` kind is told
+    to `failed`, and the next item goes on; another one ends the run once what has begun is through.
     """
-    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(writers) as writing:
         coming: Future | None = None
-        going: Future | None = None
+        going: deque[Future] = deque()
 
-        def settled(future: Future | None) -> None:
-            try:
-                if future is not None:
-                    future.result()
-            except expected as error:
-                failed(error)
+        def settle(most: int) -> None:
+            while len(going) > most:
+                try:
+                    going.popleft().result()
+                except expected as error:
+                    failed(error)
 
         for n, item in enumerate(items):
             now = coming or reading.submit(before, item)
@@ -92,11 +94,10 @@ def overlapped(
             try:
                 done = work(item, now.result())
             except expected as error:
-                settled(going)
-                going = None
+                settle(0)
                 failed(error)
                 continue
-            settled(going)
-            going = writing.submit(after, item, done)
+            settle(writers - 1)
+            going.append(writing.submit(after, item, done))
             del now, done  # they hold what was read and made
-        settled(going)
+        settle(0)

@@ -1,0 +1,88 @@
+"""One case decided anew from its stored maps: seconds of a changed threshold, of a changed forest score, of a changed band.
+
+    python benchmarks/what_if.py EXPERIMENT [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [--cases 20]
+
+The work is that of the notebook's sliders (`workbench.whatif`) on held-out cases of a trained experiment: consistency, candidates, descriptors of all
+candidates where they changed, forest, contour, measures after each stage, ledger. The peer is the same decision by `workbench segment`'s own path with the
+nets run again. A first call, which loads kernels, does not count. JSON: the work, the device, median and largest seconds of each kind of change,
+the ratio to the peer. Exit status 1 when a median is above the aim: 1 s on a CPU, .1 s on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from workbench import segmentation
+from workbench.experiment import Experiment
+from workbench.volume import Volume, canonical_affine
+from workbench.whatif import WhatIf
+
+AIM_S = {"cpu": 1.0, "cuda": 0.1}
+
+
+def timed(work: Callable, *words: object) -> float:
+    began = time.perf_counter()
+    work(*words)
+    return time.perf_counter() - began
+
+
+def measure(folder: Path, device: str, count: int) -> dict:
+    made = Experiment(folder, device)
+    models = segmentation.Models.load(folder, device)
+    cases = made.cases("test").case.to_list()[:count]
+    seconds: dict[str, list[float]] = {"threshold": [], "forest score": [], "band": [], "segment": []}
+    candidates = []
+    for n, case in enumerate(cases):
+        ask = WhatIf(made, case)
+        start = ask.start
+        if n == 0:
+            ask(start)
+            ask(replace(start, threshold=start.threshold - 0.02))
+        at = replace(start, threshold=start.threshold * 0.9)
+        seconds["threshold"].append(timed(ask, at))
+        seconds["forest score"].append(timed(ask, replace(at, score=at.score * 0.8)))
+        seconds["band"].append(timed(ask, replace(at, band_mm=at.band_mm * 0.8)))
+        candidates.append(len(ask(at).lesions))
+        volume = Volume(ask.maps.hu, ask.maps.spacing_mm, canonical_affine(ask.maps.spacing_mm), case)
+        if n == 0:
+            segmentation.segment(volume, models)
+        seconds["segment"].append(timed(segmentation.segment, volume, models))
+    return {
+        "benchmark": "what_if",
+        "work": f"{len(cases)} cases of {' x '.join(map(str, ask.maps.hu.shape))}, {min(candidates)} to {max(candidates)} candidates",
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "median_s": {kind: statistics.median(s) for kind, s in seconds.items()},
+        "largest_s": {kind: max(s) for kind, s in seconds.items()},
+        "ratio": statistics.median(seconds["segment"]) / statistics.median(seconds["threshold"]),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--quick", action="store_true", help="three cases")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--device", default="cpu", choices=AIM_S)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cases", type=int, default=20)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    out = measure(asked.experiment, asked.device, 3 if asked.quick else asked.cases)
+    print(json.dumps(out, indent=1))
+    if asked.json:
+        asked.json.write_text(json.dumps(out, indent=1) + "\n")
+    slow = [kind for kind in ("threshold", "forest score", "band") if out["median_s"][kind] > AIM_S[asked.device]]
+    return int(bool(slow))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
