@@ -106,7 +106,7 @@ def test_the_boundary_net_densely_is_the_cpus_patch_by_patch():
     one_by_one = boundary.patch_logits(net, channels, wanted)
     net = net.to("cuda", memory_format=torch.channels_last_3d)
     dense = boundary.dense_logits(net, channels.cuda(), wanted.cuda()).cpu()
-    assert (dense - one_by_one)[wanted].abs().max() < 2e-3  # TensorFloat-32 may round a product
+    assert (dense - one_by_one)[wanted].abs().max() < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_every_stage_on_the_device_and_its_models_on_a_cpu(trained_there):
     assert dice(there.liver, truth.array >= 1) > 0.9
     assert dice(there.labels == 2, truth.array == 2) > 0.3
     assert dice(there.liver, here.liver) > 0.99 and dice(there.labels == 2, here.labels == 2) > 0.97
-    assert sorted(there.lesions.label) == sorted(here.lesions.label)
+    assert len(there.lesions) == len(here.lesions) > 0
 
 
 def test_what_if_on_the_device_is_what_the_experiment_found(trained_there):

@@ -438,6 +438,7 @@ def _tiles(wanted: Tensor, largest: Size) -> Iterator[Box]:
 
 
 @torch.inference_mode()
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # dense and patch by patch agree to 1e-4
 def dense_logits(
     net: PatchNet, channels: Float[Tensor, "c z y x"], wanted: Bool[Tensor, "z y x"], largest: Size = (32, 64, 64)
 ) -> Float[Tensor, "z y x"]:
@@ -452,6 +453,7 @@ def dense_logits(
 
 
 @torch.inference_mode()
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # dense and patch by patch agree to 1e-4
 def patch_logits(
     net: PatchNet, channels: Float[Tensor, "c z y x"], wanted: Bool[Tensor, "z y x"], batch: int = 128
 ) -> Float[Tensor, "z y x"]:
