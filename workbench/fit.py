@@ -141,7 +141,10 @@ def fit(
     progress(name, step, steps, row) is told each row of the curve, and every `TELL_S` how far it is.
     """
     processes.join_norms(net)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    on_gpu = torch.device(device).type == "cuda"
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, fused=on_gpu or None
+    )
     config = {"fit": asdict(settings), **about}
     first = processes.rank() == 0
     tell = progress if first and progress else lambda *_: None
@@ -154,7 +157,7 @@ def fit(
         if saved.get("config") == json.loads(json.dumps(config)):
             _restore(optimiser, net, tensors)
             average, top_weights = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
-            start, rows, spent, running = saved["step"], saved["curve"], saved["seconds"], list(tensors["running"])
+            start, rows, spent, running = saved["step"], saved["curve"], saved["seconds"], list(tensors["running"].to(device))
             top, top_step = saved["best"] or (-math.inf, 0)
     trained = torch.compile(net) if settings.compile else net
     net.train()
@@ -270,4 +273,4 @@ def _restore(optimiser: torch.optim.AdamW, net: nn.Module, tensors: dict[str, Te
     net.load_state_dict(_part(tensors, "net."))
     for key, parameter in net.named_parameters():
         held = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in held.items()}
+        optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in held.items()}

@@ -1,0 +1,242 @@
+"""How seconds and memory of each stage grow: with voxels, with lesions, with cases, with folds.
+
+    python benchmarks/growth.py MODELS [--quick] [--json FILE] [--plot FILE] [--device cpu|cuda] [--threads 2] [--only voxels ...]
+
+MODELS is a trained experiment (the demo's will do). Each point runs in a process of its own, whose peak memory is read at its end.
+
+voxels: `workbench segment` on one phantom of the demo, resampled to 64^3 up to 800 x 512 x 512 over the same millimetres, from file to result folder. The demo's nets
+work on a grid in mm, so what grows there is all else; --device cuda or cpu of `benchmarks/inference.py` has the nets on the CT's own grid. lesions: 1 to 500
+balls of 12 mm in a made-up liver, everything after the nets. cases: selection and forest on 10 to 200 patients drawn from the experiment's own candidates, each value moved by
+up to 1 %. folds: the same on 60 patients in 2 to 10 folds. Cohort, nets, maps and radiomics work case by case, so they grow in proportion.
+
+An exponent is the slope between the two largest points: 1 is in proportion. JSON: the work, the device, each point's seconds by stage and peak GiB, exponents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+
+from workbench import phantom, pipeline, readers, results, segmentation
+from workbench.experiment import Experiment, write_json, write_table
+from workbench.readers import nifti
+from workbench.volume import Volume, canonical_affine, resample
+
+VOXELS = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (200, 512, 512), (400, 512, 512), (800, 512, 512))
+POINTS = {
+    "voxels": range(len(VOXELS)),
+    "lesions": (1, 5, 20, 100, 500),
+    "cases": (10, 20, 50, 100, 200),
+    "folds": (2, 3, 5, 10),
+}
+QUICK = {"voxels": (0, 1), "lesions": (1, 5), "cases": (10, 20), "folds": (2, 3)}
+NAMES = {"voxels": "voxels", "lesions": "lesions in one CT", "cases": "patients", "folds": "folds"}
+MOVED = 0.01
+
+
+def of_voxels(models: Path, which: int, device: str, place: Path) -> dict[str, float]:
+    shape = VOXELS[which]
+    case = phantom.generate(seed=7, preset="demo")
+    spacing = tuple(n * s / m for n, s, m in zip(case.ct.shape, case.ct.spacing_mm, shape))
+    hu = resample(case.ct.array, shape).round().to(torch.int16)
+    nifti.write(Volume(hu, spacing, canonical_affine(spacing), "ct"), place / "ct.nii.gz")
+    del hu, case
+    loaded = segmentation.Models.load(models, device)
+    began = time.perf_counter()
+    volume = readers.read(place / "ct.nii.gz")
+    read = time.perf_counter()
+    result = segmentation.segment(volume, loaded)
+    done = time.perf_counter()
+    results.keep(result, place / "result")
+    return {"read": read - began, **result.timings, "write": time.perf_counter() - done}
+
+
+def of_lesions(models: Path, count: int, device: str, place: Path) -> dict[str, float]:
+    loaded = segmentation.Models.load(models, device)
+    spacing, shape = (3.0, 2.0, 2.0), (100, 180, 180)
+    rng = np.random.default_rng(0)
+    columns = [8 + 14 * np.arange(n) for n in (7, 12, 12)]  # voxels, 28 mm and more apart
+    cells = np.stack(np.meshgrid(*columns, indexing="ij"), -1).reshape(-1, 3)
+    cells = cells.astype(int)[rng.permutation(len(cells))][:count]
+    p = torch.full(shape, 0.02)
+    axes = [np.arange(n) for n in shape]
+    for z, y, x in cells:
+        box = tuple(slice(max(0, c - 4), c + 5) for c in (z, y, x))
+        at = np.stack(np.meshgrid(*(a[b] for a, b in zip(axes, box)), indexing="ij"), -1)
+        p[box][torch.from_numpy(np.linalg.norm((at - [z, y, x]) * spacing, axis=-1) <= 6)] = 0.9
+    hu = (110 - 50 * (p > 0.5) + 12 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).round()
+    inside = torch.ones(shape, dtype=torch.bool)
+    maps = segmentation.Maps(hu, inside.float(), inside, p, spacing)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str):
+        began = time.perf_counter()
+        yield
+        seconds[stage] = time.perf_counter() - began
+
+    found = segmentation.decide(maps, loaded, timed=timed)
+    assert len(found.lesions) == count, f"{len(found.lesions)} candidates of {count} lesions"
+    return seconds
+
+
+class Drawn(Experiment):
+    """An experiment of tables alone, which no stage has made."""
+
+    def need(self, stage: str) -> None:
+        pass
+
+
+def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> dict[str, float]:
+    """Selection and forest on patients drawn with replacement from the experiment's training patients."""
+    source, rng = Experiment(models, "cpu"), np.random.default_rng(0)
+    table = source.table("candidates", "candidates.csv", dtype={"case": str, "patient": str}).query("split == 'train'")
+    features = source.table("radiomics", "features.csv", dtype={"case": str})
+    again = source.table("radiomics", "repeats.csv", dtype={"case": str})
+    repeats = np.load(source.path("radiomics") / "repeats.npy", allow_pickle=False)
+    row_of = {key: n for n, key in enumerate(zip(again.case, again.candidate))}
+    drawn, described, order = [], [], []
+    for n, patient in enumerate(rng.choice(table.patient.unique(), patients)):
+        own = table[table.patient == patient]
+        joined = own[["case", "candidate"]].merge(features, on=["case", "candidate"])
+        order += [row_of[key] for key in zip(own.case, own.candidate)]
+        name = f"drawn-{n:03d}"
+        drawn.append(own.assign(case=name, patient=name, candidate=range(1, len(own) + 1)))
+        described.append(joined.assign(case=name, candidate=range(1, len(own) + 1)))
+    values = pd.concat(described, ignore_index=True)
+    numbers = list(values.columns.drop(["case", "candidate", "reason"]))
+    values[numbers] *= 1 + MOVED * rng.uniform(-1, 1, (len(values), len(numbers)))
+    for stage in ("candidates", "radiomics"):
+        (place / stage).mkdir()
+    settings = source.settings
+    if folds:
+        settings = replace(
+            settings, selection=replace(settings.selection, folds=folds), forest=replace(settings.forest, folds=folds)
+        )
+    about = json.loads((models / "experiment.json").read_text())
+    write_json(place / "experiment.json", about)
+    write_table(place / "candidates/candidates.csv", pd.concat(drawn))
+    write_table(place / "radiomics/features.csv", values)
+    write_table(place / "radiomics/repeats.csv", values[["case", "candidate"]])
+    moved = repeats[:, order] * (1 + MOVED * rng.uniform(-1, 1, (1, len(order), repeats.shape[2])))
+    np.save(place / "radiomics/repeats.npy", moved, allow_pickle=False)
+    shutil.copy(source.path("radiomics") / "perturbations.json", place / "radiomics")
+    made, seconds = Drawn(place, "cpu"), {}
+    made.settings = settings
+    for stage in ("selection", "forest"):
+        (place / stage).mkdir()
+        began = time.perf_counter()
+        pipeline.RUN[stage](made, place / stage)
+        seconds[stage] = time.perf_counter() - began
+    return seconds
+
+
+def point(kind: str, value: int, asked: argparse.Namespace) -> dict:
+    """One point, in this process."""
+    torch.set_num_threads(asked.threads)
+    with TemporaryDirectory() as folder:
+        place, models = Path(folder), asked.models
+        if kind == "voxels":
+            seconds = of_voxels(models, value, asked.device, place)
+        elif kind == "lesions":
+            seconds = of_lesions(models, value, asked.device, place)
+        else:
+            seconds = of_tables(models, *((value, None) if kind == "cases" else (60, value)), place)
+    return {
+        "at": math.prod(VOXELS[value]) if kind == "voxels" else value,
+        "seconds": seconds,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if asked.device == "cuda" else None,
+    }
+
+
+def exponents(points: list[dict]) -> dict[str, float]:
+    """Of seconds by stage, in all, and of memory, between the two largest points."""
+    one, other = points[-2:]
+    slope = lambda a, b: math.log(max(b, 1e-4) / max(a, 1e-4)) / math.log(other["at"] / one["at"])
+    out = {stage: slope(one["seconds"][stage], s) for stage, s in other["seconds"].items()}
+    total = slope(*(sum(p["seconds"].values()) for p in (one, other)))
+    return out | {"all": total, "memory": slope(one["peak_gib"], other["peak_gib"])}
+
+
+def draw(measured: dict[str, list[dict]], plot: Path) -> None:
+    """Seconds of each stage and peak memory, a column a kind of growth."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        2, len(measured), figsize=(3.6 * len(measured), 6), layout="constrained", squeeze=False
+    )
+    for n, (kind, points) in enumerate(measured.items()):
+        at = [p["at"] for p in points]
+        for stage in points[-1]["seconds"]:
+            axes[0, n].loglog(at, [max(p["seconds"][stage], 1e-3) for p in points], marker="o", ms=3, label=stage)
+        axes[0, n].legend(fontsize=7)
+        axes[1, n].semilogx(at, [p["peak_gib"] for p in points], marker="o", ms=3, color="black")
+        axes[1, n].set(xlabel=NAMES[kind], ylim=(0, None))
+        for panel in axes[:, n]:
+            panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("peak memory, GiB")
+    figure.savefig(plot, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--quick", action="store_true", help="the two smallest points of each")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=list(POINTS), choices=POINTS)
+    parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.point:
+        print(json.dumps(point(asked.point[0], int(asked.point[1]), asked)))
+        return 0
+    measured: dict[str, list[dict]] = {}
+    for kind in asked.only:
+        for value in (QUICK if asked.quick else POINTS)[kind]:
+            words = ["--device", asked.device, "--threads", str(asked.threads), "--point", kind, str(value)]
+            done = subprocess.run(
+                [sys.executable, __file__, str(asked.models), *words], check=True, stdout=subprocess.PIPE
+            )
+            measured.setdefault(kind, []).append(json.loads(done.stdout.splitlines()[-1]))
+            print(kind, json.dumps(measured[kind][-1]), file=sys.stderr, flush=True)
+    out = {
+        "benchmark": "growth",
+        "device": torch.cuda.get_device_name()
+        if asked.device == "cuda"
+        else platform.processor() or platform.machine(),
+        "threads": asked.threads,
+        "points": measured,
+        "exponents": {kind: exponents(points) for kind, points in measured.items()},
+    }
+    print(json.dumps(out["exponents"], indent=1))
+    if asked.json:
+        asked.json.write_text(json.dumps(out, indent=1) + "\n")
+    if asked.plot:
+        draw(measured, asked.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
