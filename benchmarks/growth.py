@@ -1,6 +1,6 @@
 """How seconds and memory of each stage grow: with voxels, with lesions, with cases, with folds.
 
-    python benchmarks/growth.py MODELS [--quick] [--json FILE] [--plot FILE] [--device cpu|cuda] [--threads 2] [--only voxels ...]
+    python benchmarks/growth.py [MODELS] [--quick] [--json FILE] [--plot FILE] [--device cpu|cuda] [--threads 2] [--only voxels ...]
 
 MODELS is a trained experiment (the demo's will do). Each point runs in a process of its own, whose peak memory is read at its end.
 
@@ -200,7 +200,7 @@ def draw(measured: dict[str, list[dict]], plot: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path)
+    parser.add_argument("models", type=Path, nargs="?", default=Path("experiments/demo"))
     parser.add_argument("--quick", action="store_true", help="the two smallest points of each")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path)
@@ -209,6 +209,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=list(POINTS), choices=POINTS)
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if not (asked.models / "experiment.json").is_file():
+        print(f"no trained experiment at {asked.models}: nothing is measured (`workbench demo` makes one)")
+        return 0
     if asked.point:
         print(json.dumps(point(asked.point[0], int(asked.point[1]), asked)))
         return 0

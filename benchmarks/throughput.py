@@ -1,6 +1,6 @@
 """A cohort segmented with reading and writing beside the computing, against one thing after the other, in the same run.
 
-    python benchmarks/throughput.py MODELS INPUT... [--json FILE] [--device cpu|cuda] [--threads 2] [-o FOLDER]
+    python benchmarks/throughput.py [MODELS [INPUT...]] [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [-o FOLDER]
 
 Both sides read each CT, segment it and keep its whole result folder as `workbench segment` does; the peer waits for each step before the next. A first
 case, which loads kernels, does not count. Idle: the share of the wall time in which no CT is being segmented; on a GPU also, from NVML, the share of
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from workbench import readers, results, segmentation
+from workbench import cohort, readers, results, segmentation
+from workbench.experiment import Experiment
 from workbench.threads import overlapped
 from workbench.volume import Refused
 
@@ -68,14 +69,20 @@ def run(inputs: list[Path], models: segmentation.Models, out: Path, beside: bool
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path)
-    parser.add_argument("inputs", type=Path, nargs="+")
+    parser.add_argument("models", type=Path, nargs="?", default=Path("experiments/demo"))
+    parser.add_argument("inputs", type=Path, nargs="*", help="by default the experiment's held-out CTs")
+    parser.add_argument("--quick", action="store_true", help="three CTs")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", dest="out", type=Path, default=Path("experiments/throughput"))
     asked = parser.parse_args()
+    if not (asked.models / "experiment.json").is_file():
+        print(f"no trained experiment at {asked.models}: nothing is measured (`workbench demo` makes one)")
+        return 0
     torch.set_num_threads(asked.threads)
+    held_out = [c.ct for c in cohort.read_manifest(Experiment(asked.models, "cpu").manifest) if c.split == "test"]
+    asked.inputs = (asked.inputs or held_out)[: 3 if asked.quick else None]
     models = segmentation.Models.load(asked.models, asked.device)
     results.keep(segmentation.segment(readers.read(asked.inputs[0]), models), asked.out / "first")
     sides = {

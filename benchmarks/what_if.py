@@ -1,6 +1,6 @@
 """One case decided anew from its stored maps: seconds of a changed threshold, of a changed forest score, of a changed band.
 
-    python benchmarks/what_if.py EXPERIMENT [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [--cases 20]
+    python benchmarks/what_if.py [EXPERIMENT] [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [--cases 20]
 
 The work is that of the notebook's sliders (`workbench.whatif`) on held-out cases of a trained experiment: consistency, candidates, descriptors of all
 candidates where they changed, forest, contour, measures after each stage, ledger. The peer is the same decision by `workbench segment`'s own path with the
@@ -68,13 +68,16 @@ def measure(folder: Path, device: str, count: int) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", type=Path)
+    parser.add_argument("experiment", type=Path, nargs="?", default=Path("experiments/demo"))
     parser.add_argument("--quick", action="store_true", help="three cases")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--device", default="cpu", choices=AIM_S)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", type=int, default=20)
     asked = parser.parse_args()
+    if not (asked.experiment / "experiment.json").is_file():
+        print(f"no trained experiment at {asked.experiment}: nothing is measured (`workbench demo` makes one)")
+        return 0
     torch.set_num_threads(asked.threads)
     out = measure(asked.experiment, asked.device, 3 if asked.quick else asked.cases)
     print(json.dumps(out, indent=1))
