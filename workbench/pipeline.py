@@ -592,7 +592,7 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     write_table(folder / "scores.csv", table[columns].assign(score=scores, kept=kept))
     groups = radiomics.CATALOGUE.set_index("name").group
     shape = list(groups.index[groups == "shape"])
-    beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train])
+    beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train], known=oof)
     write_table(folder / "baselines.csv", beside)
     write_table(folder / "importance.csv", forest.importance(oof, x, y, patients))
     y = table.is_lesion.to_numpy()
