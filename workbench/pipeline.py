@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ from workbench.experiment import (
 from workbench.files import read_json, sweep
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
-from workbench.segmentation import DECIDING, Models, Result, decide, on_own_grid, segment
-from workbench.threads import side_by_side
+from workbench.segmentation import DECIDING, Models, Remembered, Result, decide, on_own_grid, segment
+from workbench.threads import in_processes, side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
 from workbench.watch import watched
 
@@ -64,7 +65,8 @@ KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on w
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
-    """Run one stage, unless what it left still holds. `keep` writes the result folders of the held-out cases (stage metrics)."""
+    """Run one stage, unless what it left still holds. `keep`, a function of a module, writes the result
+    folders of the held-out cases (stage metrics), which processes share on a CPU."""
     if stage not in STAGES:
         raise Refused("stage", stage, ", ".join(STAGES))
     for need in NEEDS[stage]:
@@ -650,27 +652,22 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
 
 
 def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], object] | None) -> dict:
-    models = Models.load(experiment.folder, experiment.device)
     chosen = [c for c in cohort.read_manifest(experiment.manifest) if c.split == "test"]
     if not chosen:
         raise Refused(experiment.manifest, "no held-out case", "at least one with split test")
     rows: list[dict] = []
     without: list[dict] = []
     reports: dict[str, list[dict]] = {stage: [] for stage in ABLATION}
-    for i, case in enumerate(chosen):
-        ct, truth = case.read()
-        cut = case.field_of_view != "whole"
-        result = segment(replace(ct, name=case.case), models, liver_given=truth.array >= 1 if cut else None)
+    make = partial(Models.load, experiment.folder, str(experiment.device))
+    workers = torch.get_num_threads() if experiment.device.type == "cpu" else 1
+    found = in_processes(make, partial(_held_out, keep, experiment.folder / "results"), chosen, workers)
+    for i, (case, (stages, left_out)) in enumerate(zip(chosen, found)):
         about = {"case": case.case, "patient": case.patient}
-        for stage in ABLATION:
-            reports[stage].append(_measured(case, ct, truth, result.labels_after(stage)))
-            rows.append({"stage": stage, **about, **_flat(reports[stage][-1])})
-        for stage in DECIDING:
-            labels = result.liver.to(torch.uint8)
-            labels[on_own_grid(decide(result.maps, models, skip=(stage,)), ct.shape)[-1]] = 2
-            without.append({"without": stage, **about, **_flat(_measured(case, ct, truth, labels))})
-        if keep is not None:
-            keep(result, experiment.folder / "results" / case.case)
+        for stage, report in zip(ABLATION, stages):
+            reports[stage].append(report)
+            rows.append({"stage": stage, **about, **_flat(report)})
+        for stage, report in zip(DECIDING, left_out):
+            without.append({"without": stage, **about, **_flat(report)})
         experiment.progress("held-out cases", i + 1, len(chosen), {})
     table = pd.DataFrame(rows)
     write_table(folder / "cases.csv", table)
@@ -707,6 +704,26 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
     for stage in ABLATION:
         write_json(folder / f"{stage}.json", metrics.summarise(reports[stage]))
     return {f"{row['stage']}_{row['metric']}": row["mean"] for row in summary}
+
+
+def _held_out(
+    keep: Callable[[Result, Path], object] | None, results: Path, models: Models, case: cohort.Case
+) -> tuple[list[dict], list[dict]]:
+    """Segment a held-out case and keep it below `results`: its measures after each stage, and with each one left out."""
+    ct, truth = case.read()
+    given = truth.array >= 1 if case.field_of_view != "whole" else None
+    describe = Remembered()
+    result = segment(replace(ct, name=case.case), models, liver_given=given, describe=describe)
+    stages = [_measured(case, ct, truth, result.labels_after(stage)) for stage in ABLATION]
+    left_out = []
+    for stage in DECIDING:
+        labels = result.liver.to(torch.uint8)
+        decided = decide(result.maps, models, skip=(stage,), describe=describe)
+        labels[on_own_grid(decided, ct.shape)[-1]] = 2
+        left_out.append(_measured(case, ct, truth, labels))
+    if keep is not None:
+        keep(result, results / case.case)
+    return stages, left_out
 
 
 def _measured(case: cohort.Case, ct: Volume, truth: Volume, labels: Tensor) -> dict:

@@ -7,6 +7,7 @@ other orders. Spacing is in mm in the same order. `Source` remembers the file's 
 
 from __future__ import annotations
 
+import copyreg
 import math
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,9 @@ class Refused(ValueError):
     def __init__(self, subject: object, found: str, expected: str, fix: str = ""):
         line = f"{subject}: found {found}; expected {expected}." + (f" {fix}" if fix else "")
         super().__init__(" ".join(line.split()))
+
+    def __reduce__(self) -> tuple:
+        return copyreg.__newobj__, (type(self), *self.args)  # another process gets the line, whole
 
 
 @dataclass(frozen=True)

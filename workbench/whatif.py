@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench import boundary, forest, metrics, radiomics, segmentation
+from workbench import boundary, forest, metrics, segmentation
 from workbench.experiment import Experiment
 from workbench.ledger import ABLATION, write
 from workbench.segmentation import Decided, Maps, Models
@@ -55,7 +54,7 @@ class WhatIf:
         s = made.settings
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
-        self._described: tuple[Tensor, tuple] | None = None
+        self._describe = segmentation.Remembered()
 
     @property
     def start(self) -> Choice:
@@ -85,11 +84,6 @@ class WhatIf:
             self._measured(decided),
             time.monotonic() - began,
         )
-
-    def _describe(self, hu: Tensor, pieces: Tensor, spacing, liver: Tensor) -> tuple[pd.DataFrame, np.ndarray]:
-        if self._described is None or not torch.equal(self._described[0], pieces):
-            self._described = pieces, radiomics.steady(hu, pieces, spacing, liver)
-        return self._described[1]
 
     def _measured(self, decided: Decided) -> pd.DataFrame:
         rows = []
