@@ -86,11 +86,13 @@ class WhatIf:
         )
 
     def _measured(self, decided: Decided) -> pd.DataFrame:
-        rows = []
+        rows, former = [], None
         for stage, mask in zip(ABLATION, decided.masks):
-            labels = self.maps.liver.to(torch.uint8)
-            labels[mask] = 2
-            found = metrics.evaluate_case(self.truth, labels, self.maps.spacing_mm, self.case)
+            if former is None or not torch.equal(mask, former):  # many a stage changes nothing
+                labels = self.maps.liver.to(torch.uint8)
+                labels[mask] = 2
+                found = metrics.evaluate_case(self.truth, labels, self.maps.spacing_mm, self.case)
+            former = mask
             counts = found["detection"]["iou0"]
             rows.append(
                 {
