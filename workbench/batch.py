@@ -325,14 +325,16 @@ def lighten(book) -> bool:
     held = book.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
 
     def parts(model: str) -> set[str]:
-        found, left = set(), [model]
+        found: set[str] = set()
+        left = [model]
         while left:
             if (one := left.pop()) in held and one not in found:
                 found.add(one)
                 left += re.findall(r'"IPY_MODEL_(\w+)"', json.dumps(held[one]["state"]))
         return found
 
-    gone, stays = set(), set()
+    gone: set[str] = set()
+    stays: set[str] = set()
     for output in (output for cell in book.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
         if WIDGET in data:

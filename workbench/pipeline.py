@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -527,35 +527,56 @@ def _tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table.reset_index(drop=True), joined[list(radiomics.NAMES)]
 
 
-def _run_selection(experiment: Experiment, folder: Path) -> dict:
+class _Given(NamedTuple):
+    """What selection learns from: training candidates, their features, the values under each perturbation with the row of each, kinds of
+    the perturbations, and folds."""
+
+    table: pd.DataFrame
+    features: pd.DataFrame
+    repeats: np.ndarray
+    again: np.ndarray
+    kinds: list[str]
+    fold: np.ndarray
+    settings: selection.SelectionSettings
+
+
+def _given(folder: Path, device: str) -> _Given:
+    experiment = Experiment(folder, device)
     table, features = _tables(experiment)
     repeats = np.load(experiment.path("radiomics") / "repeats.npy", allow_pickle=False)
     kinds = [p["kind"] for p in json.loads((experiment.path("radiomics") / "perturbations.json").read_text())]
-    train = table.split == "train"
-    x, y, patients = (
-        features[train].reset_index(drop=True),
-        table[train].is_lesion.to_numpy(),
-        table[train].patient.to_numpy(),
-    )
-    folds = min(experiment.settings.selection.folds, len(set(patients)))
-    fold = forest.grouped_folds(y, patients, folds, experiment.settings.seed)  # the maps are out of fold already
-    row_of = {key: row for row, key in enumerate(zip(table[train].case, table[train].candidate))}
+    train, s = table.split == "train", experiment.settings
+    table, features = table[train].reset_index(drop=True), features[train].reset_index(drop=True)
+    folds = min(s.selection.folds, table.patient.nunique())
+    fold = forest.grouped_folds(table.is_lesion, table.patient, folds, s.seed)  # the maps are out of fold already
+    row_of = {key: row for row, key in enumerate(zip(table.case, table.candidate))}
     again = experiment.table("radiomics", "repeats.csv", dtype={"case": str})
     again = np.array([row_of[key] for key in zip(again.case, again.candidate)])
+    return _Given(table, features, repeats, again, kinds, fold, s.selection)
+
+
+def _selected(given: _Given, without: int | None) -> selection.Selection:
+    """The features chosen without the patients of a fold, or on all."""
+    use = np.ones(len(given.fold), bool) if without is None else given.fold != without
+    within, rows = selection.repeats_within(given.repeats, given.again, np.flatnonzero(use))
+    x, y, patients = given.features[use], given.table.is_lesion[use].to_numpy(), given.table.patient[use].to_numpy()
+    return selection.select(x, y, patients, within, given.kinds, given.settings, repeat_rows=rows)
+
+
+def _run_selection(experiment: Experiment, folder: Path) -> dict:
+    make = partial(_given, experiment.folder, str(experiment.device))
+    given = make()
+    folds = [*range(int(given.fold.max()) + 1), None]
     names = {}
-    for n in [*range(folds), None]:
-        use = np.ones(len(y), bool) if n is None else fold != n
-        within, rows = selection.repeats_within(repeats, again, np.flatnonzero(use))
-        chosen = selection.select(
-            x[use], y[use], patients[use], within, kinds, experiment.settings.selection, repeat_rows=rows
-        )
+    # processes, for liblinear draws from one generator that threads would share
+    for n, chosen in zip(folds, in_processes(make, _selected, folds, torch.get_num_threads())):
         names["all" if n is None else str(n)] = list(chosen.names)
-        experiment.progress("selection", len(names), folds + 1, {})
+        experiment.progress("selection", len(names), len(folds), {})
     groups = radiomics.CATALOGUE.set_index("name").group
     write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups)))
     write_json(folder / "selected.json", names)
-    write_table(folder / "folds.csv", table.loc[train, ["case", "patient", "candidate"]].assign(fold=fold))
-    index = selection.nogueira([names[str(n)] for n in range(folds)], len(radiomics.NAMES))
+    write_table(folder / "folds.csv", given.table[["case", "patient", "candidate"]].assign(fold=given.fold))
+    index = selection.nogueira([names[str(n)] for n in folds[:-1]], len(radiomics.NAMES))
     return {
         "kept": len(names["all"]),
         **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},

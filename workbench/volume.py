@@ -7,7 +7,6 @@ other orders. Spacing is in mm in the same order. `Source` remembers the file's 
 
 from __future__ import annotations
 
-import copyreg
 import math
 from dataclasses import dataclass, replace
 
@@ -29,7 +28,7 @@ class Refused(ValueError):
         super().__init__(" ".join(line.split()))
 
     def __reduce__(self) -> tuple:
-        return copyreg.__newobj__, (type(self), *self.args)  # another process gets the line, whole
+        return type(self).__new__, (type(self), *self.args)  # another process gets the line, whole
 
 
 @dataclass(frozen=True)
