@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -95,13 +94,6 @@ def of_lesions(models: Path, count: int, device: str, place: Path) -> dict[str, 
     return seconds
 
 
-class Drawn(Experiment):
-    """An experiment of tables alone, which no stage has made."""
-
-    def need(self, stage: str) -> None:
-        pass
-
-
 def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> dict[str, float]:
     """Selection and forest on patients drawn with replacement from the experiment's training patients."""
     source, rng = Experiment(models, "cpu"), np.random.default_rng(0)
@@ -123,12 +115,9 @@ def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> di
     values[numbers] *= 1 + MOVED * rng.uniform(-1, 1, (len(values), len(numbers)))
     for stage in ("candidates", "radiomics"):
         (place / stage).mkdir()
-    settings = source.settings
-    if folds:
-        settings = replace(
-            settings, selection=replace(settings.selection, folds=folds), forest=replace(settings.forest, folds=folds)
-        )
     about = json.loads((models / "experiment.json").read_text())
+    for part in ("selection", "forest") if folds else ():
+        about["settings"][part]["folds"] = folds
     write_json(place / "experiment.json", about)
     write_table(place / "candidates/candidates.csv", pd.concat(drawn))
     write_table(place / "radiomics/features.csv", values)
@@ -136,8 +125,9 @@ def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> di
     moved = repeats[:, order] * (1 + MOVED * rng.uniform(-1, 1, (1, len(order), repeats.shape[2])))
     np.save(place / "radiomics/repeats.npy", moved, allow_pickle=False)
     shutil.copy(source.path("radiomics") / "perturbations.json", place / "radiomics")
-    made, seconds = Drawn(place, "cpu"), {}
-    made.settings = settings
+    torch.set_num_threads(1)  # in this process, so that its peak memory is all
+    Experiment.need = lambda self, stage: None  # the tables are here, and no stage made them
+    made, seconds = Experiment(place, "cpu"), {}
     for stage in ("selection", "forest"):
         (place / stage).mkdir()
         began = time.perf_counter()

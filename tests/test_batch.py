@@ -103,6 +103,30 @@ def test_a_page_asks_nothing_of_the_network_and_runs_no_script(tmp_path):
     assert not re.findall(r'(?:src|href)="?(?:https?:)?//[^"\s]*', html)
 
 
+def test_a_page_has_the_picture_of_a_widget_and_a_copy_carries_no_widget_with_a_program_of_its_own(tmp_path):
+    book = nbformat.read(notebook(tmp_path / "n.ipynb", "x", "y", "z"), as_version=4)
+    shown = [{batch.WIDGET: {"model_id": m}, "image/png": p} for m, p in (("a", "iVBORw0KGgo="), ("b", "aVBORw0KGgo="))]
+    shown.append({batch.WIDGET: {"model_id": "c"}})  # without a picture it stays as it is
+    for cell, data in zip(book.cells[-3:], shown):
+        cell.outputs = [nbformat.v4.new_output("display_data", data)]
+    state = {
+        "a": {"state": {"children": ["IPY_MODEL_a1", "IPY_MODEL_both"]}},
+        "a1": {"state": {"_esm": "program", "volumes": ["IPY_MODEL_a2"]}},
+        "a2": {"state": {"data": "voxels"}},
+        "both": {"state": {}},
+        "b": {"state": {"children": ["IPY_MODEL_both"]}},
+        "c": {"state": {"_esm": "program"}},
+    }
+    book.metadata["widgets"] = {batch.STATE: {"state": state, "version_major": 2, "version_minor": 0}}
+    nbformat.write(book, tmp_path / "n.ipynb")
+    html = batch.page(tmp_path / "n.ipynb").decode()
+    assert "data:image/png;base64,iVBORw0KGgo=" in html and "data:image/png;base64,aVBORw0KGgo=" in html
+    assert batch.lighten(book) and not batch.lighten(book)
+    assert set(book.metadata["widgets"][batch.STATE]["state"]) == {"both", "b", "c"}
+    first, second, third = (cell.outputs[0].data for cell in book.cells[-3:])
+    assert set(first) == {"image/png"} and batch.WIDGET in second and batch.WIDGET in third
+
+
 @pytest.mark.timeout(120)
 def test_a_signal_ends_the_kernel_and_the_batch_and_keeps_what_was_done(tmp_path):
     source = notebook(

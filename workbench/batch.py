@@ -30,7 +30,7 @@ from workbench.files import write_atomic
 from workbench.folders import stage_hashes
 from workbench.volume import Refused
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 ALONE = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'\">"
@@ -301,7 +301,7 @@ class _Both:
 def page(notebook: str | Path) -> bytes:
     """An executed notebook as one HTML file: pictures inside, no script, nothing asked of the network.
 
-    Widgets live in JupyterLab only and are left out; their headless twins are pictures.
+    Widgets live in JupyterLab only and are left out; their headless twins, pictures, take their place.
     """
     from nbconvert import HTMLExporter
 
@@ -309,11 +309,43 @@ def page(notebook: str | Path) -> bytes:
     book.metadata.pop("widgets", None)
     for cell in book.cells:
         if cell.cell_type == "code":
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "image/png" in data:
+                    data.pop(WIDGET, None)
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True)
     html, _ = exporter.from_notebook_node(book, {"metadata": {"name": Path(notebook).stem}})
     html = re.sub(r"<script\b.*?</script>", "", html, flags=re.S)
     return html.replace("<head>", f"<head>{ALONE}", 1).encode()
+
+
+def lighten(book) -> bool:
+    """Take the widgets that bring a program of their own (the 3D view: 5 MB) out of an executed copy and leave their pictures, which
+    show the same; whether there were any."""
+    held = book.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
+
+    def parts(model: str) -> set[str]:
+        found: set[str] = set()
+        left = [model]
+        while left:
+            if (one := left.pop()) in held and one not in found:
+                found.add(one)
+                left += re.findall(r'"IPY_MODEL_(\w+)"', json.dumps(held[one]["state"]))
+        return found
+
+    gone: set[str] = set()
+    stays: set[str] = set()
+    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if WIDGET in data:
+            own = parts(data[WIDGET]["model_id"])
+            heavy = "image/png" in data and any("_esm" in held[part]["state"] for part in own)
+            (gone if heavy else stays).update(own)
+            if heavy:
+                del data[WIDGET]
+    for model in gone - stays:
+        del held[model]
+    return bool(gone)
 
 
 def _plain(text: str) -> str:
@@ -336,6 +368,7 @@ def run(
     seconds per cell. One line per cell, and what the cells print, goes to a .log beside it and, with `progress`, to
     stderr. A cell that fails is reported in the outcome, never raised.
     """
+    import nbformat
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
@@ -403,6 +436,9 @@ def run(
             status, error, interrupted = "failed", f"{name}: interrupted", True
         seconds = time.monotonic() - started
         if partial.exists():
+            book = _read(partial)
+            if lighten(book):
+                write_atomic(partial, nbformat.writes(book).encode())
             os.replace(partial, output)
             write_atomic(output.with_suffix(".html"), page(output))
         record = {

@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from workbench.volume import Spacing, components
+from workbench.volume import Spacing, bounding_box, components
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ def near(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
     """The mask and all within `margin_mm` of it."""
     if margin_mm <= 0 or not bool(mask.any()):
         return mask
-    away = ndimage.distance_transform_edt(~mask.cpu().numpy(), sampling=spacing_mm)
-    return torch.from_numpy(away <= margin_mm).to(mask.device)
+    wide, box = mask.clone(), bounding_box(mask, spacing_mm, margin_mm)
+    away = ndimage.distance_transform_edt(~mask[box].cpu().numpy(), sampling=spacing_mm)
+    wide[box] = torch.from_numpy(away <= margin_mm).to(mask.device)
+    return wide
 
 
 def find(

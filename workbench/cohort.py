@@ -16,10 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +27,7 @@ import torch
 import workbench
 from workbench import phantom
 from workbench.files import write_atomic
+from workbench.threads import in_processes
 from workbench.volume import Refused, Volume
 
 if TYPE_CHECKING:
@@ -300,11 +298,9 @@ def write_phantoms(
         raise Refused("--preset", preset, " or ".join(phantom.PRESETS))
     held_out = cases // 3 if held_out is None else held_out
     jobs = [(out / f"phantom-{s:04d}", s, preset, device) for s in range(seed, seed + cases)]
-    workers = min(cases, _cores()) if device == "cpu" else 1
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) if workers > 1 else nullcontext() as pool:
-        for i, name in enumerate((pool.map if pool else map)(_write_phantom, jobs)):
-            if progress is not None:
-                progress(name, i + 1, cases)
+    for i, name in enumerate(in_processes(_nothing, _write_phantom, jobs, _cores() if device == "cpu" else 1)):
+        if progress is not None:
+            progress(name, i + 1, cases)
     rows = [
         [f.name, f.name, f"{f.name}/ct.nii.gz", f"{f.name}/labels.nii.gz", "test" if i >= cases - held_out else "train"]
         for i, (f, *_) in enumerate(jobs)
@@ -319,11 +315,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _nothing() -> None:
+    pass
 
 
-def _write_phantom(job: tuple[Path, int, str, str]) -> str:
+def _write_phantom(_: None, job: tuple[Path, int, str, str]) -> str:
     from workbench.readers import nifti
 
     folder, seed, preset, device = job

@@ -157,7 +157,12 @@ def fit(
         if saved.get("config") == json.loads(json.dumps(config)):
             _restore(optimiser, net, tensors)
             average, top_weights = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
-            start, rows, spent, running = saved["step"], saved["curve"], saved["seconds"], list(tensors["running"].to(device))
+            start, rows, spent, running = (
+                saved["step"],
+                saved["curve"],
+                saved["seconds"],
+                list(tensors["running"].to(device)),
+            )
             top, top_step = saved["best"] or (-math.inf, 0)
     trained = torch.compile(net) if settings.compile else net
     net.train()

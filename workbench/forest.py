@@ -40,9 +40,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from workbench.files import from_dict, read_json, write_atomic
+from workbench.threads import Tell, side_by_side
 from workbench.volume import Refused
 
 MODEL_FILE, INFO_FILE = "forest.skops", "forest.json"
+CPU = torch.device("cpu")  # where trees grow, folds side by side
 _Z95 = 1.959963984540054  # fixed: the normal quantile of a 95 % interval
 
 # What a forest consists of, and nothing else: skops' node kind and the type that it makes.
@@ -254,16 +256,20 @@ def out_of_fold(
     shared = pd.Series(fold).groupby(pd.Series(np.asarray(patients)).astype(str).to_numpy()).nunique()
     if (shared > 1).any():
         raise Refused("forest", f"patient {shared.index[shared > 1][0]} in several folds", "every patient in one fold")
-    scores, forests = np.full(len(features), np.nan), []
-    for number in np.unique(fold):
+    scores, forests = np.full(len(features), np.nan), {}
+
+    def work(number: int, tell: Tell) -> None:
         train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
         given = features.iloc[train][names], truth[train]
         own = settled(*given, np.asarray(patients)[train], settings)[0] if make is fit else settings
         forest = make(*given, replace(own, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
-        forests.append(forest)
-    return OutOfFold(scores, fold, tuple(forests))
+        forests[number] = forest
+
+    numbers = list(np.unique(fold))
+    side_by_side(work, numbers, lambda *_: None, CPU)
+    return OutOfFold(scores, fold, tuple(forests[number] for number in numbers))
 
 
 # ---------------------------------------------------------------------------------------------- threshold
@@ -516,23 +522,27 @@ def importance(
     names = list(dict.fromkeys(name for forest in found.forests for name in forest.names))
     scores = np.tile(found.scores, (len(names), repeats, 1))  # [feature shuffle candidate]
     rng = np.random.default_rng(seed)
-    for number, forest in zip(np.unique(found.fold), found.forests):
-        held = np.flatnonzero(found.fold == number)
+    folds = [np.flatnonzero(found.fold == number) for number in np.unique(found.fold)]
+    shuffled = [[rng.permutation(len(held)) for _ in range(repeats)] for held in folds]
+
+    def work(number: int, tell: Tell) -> None:
+        forest, held, orders = found.forests[number], folds[number], shuffled[number]
         table = forest.table(features.iloc[held])
-        orders = [rng.permutation(len(held)) for _ in range(repeats)]
         for column, name in enumerate(forest.names):
             copies = np.tile(table, (repeats, 1))
             copies[:, column] = np.concatenate([table[order, column] for order in orders])
             says = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
             scores[names.index(name)][:, held] = says
+
+    side_by_side(work, range(len(folds)), lambda *_: None, CPU)
     weights = _drawn(groups, truth, draws, rng)
     whole, base = auc(found.scores, truth), _areas(found.scores, truth, weights)
     result = []
-    for name, shuffled in zip(names, scores):
-        falls = np.concatenate([base - _areas(one, truth, weights) for one in shuffled])
+    for name, ones in zip(names, scores):
+        falls = np.concatenate([base - _areas(one, truth, weights) for one in ones])
         low, high = np.quantile(falls, (0.025, 0.975)) if len(falls) else (math.nan, math.nan)
         used = sum(name in forest.names for forest in found.forests)
-        result.append((name, float(np.mean([whole - auc(one, truth) for one in shuffled])), low, high, used))
+        result.append((name, float(np.mean([whole - auc(one, truth) for one in ones])), low, high, used))
     table = pd.DataFrame(result, columns=["name", "drop", "low", "high", "forests"])
     return table.sort_values("drop", ascending=False, kind="stable", ignore_index=True)
 
@@ -600,13 +610,14 @@ def baselines(
     fold: np.ndarray | None = None,
     draws: int = 1000,
     lesions: ArrayLike | None = None,
+    known: OutOfFold | None = None,
 ) -> pd.DataFrame:
     """The same folds and recall for a forest on size alone, shape alone, the selected features and all of them, and for
     gradient boosting on the selected ones.
 
     `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
-    themselves. One row each: features (what), columns (how many), auc, threshold, recall, false_positives, removed,
-    removed_share; with _low and _high of auc and removed_share from a bootstrap over patients at the fixed threshold,
+    themselves. `known`: their out-of-fold scores, where they are there already. One row each: features (what), columns (how many), auc,
+    threshold, recall, false_positives, removed, removed_share; with _low and _high of auc and removed_share from a bootstrap over patients at the fixed threshold,
     of recall by Wilson. auc_gain and removed_gain: what the selected ones have more, from the same draws.
     """
     settings = settings or ForestSettings()
@@ -624,7 +635,9 @@ def baselines(
     for what, columns in sets.items():
         if columns is None:
             continue
-        found = out_of_fold(features, truth, patients, columns, settings, fold, boosted if what == "boosting" else fit)
+        make = boosted if what == "boosting" else fit
+        found = known if what == "selected" else None
+        found = found or out_of_fold(features, truth, patients, columns, settings, fold, make)
         chosen = threshold_for_recall(found.scores, truth, settings.recall, lesions)
         removed = (found.scores < chosen.threshold) & ~truth
         drawn.append(_by_patient(found.scores, truth, removed, groups, draws, settings.seed))

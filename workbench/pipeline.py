@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,8 +56,8 @@ from workbench.experiment import (
 from workbench.files import read_json, sweep
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
-from workbench.segmentation import DECIDING, Models, Result, decide, on_own_grid, segment
-from workbench.threads import side_by_side
+from workbench.segmentation import DECIDING, Models, Remembered, Result, decide, on_own_grid, segment
+from workbench.threads import in_processes, side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
 from workbench.watch import watched
 
@@ -64,7 +65,8 @@ KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on w
 
 
 def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], object] | None = None) -> Path:
-    """Run one stage, unless what it left still holds. `keep` writes the result folders of the held-out cases (stage metrics)."""
+    """Run one stage, unless what it left still holds. `keep`, a function of a module, writes the result
+    folders of the held-out cases (stage metrics), which processes share on a CPU."""
     if stage not in STAGES:
         raise Refused("stage", stage, ", ".join(STAGES))
     for need in NEEDS[stage]:
@@ -525,35 +527,56 @@ def _tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table.reset_index(drop=True), joined[list(radiomics.NAMES)]
 
 
-def _run_selection(experiment: Experiment, folder: Path) -> dict:
+class _Given(NamedTuple):
+    """What selection learns from: training candidates, their features, the values under each perturbation with the row of each, kinds of
+    the perturbations, and folds."""
+
+    table: pd.DataFrame
+    features: pd.DataFrame
+    repeats: np.ndarray
+    again: np.ndarray
+    kinds: list[str]
+    fold: np.ndarray
+    settings: selection.SelectionSettings
+
+
+def _given(folder: Path, device: str) -> _Given:
+    experiment = Experiment(folder, device)
     table, features = _tables(experiment)
     repeats = np.load(experiment.path("radiomics") / "repeats.npy", allow_pickle=False)
     kinds = [p["kind"] for p in json.loads((experiment.path("radiomics") / "perturbations.json").read_text())]
-    train = table.split == "train"
-    x, y, patients = (
-        features[train].reset_index(drop=True),
-        table[train].is_lesion.to_numpy(),
-        table[train].patient.to_numpy(),
-    )
-    folds = min(experiment.settings.selection.folds, len(set(patients)))
-    fold = forest.grouped_folds(y, patients, folds, experiment.settings.seed)  # the maps are out of fold already
-    row_of = {key: row for row, key in enumerate(zip(table[train].case, table[train].candidate))}
+    train, s = table.split == "train", experiment.settings
+    table, features = table[train].reset_index(drop=True), features[train].reset_index(drop=True)
+    folds = min(s.selection.folds, table.patient.nunique())
+    fold = forest.grouped_folds(table.is_lesion, table.patient, folds, s.seed)  # the maps are out of fold already
+    row_of = {key: row for row, key in enumerate(zip(table.case, table.candidate))}
     again = experiment.table("radiomics", "repeats.csv", dtype={"case": str})
     again = np.array([row_of[key] for key in zip(again.case, again.candidate)])
+    return _Given(table, features, repeats, again, kinds, fold, s.selection)
+
+
+def _selected(given: _Given, without: int | None) -> selection.Selection:
+    """The features chosen without the patients of a fold, or on all."""
+    use = np.ones(len(given.fold), bool) if without is None else given.fold != without
+    within, rows = selection.repeats_within(given.repeats, given.again, np.flatnonzero(use))
+    x, y, patients = given.features[use], given.table.is_lesion[use].to_numpy(), given.table.patient[use].to_numpy()
+    return selection.select(x, y, patients, within, given.kinds, given.settings, repeat_rows=rows)
+
+
+def _run_selection(experiment: Experiment, folder: Path) -> dict:
+    make = partial(_given, experiment.folder, str(experiment.device))
+    given = make()
+    folds = [*range(int(given.fold.max()) + 1), None]
     names = {}
-    for n in [*range(folds), None]:
-        use = np.ones(len(y), bool) if n is None else fold != n
-        within, rows = selection.repeats_within(repeats, again, np.flatnonzero(use))
-        chosen = selection.select(
-            x[use], y[use], patients[use], within, kinds, experiment.settings.selection, repeat_rows=rows
-        )
+    # processes, for liblinear draws from one generator that threads would share
+    for n, chosen in zip(folds, in_processes(make, _selected, folds, torch.get_num_threads())):
         names["all" if n is None else str(n)] = list(chosen.names)
-        experiment.progress("selection", len(names), folds + 1, {})
+        experiment.progress("selection", len(names), len(folds), {})
     groups = radiomics.CATALOGUE.set_index("name").group
     write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups)))
     write_json(folder / "selected.json", names)
-    write_table(folder / "folds.csv", table.loc[train, ["case", "patient", "candidate"]].assign(fold=fold))
-    index = selection.nogueira([names[str(n)] for n in range(folds)], len(radiomics.NAMES))
+    write_table(folder / "folds.csv", given.table[["case", "patient", "candidate"]].assign(fold=given.fold))
+    index = selection.nogueira([names[str(n)] for n in folds[:-1]], len(radiomics.NAMES))
     return {
         "kept": len(names["all"]),
         **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},
@@ -592,7 +615,7 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     write_table(folder / "scores.csv", table[columns].assign(score=scores, kept=kept))
     groups = radiomics.CATALOGUE.set_index("name").group
     shape = list(groups.index[groups == "shape"])
-    beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train])
+    beside = forest.baselines(x, y, patients, list(SIZE), shape, chosen, s, fold, lesions=lesions[train], known=oof)
     write_table(folder / "baselines.csv", beside)
     write_table(folder / "importance.csv", forest.importance(oof, x, y, patients))
     y = table.is_lesion.to_numpy()
@@ -650,27 +673,22 @@ def _run_boundary(experiment: Experiment, folder: Path) -> dict:
 
 
 def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], object] | None) -> dict:
-    models = Models.load(experiment.folder, experiment.device)
     chosen = [c for c in cohort.read_manifest(experiment.manifest) if c.split == "test"]
     if not chosen:
         raise Refused(experiment.manifest, "no held-out case", "at least one with split test")
     rows: list[dict] = []
     without: list[dict] = []
     reports: dict[str, list[dict]] = {stage: [] for stage in ABLATION}
-    for i, case in enumerate(chosen):
-        ct, truth = case.read()
-        cut = case.field_of_view != "whole"
-        result = segment(replace(ct, name=case.case), models, liver_given=truth.array >= 1 if cut else None)
+    make = partial(Models.load, experiment.folder, str(experiment.device))
+    workers = torch.get_num_threads() if experiment.device.type == "cpu" else 1
+    found = in_processes(make, partial(_held_out, keep, experiment.folder / "results"), chosen, workers)
+    for i, (case, (stages, left_out)) in enumerate(zip(chosen, found)):
         about = {"case": case.case, "patient": case.patient}
-        for stage in ABLATION:
-            reports[stage].append(_measured(case, ct, truth, result.labels_after(stage)))
-            rows.append({"stage": stage, **about, **_flat(reports[stage][-1])})
-        for stage in DECIDING:
-            labels = result.liver.to(torch.uint8)
-            labels[on_own_grid(decide(result.maps, models, skip=(stage,)), ct.shape)[-1]] = 2
-            without.append({"without": stage, **about, **_flat(_measured(case, ct, truth, labels))})
-        if keep is not None:
-            keep(result, experiment.folder / "results" / case.case)
+        for stage, report in zip(ABLATION, stages):
+            reports[stage].append(report)
+            rows.append({"stage": stage, **about, **_flat(report)})
+        for stage, report in zip(DECIDING, left_out):
+            without.append({"without": stage, **about, **_flat(report)})
         experiment.progress("held-out cases", i + 1, len(chosen), {})
     table = pd.DataFrame(rows)
     write_table(folder / "cases.csv", table)
@@ -707,6 +725,26 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
     for stage in ABLATION:
         write_json(folder / f"{stage}.json", metrics.summarise(reports[stage]))
     return {f"{row['stage']}_{row['metric']}": row["mean"] for row in summary}
+
+
+def _held_out(
+    keep: Callable[[Result, Path], object] | None, results: Path, models: Models, case: cohort.Case
+) -> tuple[list[dict], list[dict]]:
+    """Segment a held-out case and keep it below `results`: its measures after each stage, and with each one left out."""
+    ct, truth = case.read()
+    given = truth.array >= 1 if case.field_of_view != "whole" else None
+    describe = Remembered()
+    result = segment(replace(ct, name=case.case), models, liver_given=given, describe=describe)
+    stages = [_measured(case, ct, truth, result.labels_after(stage)) for stage in ABLATION]
+    left_out = []
+    for stage in DECIDING:
+        labels = result.liver.to(torch.uint8)
+        decided = decide(result.maps, models, skip=(stage,), describe=describe)
+        labels[on_own_grid(decided, ct.shape)[-1]] = 2
+        left_out.append(_measured(case, ct, truth, labels))
+    if keep is not None:
+        keep(result, results / case.case)
+    return stages, left_out
 
 
 def _measured(case: cohort.Case, ct: Volume, truth: Volume, labels: Tensor) -> dict:

@@ -364,7 +364,9 @@ def baselines_held_out(made: Experiment) -> pd.DataFrame:
     train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
     for row in made.table("forest", "baselines.csv").itertuples():
         given, settings = (x[train][sets[row.features]], y[train]), made.settings.forest
-        if row.features == "boosting":
+        if row.features == "selected":
+            model = forest.load(made.path("forest"))
+        elif row.features == "boosting":
             model = forest.boosted(*given, settings)
         else:
             model = forest.fit(*given, forest.settled(*given, scores.patient[train], settings)[0])

@@ -107,6 +107,18 @@ def _agree(level: Tensor, mask: Tensor) -> Tensor:
 Describe = Callable[..., tuple[pd.DataFrame, np.ndarray]]  # as `radiomics.steady`
 
 
+class Remembered:
+    """`radiomics.steady` of one scan, which answers again while the candidates are those of the last time."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, tuple[pd.DataFrame, np.ndarray]] | None = None
+
+    def __call__(self, hu: Tensor, pieces: Tensor, spacing: Spacing, liver: Tensor) -> tuple[pd.DataFrame, np.ndarray]:
+        if self._last is None or not torch.equal(self._last[0], pieces):
+            self._last = pieces, radiomics.steady(hu, pieces, spacing, liver)
+        return self._last[1]
+
+
 @dataclass(frozen=True)
 class Maps:
     """What the nets say of one volume, on the work grid: HU, probability and mask of the liver, the tumor's probability."""
@@ -250,11 +262,16 @@ def look(
 
 
 def segment(
-    volume: Volume, models: Models, progress: Progress | None = None, liver_given: Tensor | None = None
+    volume: Volume,
+    models: Models,
+    progress: Progress | None = None,
+    liver_given: Tensor | None = None,
+    describe: Describe | None = None,
 ) -> Result:
     """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
 
-    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box.
+    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box. `describe` as
+    in `decide`.
     """
     s, show = models.settings, progress or (lambda *_: None)
     timings: dict[str, float] = {}
@@ -267,7 +284,7 @@ def segment(
         timings[stage] = round(time.monotonic() - began, 3)
 
     maps = look(volume, models, timed, liver_given)
-    decided = decide(maps, models, volume.spacing_mm, (), timed)
+    decided = decide(maps, models, volume.spacing_mm, (), timed, describe)
     with timed("own grid"):
         masks = on_own_grid(decided, volume.shape)
         liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0

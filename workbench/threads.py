@@ -1,13 +1,16 @@
-"""Work on several things at once, in threads that share the cores of a CPU.
+"""Work on several things at once, in threads or processes that share the cores of a CPU.
 
-Small operations cannot fill all cores from one thread; torch lets go of the interpreter's lock while it computes.
+Small operations cannot fill all cores from one thread; torch lets go of the interpreter's lock while it computes. What
+draws pictures and walks through tables does not, so that goes to processes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from queue import SimpleQueue
 from threading import Event
 from typing import Any, TypeVar
@@ -15,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
+Out = TypeVar("Out")
 Failure = TypeVar("Failure", bound=Exception)
 Tell = Callable[..., None]
 
@@ -101,3 +106,28 @@ def overlapped(
             going.append(writing.submit(after, item, done))
             del now, done  # they hold what was read and made
         settle(0)
+
+
+def in_processes(
+    make: Callable[[], Made], work: Callable[[Made, Item], Out], items: Sequence[Item], workers: int
+) -> Iterator[Out]:
+    """work(made, item) of each item, in order, in processes of one thread each, which call make() once; with one worker, here.
+
+    All that goes in and out is pickled, so functions are those of a module.
+    """
+    workers = min(len(items), workers)
+    if workers < 2:
+        made = make()
+        yield from (work(made, item) for item in items)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(partial(_there, make, work), items)
+
+
+_MADE: dict[str, Any] = {}  # of a process of `in_processes`
+
+
+def _there(make: Callable[[], Made], work: Callable[[Made, Item], Out], item: Item) -> Out:
+    if "made" not in _MADE:
+        _MADE["made"] = make()
+    return work(_MADE["made"], item)

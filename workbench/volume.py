@@ -27,6 +27,9 @@ class Refused(ValueError):
         line = f"{subject}: found {found}; expected {expected}." + (f" {fix}" if fix else "")
         super().__init__(" ".join(line.split()))
 
+    def __reduce__(self) -> tuple:
+        return type(self).__new__, (type(self), *self.args)  # another process gets the line, whole
+
 
 @dataclass(frozen=True)
 class Source:

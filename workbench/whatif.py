@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench import boundary, forest, metrics, radiomics, segmentation
+from workbench import boundary, forest, metrics, segmentation
 from workbench.experiment import Experiment
 from workbench.ledger import ABLATION, write
 from workbench.segmentation import Decided, Maps, Models
@@ -55,7 +54,7 @@ class WhatIf:
         s = made.settings
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
-        self._described: tuple[Tensor, tuple] | None = None
+        self._describe = segmentation.Remembered()
 
     @property
     def start(self) -> Choice:
@@ -86,17 +85,14 @@ class WhatIf:
             time.monotonic() - began,
         )
 
-    def _describe(self, hu: Tensor, pieces: Tensor, spacing, liver: Tensor) -> tuple[pd.DataFrame, np.ndarray]:
-        if self._described is None or not torch.equal(self._described[0], pieces):
-            self._described = pieces, radiomics.steady(hu, pieces, spacing, liver)
-        return self._described[1]
-
     def _measured(self, decided: Decided) -> pd.DataFrame:
-        rows = []
+        rows, former = [], None
         for stage, mask in zip(ABLATION, decided.masks):
-            labels = self.maps.liver.to(torch.uint8)
-            labels[mask] = 2
-            found = metrics.evaluate_case(self.truth, labels, self.maps.spacing_mm, self.case)
+            if former is None or not torch.equal(mask, former):  # many a stage changes nothing
+                labels = self.maps.liver.to(torch.uint8)
+                labels[mask] = 2
+                found = metrics.evaluate_case(self.truth, labels, self.maps.spacing_mm, self.case)
+            former = mask
             counts = found["detection"]["iou0"]
             rows.append(
                 {

@@ -182,6 +182,7 @@ def lesion_card(
             f"blue: {n['lesions']} training lesions, red: {n['look_alikes']} look-alikes (5, 25, 50, 75, 95 %)\n"
             "diamond: this one; circle: where this feature alone would turn the verdict",
             fontsize=7.5,
+            y=1,
         )
     votes = figure.add_axes((0.80, 0.68, 0.185, 0.2))
     votes.bar(np.arange(0.05, 1, 0.1), card["votes"]["shares"], width=0.09, color=GREY)
@@ -192,7 +193,7 @@ def lesion_card(
     votes.set_ylabel("trees", fontsize=8)
     votes.tick_params(labelsize=7)
     votes.legend(fontsize=7, loc="upper center")
-    votes.set_title(f"{card['votes']['for']} of {card['votes']['trees']} trees for a lesion", fontsize=8)
+    votes.set_title(f"{card['votes']['for']} of {card['votes']['trees']} trees for a lesion", fontsize=8, y=1)
     text = ["What would have changed it", *card["words"][2:]]
     text = [textwrap.fill(line, 50, subsequent_indent="  ") for line in text]
     if card.get("nearest"):
@@ -239,7 +240,7 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
             x, y, piece[z].astype(np.float32), levels=[0.5], colors=[SKY], linestyles=["dotted"], linewidths=[1.6]
         )
         ax.set(xlim=(cx - half, cx + half), ylim=(cy + half, cy - half))
-        ax.set_title(f"{name}, slice {own_z} ({view.at_mm:.0f} mm)", fontsize=8)
+        ax.set_title(f"{name}, slice {own_z} ({view.at_mm:.0f} mm)", fontsize=8, y=1)
         ax.set_xlabel("")
     words = "mm, from the right to the left of the patient; dotted: the candidate; orange: tumor in the end" + (
         "; dashed: reference" if truth is not None else ""
