@@ -278,4 +278,6 @@ def _restore(optimiser: torch.optim.AdamW, net: nn.Module, tensors: dict[str, Te
     net.load_state_dict(_part(tensors, "net."))
     for key, parameter in net.named_parameters():
         held = {what: tensors[f"opt.{what}.{key}"] for what in ("step", "exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in held.items()}
+        optimiser.state[parameter] = {  # moments in the parameter's own order of memory, as the fused step wants them
+            k: v.to(parameter.device) if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in held.items()
+        }
