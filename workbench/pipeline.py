@@ -61,9 +61,7 @@ from workbench.threads import in_processes, side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
 from workbench.watch import watched
 
-AT_ONCE = (
-    4  # a choice: held-out cases segmented at once on a CPU; a whole scan takes about 3.4 GB (the log, 2026-11-23)
-)
+AT_ONCE = 4  # a choice: held-out cases at once on a CPU; a whole scan takes about 3.4 GB (the log, 2026-11-23)
 KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on with
 
 
