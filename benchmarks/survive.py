@@ -186,8 +186,9 @@ def facts(folder: Path) -> dict[str, str]:
 
 
 def _words(text: str) -> str:
-    """What notebooks show (not the progress that a resumed stage does not print again) without seconds and widgets' numbers."""
-    return re.sub(r"[\d.]+ s\b|[0-9a-f]{32}|0x[0-9a-f]+", "N", text)
+    """What notebooks show (not the progress that a resumed stage does not print again) without seconds and the numbers that
+    widgets and tables draw for themselves."""
+    return re.sub(r"[\d.]+ s\b|[0-9a-f]{32}|0x[0-9a-f]+|\bT_[0-9a-f]{5}(?=[_\\\\])", "N", text)
 
 
 def apart(one: dict[str, str], other: dict[str, str]) -> list[str]:
