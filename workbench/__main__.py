@@ -233,6 +233,8 @@ def segment(
             names[case] = path
             results.free(out / case)
             result = segmentation.segment(replace(volume, name=name or volume.name), loaded, _tell(case))
+            for line in result.warnings:
+                print(f"warning: {case}: {line}", file=sys.stderr)
             result.warnings += said
             folder = results.keep(result, out / case, path)
         except Refused as error:  # the others are segmented all the same
