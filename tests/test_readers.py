@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import os
 import re
 import sys
 import warnings
@@ -128,8 +129,8 @@ def test_writing_is_atomic_and_repeatable(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nifti.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         nifti.write(volume.with_array(torch.ones(SHAPE)), path)
     assert path.read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == ["p.nii.gz"]
