@@ -1,68 +1,54 @@
-"""A cohort segmented with reading and writing beside the computing, against one thing after the other, in the same run.
+"""A cohort segmented by processes that share the cases, against one case after the other, in the same run.
 
     python benchmarks/throughput.py [MODELS [INPUT...]] [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [-o FOLDER]
 
-Both sides read each CT, segment it and keep its whole result folder as `workbench segment` does; the peer waits for each step before the next. A first
-case, which loads kernels, does not count. Idle: the share of the wall time in which no CT is being segmented; on a GPU also, from NVML, the share of
-looks, twenty a second, that find no kernel running since the last. JSON: the work, the device, seconds a case and idle shares of each side.
+Both sides are `workbench segment` with --workers; the peer is --workers 1, all of whose steps wait for one another. The start of each command counts.
+Idle: on a CPU the share of the cores' time in which none of the command's processes ran; on a GPU also, from NVML, the share of looks, twenty a
+second, that find no kernel running since the last. JSON: the work, the device, seconds a case and idle shares of each side, the ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import resource
 import shutil
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import torch
 
-from workbench import cohort, readers, results, segmentation
+from workbench import cohort
 from workbench.experiment import Experiment
-from workbench.threads import overlapped
-from workbench.volume import Refused
+from workbench.threads import at_once
 
 
-def run(inputs: list[Path], models: segmentation.Models, out: Path, beside: bool) -> dict[str, float]:
+def run(inputs: list[Path], models: Path, out: Path, workers: int, device: str) -> dict[str, float]:
     """Seconds a case and idle shares of one side."""
     shutil.rmtree(out, ignore_errors=True)
-    spent, looks, ended = [0.0], [], threading.Event()
-
-    def work(path: Path, volume):
-        began = time.perf_counter()
-        result = segmentation.segment(volume, models)
-        spent[0] += time.perf_counter() - began
-        return result
-
-    def keep(path: Path, result: segmentation.Result) -> None:
-        results.keep(result, out / path.parent.name / result.volume.name, path)
-
-    def look() -> None:
-        while not ended.wait(0.05):
-            looks.append(torch.cuda.utilization())
-
-    def fail(error: Refused) -> None:
-        raise error
-
-    watcher = threading.Thread(target=look)
-    if models.device.type == "cuda":
-        watcher.start()
-    began = time.perf_counter()
-    if beside:
-        overlapped(inputs, readers.read, work, keep, Refused, fail, 1 if models.device.type == "cpu" else 3)
-    else:
-        for path in inputs:
-            keep(path, work(path, readers.read(path)))
+    words = ["segment", *inputs, "--models", models, "-o", out, "--device", device, "--workers", workers]
+    before, looks, began = resource.getrusage(resource.RUSAGE_CHILDREN), [], time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "workbench", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            time.sleep(0.05)
+            if device == "cuda":
+                looks.append(torch.cuda.utilization())
     wall = time.perf_counter() - began
-    ended.set()
-    if watcher.is_alive():
-        watcher.join()
+    if process.returncode:
+        raise SystemExit(f"`workbench segment` ended with {process.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cores = len(os.sched_getaffinity(0))
     found = {
         "s_per_case": wall / len(inputs),
-        "idle": 1 - spent[0] / wall,
-        "segmenting_s_per_case": spent[0] / len(inputs),
+        "busy_s_per_case": busy / len(inputs),
+        "cores_idle": 1 - busy / wall / cores,
     }
     return found | ({"gpu_idle": sum(n == 0 for n in looks) / len(looks)} if looks else {})
 
@@ -81,13 +67,13 @@ def main() -> int:
         print(f"no trained experiment at {asked.models}: nothing is measured (`workbench demo` makes one)")
         return 0
     torch.set_num_threads(asked.threads)
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     held_out = [c.ct for c in cohort.read_manifest(Experiment(asked.models, "cpu").manifest) if c.split == "test"]
     asked.inputs = (asked.inputs or held_out)[: 3 if asked.quick else None]
-    models = segmentation.Models.load(asked.models, asked.device)
-    results.keep(segmentation.segment(readers.read(asked.inputs[0]), models), asked.out / "first")
+    workers = at_once(torch.device(asked.device))
     sides = {
-        name: run(asked.inputs, models, asked.out / name.replace(" ", "-"), beside)
-        for name, beside in (("one after the other", False), ("beside", True))
+        name: run(asked.inputs, asked.models, asked.out / name.replace(" ", "-"), many, asked.device)
+        for name, many in (("one after the other", 1), ("shared", workers))
     }
     out = {
         "benchmark": "throughput",
@@ -96,8 +82,9 @@ def main() -> int:
         if asked.device == "cuda"
         else platform.processor() or platform.machine(),
         "threads": asked.threads,
+        "workers": workers,
         "sides": sides,
-        "ratio": sides["one after the other"]["s_per_case"] / sides["beside"]["s_per_case"],
+        "ratio": sides["one after the other"]["s_per_case"] / sides["shared"]["s_per_case"],
     }
     print(json.dumps(out, indent=1))
     if asked.json:

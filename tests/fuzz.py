@@ -41,6 +41,7 @@ from workbench.volume import Refused
 
 LIMIT_S = 10.0  # the sound inputs take milliseconds
 SPARE_BYTES = 1 << 30
+NAMED = ("Doe", "Jane", "4711")  # the patient in the headers of `test_faults.series`
 
 
 class Hung(BaseException):
@@ -402,8 +403,9 @@ def campaign(kind: str, count: int, seed: int, first: int = 0) -> dict:
                 found["read"] += 1
             except Refused as refused:
                 found["refused"] += 1
-                if "\n" in str(refused) or "found " not in str(refused):
-                    found["escaped"].append([number, "Refused, not in one line", str(refused)[:300]])
+                said = str(refused)
+                if "\n" in said or "found " not in said or any(name in said for name in NAMED):
+                    found["escaped"].append([number, "Refused, not in one line or by a name", said[:300]])
             except (Exception, Hung) as error:
                 at = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-6:]]
                 found["escaped"].append([number, type(error).__name__, str(error)[:200], " ".join(at)])

@@ -17,11 +17,12 @@ def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, mo
     files.write_atomic(target, b"first")
 
     def full(_):
-        raise OSError("no space")
+        raise OSError(28, "no space")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space") as told:
         files.write_atomic(target, b"second")
+    assert told.value.filename == str(target)
     assert target.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["f.txt"]
 
 

@@ -48,7 +48,7 @@ def test_two_thousand_damaged_inputs_are_read_or_refused():
 
 
 def test_what_escapes_is_told(monkeypatch):
-    """One that raises, one that hangs, one that asks for memory, one that refuses in two lines."""
+    """One that raises, one that hangs, one that asks for memory, one that names the patient."""
 
     def of_none(folder):
         def one(rng):
@@ -62,15 +62,18 @@ def test_what_escapes_is_told(monkeypatch):
                 raise MemoryError
             if number == 4:
                 raise Refused("a file", "two words", "one")
+            if number == 5:
+                raise Refused("a file", "the patient Doe^Jane", "no name")
 
         return one
 
-    numbers = iter(range(5))
+    numbers = iter(range(6))
     monkeypatch.setitem(fuzz.KINDS, "none", of_none)
     monkeypatch.setattr(fuzz, "LIMIT_S", 0.2)
-    found = fuzz.campaign("none", 5, 0)
-    assert [e[:2] for e in found["escaped"]] == [[1, "KeyError"], [2, "Hung"], [3, "MemoryError"]]
-    assert (found["tried"], found["read"], found["refused"]) == (5, 1, 1)
+    found = fuzz.campaign("none", 6, 0)
+    assert [e[:2] for e in found["escaped"][:3]] == [[1, "KeyError"], [2, "Hung"], [3, "MemoryError"]]
+    assert [e[0] for e in found["escaped"][3:]] == [5] and "Doe" in found["escaped"][3][2]
+    assert (found["tried"], found["read"], found["refused"]) == (6, 1, 2)
 
 
 @settings(max_examples=60, deadline=None)

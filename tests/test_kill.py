@@ -173,6 +173,49 @@ def test_a_full_disk_leaves_nothing_and_is_gone_on_from(few, undisturbed, disk):
     assert survive.apart(undisturbed, survive.facts(folder)) == []
 
 
+def told(*words: object) -> tuple[int, str]:
+    """Exit status and stderr of a command."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "workbench", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.slow
+def test_a_full_or_read_only_disk_gets_no_part_of_a_result(trained, disk, tmp_path):
+    place, remount = disk
+    nifti.write(tiny.patient(50)[0], tmp_path / "toy.nii.gz")
+    asked = ["segment", tmp_path / "toy.nii.gz", "--models", trained.folder, "--device", "cpu", "-o", place / "out"]
+    status, said = told(*asked)
+    assert status == 2 and said.endswith(f"error: {place}/out/toy: No space left on device\n"), said
+    assert list((place / "out").iterdir()) == []
+    assert remount("ro")
+    status, said = told(*asked)
+    assert status == 2 and "not writable (Read-only file system)" in said and len(said.splitlines()) == 1, said
+    assert remount("rw,size=64m") and told(*asked)[0] == 0
+    assert survive.whole(place / "out" / "toy") > 5 and survive.left_over(place) == []
+
+
+@pytest.mark.slow
+def test_a_notebook_on_a_full_or_read_only_disk_is_not_taken_for_done(disk, tmp_path):
+    place, remount = disk
+    (book, _), made = sorted(books(tmp_path / "books").iterdir()), place / "e" / "notebooks" / "01_book.ipynb"
+    room = place / "room"
+    room.write_bytes(bytes(92 << 10))
+    status, said = told("run", book, "-o", place / "e")
+    assert status == 2 and f"error: {made}: No space left on device" in said and "Traceback" not in said, said
+    assert not made.exists() and not made.with_suffix(".json").exists()
+    assert remount("ro")
+    status, said = told("run", book, "-o", place / "e")
+    assert status == 2 and "not writable (Read-only file system)" in said, said
+    assert remount("rw,size=64m")
+    status, said = told("run", book, "-o", place / "e")
+    assert status == 0 and made.exists() and not list(made.parent.glob("*.partial.*")), said
+
+
 @pytest.mark.slow
 def test_a_file_too_large_for_its_quota_leaves_nothing_and_is_gone_on_from(few, undisturbed, tmp_path):
     def limited(folder: Path) -> None:

@@ -1,14 +1,16 @@
 """The command line as a contract: what it writes, what it refuses, with which exit status."""
 
 import json
+import re
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 
-from workbench import __version__, batch, folders, radiomics
+from workbench import __version__, batch, folders, liver, radiomics
 from workbench.readers import nifti
 
 AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
@@ -64,6 +66,26 @@ def test_segment_writes_on_the_input_s_own_grid(call, files, trained):
         and about["status"] == "ok"
         and set(about["timings"]) >= {"liver", "tumor", "forest", "boundary"}
     )
+
+
+def test_a_flat_or_noisy_volume_is_no_liver_without_a_word(call, files, trained, tmp_path):
+    """To a net that has seen only scans it is tissue."""
+    ct, noise = tiny.patient(50)[0], np.random.default_rng(0).normal(110, 12, tiny.SHAPE)
+    for name, hu in (("flat", np.full(tiny.SHAPE, 110)), ("noise", noise)):
+        nifti.write(ct.with_array(torch.from_numpy(hu.astype(np.int16))), tmp_path / f"{name}.nii.gz")
+    scans = [tmp_path / "flat.nii.gz", tmp_path / "noise.nii.gz", files / "toy.nii.gz"]
+    status, _, err = call("segment", *scans, "--models", trained.folder, "-o", tmp_path / "out", "--device", "cpu")
+    assert status == 0, err
+    said = {p.parent.name: json.loads(p.read_text())["warnings"] for p in (tmp_path / "out").glob("*/result.json")}
+    for name in ("flat", "noise"):
+        assert re.search(
+            rf"warning: {name}: a liver of \d+ ml that fills (6[1-9]|[789]\d|100)% of the scan; expected", err
+        )
+        assert "look at it" in said[name][0] and ("every voxel is 110 HU" in said[name][-1]) == (name == "flat")
+    assert said["toy"] == [] and "toy: a liver" not in err
+    small = torch.ones(10, 10, 10)
+    assert liver.doubts(small, (1, 1, 1)) and not liver.doubts(torch.nn.functional.pad(small, (0, 10)), (1, 1, 1))
+    assert liver.doubts(torch.nn.functional.pad(small, (0, 10)), (20, 20, 20)), "8 l of 16"
 
 
 @pytest.mark.parametrize("name", ["missing.nii.gz", "truncated.nii.gz", "text.nii.gz"])

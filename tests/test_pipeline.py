@@ -15,7 +15,7 @@ import torch
 
 from workbench import candidates, cascade, experiment, ledger, liver, pipeline, radiomics, results, segmentation, tumor
 from workbench.experiment import STAGES, Experiment
-from workbench.threads import overlapped, side_by_side
+from workbench.threads import side_by_side
 from workbench.volume import Refused
 
 
@@ -423,43 +423,3 @@ def test_an_interrupted_stage_goes_on(tmp_path, toy_cohort, monkeypatch):
     assert not (made.path("liver") / "stage.json").exists()
     pipeline.run(made, "liver")
     assert calls == [0, 1, 1]
-
-
-@pytest.mark.parametrize("writers", [1, 2])
-def test_reading_working_and_writing_overlap_one_item_each_and_in_order(writers):
-    """While item 1 is worked on, item 2 is read and item 0 written; what is refused is told and the others go on."""
-    log, both = [], Event()
-
-    def read(n):
-        if n == 2:
-            both.set()
-        if n == 3:
-            raise Refused("item 3", "nothing", "something")
-        return n
-
-    def work(n, found):
-        assert found == n
-        if n == 1:
-            assert both.wait(10), "item 2 is not read while item 1 is worked on"
-        if n == 4:
-            raise Refused("item 4", "nothing", "something")
-        return n * 10
-
-    def write(n, found):
-        if n == 0:
-            assert both.wait(10), "the work waits for what is written"
-        log.append((n, found))
-
-    refused = []
-    overlapped(range(6), read, work, write, Refused, lambda error: refused.append(str(error)[:6]), writers)
-    assert sorted(log) == [(0, 0), (1, 10), (2, 20), (5, 50)] and refused == ["item 3", "item 4"]
-
-
-def test_what_cannot_be_written_ends_an_overlapped_run():
-    def write(n, found):
-        raise OSError("the disk is full")
-
-    worked = []
-    with pytest.raises(OSError, match="full"):
-        overlapped(range(5), lambda n: n, lambda n, _: worked.append(n), write, Refused, worked.append)
-    assert worked == [0, 1]

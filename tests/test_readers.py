@@ -2,8 +2,11 @@
 
 import gzip
 import itertools
+import os
+import re
 import sys
 import warnings
+import zlib
 
 import nibabel
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from workbench import readers
-from workbench.readers import WorkbenchWarning, case_name, nifti
+from workbench.readers import WorkbenchWarning, case_name, itk, nifti
 from workbench.volume import Refused, Volume, canonical_affine
 
 SHAPE = (4, 6, 9)  # unequal, so that a transposition shows
@@ -126,8 +129,8 @@ def test_writing_is_atomic_and_repeatable(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nifti.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         nifti.write(volume.with_array(torch.ones(SHAPE)), path)
     assert path.read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == ["p.nii.gz"]
@@ -191,6 +194,100 @@ def test_nrrd_and_meta_images_have_nifti_geometry(tmp_path, suffix, compressed):
     assert np.array_equal(sitk.GetArrayFromImage(back), hu())
     assert np.allclose(back.GetDirection(), image.GetDirection(), atol=1e-6)
     assert np.allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-4)
+
+
+TURN = "0.8 0.6 0 -0.6 0.8 0 0 0 1"  # row by row an axis' direction
+HEADERS = {
+    "as written": {},
+    "turned": {"TransformMatrix": TURN},
+    "turned, by another name": {"TransformMatrix": None, "Rotation": TURN},
+    "origin, by another name": {"Offset": None, "Position": "-12.5 30.25 7"},
+    "origin, by a third name": {"Offset": None, "Origin": "-12.5 30.25 7"},
+    "a centre of rotation": {"CenterOfRotation": "5 -6 7", "TransformMatrix": TURN},
+    "size of the voxels only": {"ElementSpacing": None, "ElementSize": "0.7 0.9 2.5"},
+    "spacing and size": {"ElementSize": "1 1 1"},
+    "no words on the order of bytes": {"BinaryDataByteOrderMSB": None},
+    "order of bytes, by another name": {"BinaryDataByteOrderMSB": None, "ElementByteOrderMSB": "False"},
+    "no word on binary": {"BinaryData": None},
+    "no word on compression": {"CompressedData": None},
+    "one channel": {"ElementNumberOfChannels": "1"},
+    "words that say nothing of the grid": {
+        "Comment": "a = b",
+        "Modality": "MET_MOD_CT",
+        "AnatomicalOrientation": "LPS",
+    },
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+def test_meta_images_are_read_as_itk_reads_them(tmp_path, header, zipped, beside):
+    import SimpleITK as sitk
+
+    kinds = {"MET_SHORT": "i2"} if header != "as written" else {
+        "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+        "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"}  # fmt: skip
+    for (kind, dtype), order in itertools.product(kinds.items(), "<>" if header == "as written" else "<"):
+        stored = np.random.default_rng(0).integers(0, 120, SHAPE).astype(order + dtype)
+        data = zlib.compress(stored.tobytes(order="F")) if zipped else stored.tobytes(order="F")
+        fields = {
+            "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": str(order == ">"),
+            "CompressedData": str(zipped), "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "-12.5 30.25 7",
+            "CenterOfRotation": "0 0 0", "ElementSpacing": "0.7 0.9 2.5", "DimSize": " ".join(map(str, SHAPE)),
+        } | HEADERS[header] | {"ElementType": kind, "ElementDataFile": "the voxels.raw" if beside else "LOCAL"}  # fmt: skip
+        if zipped and fields["CompressedData"] is None:
+            pytest.skip("compressed data must be said to be")
+        if zipped:  # without it ITK takes what memory holds for the voxels
+            fields = {"CompressedDataSize": str(len(data))} | fields
+        words = "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None).encode()
+        path = tmp_path / ("scan.mhd" if beside else "scan.mha")
+        path.write_bytes(words if beside else words + data)
+        (tmp_path / "the voxels.raw").write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            array, affine = itk.voxels(path)
+        image = sitk.ReadImage(path)
+        assert np.array_equal(array, sitk.GetArrayFromImage(image).T) and np.array_equal(array, stored)
+        assert array.dtype == np.dtype(dtype) == sitk.GetArrayFromImage(image).dtype and array.flags.writeable
+        for at in itertools.product((0, 3), (0, 5), (0, 8)):
+            assert np.allclose(
+                (affine @ (*at, 1))[:3] * (-1, -1, 1), image.TransformIndexToPhysicalPoint(at), atol=1e-9
+            )
+
+
+@pytest.mark.parametrize("field, value, found", [
+    ("BinaryData", "False", "voxels as text"), ("HeaderSize", "-1", "a header of their own"), ("HeaderSize", "12", "a header of their own"),
+    ("ElementNumberOfChannels", "3", "3 values a voxel"), ("ElementType", "MET_STRING", "voxels of type MET_STRING"),
+    ("ElementDataFile", "LIST", "several files"), ("ElementDataFile", "slice%03d.raw 1 6 1", "several files"),
+    ("ElementDataFile", "../scan.raw", "voxels in ../scan.raw"), ("ElementDataFile", "other.raw", "no file other.raw"),
+    ("ElementSpacing", "1 1", "elementspacing '1 1'"), ("Offset", "1 x 1", "offset '1 x 1'"), ("TransformMatrix", "1 0 0 nan 1 0 0 0 1", "transformmatrix"),
+    ("DimSize", "4 6", "3 dimensions"), ("DimSize", "4 6 900", "bytes of voxels"), ("CompressedData", "True", "damaged compressed data"),
+    ("Position", "0 0 0", "offset told twice"), ("DimSize", "9" * 5000 + " 1 1", "sizes 999"),
+])  # fmt: skip
+def test_other_meta_images_are_refused(tmp_path, field, value, found):
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(hu()), tmp_path / "scan.mhd")
+    lines = [line for line in (tmp_path / "scan.mhd").read_text().splitlines() if not line.startswith(f"{field} ")]
+    lines.insert(len(lines) - (field != "ElementDataFile"), f"{field} = {value}")
+    (tmp_path / "scan.mhd").write_text("\n".join(lines) + "\n")
+    with pytest.raises(Refused, match=re.escape(found)):
+        readers.read(tmp_path / "scan.mhd")
+
+
+def test_a_pattern_of_data_files_is_no_way_out_of_the_folder(tmp_path):
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(hu()), tmp_path / "scan.nhdr")
+    head = (tmp_path / "scan.nhdr").read_text()
+    (tmp_path / "in").mkdir()
+    for name in ("%d.raw 1 9 1", f"{tmp_path}/%d.raw 1 9 1", "LIST\n../1.raw", "../scan.raw", f"{tmp_path}/scan.raw"):
+        for spelling in ("data file", "datafile"):
+            lines = [f"{spelling}: {name}" if "data file" in line else line for line in head.splitlines()]
+            (tmp_path / "in" / "scan.nhdr").write_text("\n".join(lines) + "\n")
+            with pytest.raises(Refused, match="several files|same folder"):
+                readers.read(tmp_path / "in" / "scan.nhdr")
 
 
 def test_a_singleton_axis_is_dropped_with_a_word(tmp_path):

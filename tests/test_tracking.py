@@ -5,6 +5,8 @@ import json
 import shutil
 import sqlite3
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_folders as fake
@@ -141,6 +143,29 @@ def test_a_locked_or_dead_store_is_reported_not_raised(store, tmp_path, monkeypa
     )
     with pytest.raises(Refused, match="no experiment.json"):
         tracking.sync(tmp_path / "nowhere", mlruns)
+
+
+def test_two_syncs_at_once_make_one_run_of_a_folder(store, monkeypatch):
+    experiment, mlruns, _ = store
+    copy = shutil.copytree(experiment, experiment.parent / "at once")
+    real = tracking._Store.runs
+
+    def slow(self, key):
+        found = real(self, key)
+        time.sleep(1)
+        return found
+
+    monkeypatch.setattr(tracking._Store, "runs", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: tracking.sync(copy, mlruns), range(2))
+    assert one.ok and other.ok and sorted([len(one.added), len(other.added)])[0] == 0
+    monkeypatch.setattr(tracking._Store, "runs", real)
+    assert sum("mlflow.parentRunId" not in r.data.tags for r in runs(copy, mlruns)) == 1
+
+    monkeypatch.setattr(tracking, "TURN_SECONDS", 0.1)
+    with tracking._alone(mlruns):
+        late = tracking.sync(copy, mlruns)
+    assert not late.ok and "another sync holds the store" in late.reason and "next sync catches up" in str(late)
 
 
 def models(mlruns: Path, name: str) -> list:

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench import __version__
+
+if TYPE_CHECKING:
+    from workbench.segmentation import Models
 
 app = typer.Typer(
     add_completion=False,
@@ -210,52 +214,66 @@ def segment(
     out: Annotated[Path, typer.Option("-o", help="Where the results go, a folder a case.")],
     device: Device = "auto",
     name: Annotated[str, typer.Option(help="Of the one input: its case, in place of the file's name.")] = "",
+    workers: Annotated[int, typer.Option(help="Processes that share the inputs; 0: as many as pay.")] = 0,
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
-    from workbench import readers, results, segmentation
-    from workbench.threads import overlapped
-    from workbench.volume import Refused, Volume
+    from workbench import experiment as folder
+    from workbench import readers, segmentation
+    from workbench.threads import at_once, in_processes
+    from workbench.volume import Refused
 
+    if workers < 0:
+        raise Refused("--workers", str(workers), "0 or more")
     if name and len(inputs) > 1:
         raise Refused("--name", f"{len(inputs)} inputs", "one input")
     for path in inputs:  # all are there before the first is worked on
         readers.gates.existing(path)
     _writable(out)
-    loaded = segmentation.Models.load(models, device)
     names: list[str] = []
+    for path in inputs:
+        case = name or readers.case_name(path)
+        names.append(f"{case}-{len(names)}" if case in names else case)
+    if not workers:  # each one starts for some seconds
+        workers = at_once(folder.pick_device(device)) if len(inputs) > 2 else 1
+    jobs = [(path, out / case) for path, case in zip(inputs, names)]
     refused = 0
-
-    def read(path: Path) -> tuple[Volume, list[str]]:
-        with readers.gates.heard() as said:
-            volume = readers.read(path)
-        return replace(volume, name=name or volume.name), said
-
-    def work(path: Path, found: tuple[Volume, list[str]]) -> tuple[str, segmentation.Result]:
-        volume, said = found
-        for line in said:
-            print(f"warning: {line}", file=sys.stderr)
-        names.append(f"{volume.name}-{len(names)}" if volume.name in names else volume.name)
-        results.free(out / names[-1])
-        result = segmentation.segment(volume, loaded, _tell(names[-1]))
-        result.warnings += said
-        return names[-1], result
-
-    def keep(path: Path, found: tuple[str, segmentation.Result]) -> None:
-        case, result = found
-        folder = results.keep(result, out / case, path)
-        print(
-            f"{case}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
-            f"{sum(result.timings.values()):.1f} s -> {folder}"
-        )
-
-    def refuse(error: Refused) -> None:  # the others are segmented all the same
-        nonlocal refused
-        print(f"error: {error}", file=sys.stderr)
-        refused += 1
-
-    overlapped(inputs, read, work, keep, Refused, refuse, writers=1 if loaded.device.type == "cpu" else 3)
+    make = partial(segmentation.Models.load, models, device)
+    for said, line, error in in_processes(make, _segmented, jobs, workers):
+        for told in said:
+            print(f"warning: {told}", file=sys.stderr)
+        if error:  # the others are segmented all the same
+            print(f"error: {error}", file=sys.stderr)
+            refused += 1
+        else:
+            print(line, flush=True)
     if refused:
         raise typer.Exit(2)
+
+
+def _segmented(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, str]:
+    """Segment one CT into a folder: what is to be warned of, and the line that says how it went or why it was refused."""
+    from workbench import readers, results, segmentation
+    from workbench.volume import Refused
+
+    path, folder = job
+    with readers.gates.heard() as said:
+        try:
+            volume = readers.read(path)
+            results.free(folder)
+            result = segmentation.segment(replace(volume, name=folder.name), models, _tell(folder.name))
+            doubts = [f"{folder.name}: {line}" for line in result.warnings]
+            result.warnings += said
+            results.keep(result, folder, path)
+        except Refused as error:
+            return said, "", str(error)
+    return (
+        [*doubts, *said],
+        (
+            f"{folder.name}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
+            f"{sum(result.timings.values()):.1f} s -> {folder}"
+        ),
+        "",
+    )
 
 
 @app.command()

@@ -18,8 +18,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -400,7 +401,7 @@ def run(
     started = time.monotonic()
     partial = output.with_name(f"{output.stem}.partial.ipynb")  # what a killed run leaves, readable as it is
     status, error, interrupted = "done", "", False
-    with open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
+    with _naming(output), open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
 
         def say(line: str) -> None:
             print(line, file=log, flush=True)
@@ -454,6 +455,16 @@ def run(
     if interrupted:
         raise KeyboardInterrupt
     return Outcome(name, output, status, seconds, error)
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """What the system refuses without a name (no room) is told of the notebook."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(output)
+        raise
 
 
 def _braced(path: Path) -> str:

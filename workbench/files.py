@@ -7,27 +7,42 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
 from workbench.volume import Refused
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """The whole file or none of it: write beside it, flush to disk, move into place. Makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that is the one at `path` at the end, or nothing: it lies beside it until it is flushed to disk.
+
+    What the system refuses (no room, read-only) is told of `path`.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """The whole file or none of it. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as f:
+        f.write(data)
 
 
 def sweep(folder: Path, name: str = "*") -> None:

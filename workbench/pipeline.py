@@ -57,11 +57,10 @@ from workbench.files import read_json, sweep
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
 from workbench.segmentation import DECIDING, Models, Remembered, Result, decide, on_own_grid, segment
-from workbench.threads import in_processes, side_by_side
+from workbench.threads import at_once, in_processes, side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
 from workbench.watch import watched
 
-AT_ONCE = 4  # a choice: held-out cases at once on a CPU; a whole scan takes about 3.4 GB (the log, 2026-11-23)
 KILLED = "killed.json"  # in a stage that was interrupted, until it is gone on with
 
 
@@ -681,7 +680,7 @@ def _run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, P
     without: list[dict] = []
     reports: dict[str, list[dict]] = {stage: [] for stage in ABLATION}
     make = partial(Models.load, experiment.folder, str(experiment.device))
-    workers = min(torch.get_num_threads(), AT_ONCE) if experiment.device.type == "cpu" else 1
+    workers = at_once(experiment.device)
     found = in_processes(make, partial(_held_out, keep, experiment.folder / "results"), chosen, workers)
     for i, (case, (stages, left_out)) in enumerate(zip(chosen, found)):
         about = {"case": case.case, "patient": case.patient}

@@ -40,6 +40,9 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
             os.replace(folder, former)
         os.replace(making, folder)
         shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        error.filename = str(folder)  # not the place where it was made
+        raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder

@@ -303,6 +303,7 @@ def segment(
         timings,
         s,
         str(models.device),
+        liver.doubts(liver_mask, volume.spacing_mm) if liver_given is None else [],
         maps=maps,
         pieces=decided.pieces,
         change_ml=decided.change_ml,

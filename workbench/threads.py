@@ -6,9 +6,10 @@ draws pictures and walks through tables does not, so that goes to processes.
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from queue import SimpleQueue
@@ -17,10 +18,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from workbench.volume import Refused
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 Out = TypeVar("Out")
-Failure = TypeVar("Failure", bound=Exception)
 Tell = Callable[..., None]
 
 
@@ -67,45 +69,13 @@ def side_by_side(work: Callable[[Item, Tell], None], items: Sequence[Item], tell
             torch.set_num_threads(cores)
 
 
-def overlapped(
-    items: Sequence[Item],
-    before: Callable[[Item], Any],
-    work: Callable[[Item, Any], Any],
-    after: Callable[[Item, Any], None],
-    expected: type[Failure],
-    failed: Callable[[Failure], None],
-    writers: int = 1,
-) -> None:
-    """after(item, work(item, before(item))) for each item in order, `work` in the calling thread.
+AT_ONCE = 4  # a choice: a whole scan takes about 3.4 GB (the log, 2026-11-23)
 
-    Beside it one thread runs the next item's `before`, and `writers` threads the `after` of the last ones, so that a device
-    computes while files are read and written; no more than `writers` + 2 items are held. An error of the `expected` kind is told
-    to `failed`, and the next item goes on; another one ends the run once what has begun is through.
-    """
-    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(writers) as writing:
-        coming: Future | None = None
-        going: deque[Future] = deque()
 
-        def settle(most: int) -> None:
-            while len(going) > most:
-                try:
-                    going.popleft().result()
-                except expected as error:
-                    failed(error)
-
-        for n, item in enumerate(items):
-            now = coming or reading.submit(before, item)
-            coming = reading.submit(before, items[n + 1]) if n + 1 < len(items) else None
-            try:
-                done = work(item, now.result())
-            except expected as error:
-                settle(0)
-                failed(error)
-                continue
-            settle(writers - 1)
-            going.append(writing.submit(after, item, done))
-            del now, done  # they hold what was read and made
-        settle(0)
+def at_once(device: torch.device) -> int:
+    """How many processes share a cohort's cases: on a CPU one a core; a GPU waits for what each does beside it, up to half the cores."""
+    cores = torch.get_num_threads() if device.type == "cpu" else len(os.sched_getaffinity(0)) // 2
+    return max(1, min(cores, AT_ONCE))
 
 
 def in_processes(
@@ -121,7 +91,13 @@ def in_processes(
         yield from (work(made, item) for item in items)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(partial(_there, make, work), items)
+        try:
+            yield from pool.map(partial(_there, make, work), items)
+        except BrokenProcessPool as error:
+            fix = "Try again with fewer at once (--workers 1)."
+            raise Refused(
+                "a process", "its end in the midst of a case, as when memory is short", "its result", fix
+            ) from error
 
 
 _MADE: dict[str, Any] = {}  # of a process of `in_processes`

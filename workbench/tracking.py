@@ -13,6 +13,7 @@ measures on different patients do not compare. `lineage` leads from a result bac
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -42,6 +43,7 @@ SYSTEM = {  # what MLflow calls the columns of system.csv
     "gpu_memory_mb": "system/gpu_memory_usage_megabytes",
 }
 LOCK_SECONDS = 3.0  # empirical: a sync of a demo holds the store for less
+TURN_SECONDS = 60.0  # rule: a few whole syncs, one after the other
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,22 @@ def _reachable(store: Path) -> str:
     except (OSError, sqlite3.Error) as error:
         return f"{store / 'mlflow.db'}: {error}"
     return ""
+
+
+@contextlib.contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """One sync at a time: two at once would each begin the run of a folder. The lock dies with its holder."""
+    deadline = time.monotonic() + TURN_SECONDS
+    with open(store / ".sync.lock", "a") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another sync holds the store for more than {TURN_SECONDS:g} s") from None
+                time.sleep(0.1)
+        yield
 
 
 @contextlib.contextmanager
@@ -479,7 +497,7 @@ def sync(experiment: str | Path, store: str | Path | None = None) -> SyncReport:
     if reason := _reachable(place):
         return SyncReport(reason=reason, seconds=time.monotonic() - started)
     try:
-        with _quiet():
+        with _quiet(), _alone(place):
             report = _sync(Path(experiment), place)
     except Exception as error:  # whatever the store does, the work that it would only have recorded goes on
         line = " ".join(str(error).split())[:300]

@@ -1,7 +1,8 @@
-"""NRRD, MHA and MHD in, through SimpleITK.
+"""NRRD, MHA and MHD in.
 
 The text header is read here first and the length of the data is compared with it, because ITK's own answer to a
-short file depends on the format and the encoding. ITK's world is LPS; affines leave here in RAS as NIfTI's do.
+short file depends on the format and the encoding. NRRD is then read by SimpleITK, MetaImage here: a damaged header makes
+ITK's reader of it write beyond its memory. Both formats lie in LPS; affines leave here in RAS as NIfTI's do.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ BYTES = {
     "uint16": 2, "uint16_t": 2, "int": 4, "signed int": 4, "int32": 4, "int32_t": 4, "unsigned int": 4, "uint": 4,
     "uint32": 4, "uint32_t": 4, "float": 4, "double": 8, "long long": 8, "int64": 8, "int64_t": 8, "longlong": 8,
     "unsigned long long": 8, "uint64": 8, "uint64_t": 8, "ulonglong": 8,
-    "met_char": 1, "met_uchar": 1, "met_short": 2, "met_ushort": 2, "met_int": 4, "met_uint": 4, "met_long": 4,
-    "met_ulong": 4, "met_float": 4, "met_double": 8, "met_long_long": 8, "met_ulong_long": 8,
 }  # fmt: skip
-# MetaImage's fields of one number an axis, or one a pair of axes: ITK reads beyond the end of shorter ones
-VECTORS = dict.fromkeys(("transformmatrix", "rotation", "orientation"), 2) | dict.fromkeys(
-    ("offset", "position", "origin", "centerofrotation", "elementspacing", "elementsize", "dimsize"), 1
-)
+META_TYPES = {
+    "met_char": "i1", "met_uchar": "u1", "met_short": "i2", "met_ushort": "u2", "met_int": "i4", "met_uint": "u4", "met_long": "i4",
+    "met_ulong": "u4", "met_long_long": "i8", "met_ulong_long": "u8", "met_float": "f4", "met_double": "f8",
+}  # fmt: skip
+# MetaImage's other names for the same
+SAME = {"position": "offset", "origin": "offset", "rotation": "transformmatrix", "orientation": "transformmatrix",
+        "elementbyteordermsb": "binarydatabyteordermsb"}  # fmt: skip
+DAMAGED = "The header is damaged."
 
 
 def list_cases(path: str | Path) -> list[Path]:
@@ -60,90 +63,118 @@ def voxels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """File voxels `[i j k]` and their affine -> RAS mm."""
     path = Path(path)
     gates.existing(path)
-    _judge(path)
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    array, lps = (_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta)(path, head)
+    return array.reshape(array.shape[:3], order="F"), np.diag([-1.0, -1, 1, 1]) @ lps
+
+
+def _nrrd(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of an NRRD and their affine -> LPS mm, by SimpleITK once its header is found sound."""
+    fields, start = _nrrd_fields(head, path)
+    shape = _shape(fields.get("sizes", ""), fields.get("dimension", "none"), path)
+    if "spacedirections" not in fields:
+        raise Refused(path, "no space directions in the NRRD header, so left and right are unknown", "space directions",
+                      "Write it again with its geometry, from the original DICOM.")  # fmt: skip
+    encoding, need = fields.get("encoding", "raw"), math.prod(shape) * _of_kind(BYTES, fields.get("type", ""), path)
+    data, start = _data(path, fields.get("datafile", "LOCAL"), start)
+    if encoding in ("raw", "gzip", "gz"):  # bzip2 and text fail aloud in ITK
+        _enough(path, data, start, need, shape, encoding != "raw")
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        image = sitk.ReadImage(os.fspath(path))
+        image = sitk.ReadImage(os.fspath(path), imageIO="NrrdImageIO")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise Refused(path, f"a file that ITK cannot read ({reason})", "a valid image") from None
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise Refused(path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel", "one")
-    shape = gates.three_axes(image.GetSize(), path)
-    array = sitk.GetArrayFromImage(image).reshape(shape[::-1]).transpose(2, 1, 0)
     n = image.GetDimension()
+    turn = np.reshape(image.GetDirection(), (n, n)) * np.array(image.GetSpacing())
+    return sitk.GetArrayFromImage(image).T, _affine(turn, np.array(image.GetOrigin()))
+
+
+def _meta(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of a MetaImage and their affine -> LPS mm."""
+    fields, start = _meta_fields(head, path)
+    shape = _shape(fields.get("dimsize", ""), fields.get("ndims", "none"), path)
+    if fields.get("elementnumberofchannels", "1") != "1":
+        raise Refused(path, f"{fields['elementnumberofchannels'][:20]} values a voxel", "one")
+    if not _true(fields.get("binarydata", "true")) or fields.get("headersize", "0") != "0":
+        raise Refused(path, "voxels as text or after a header of their own", "plain binary voxels", "Write it again.")
+    if "transformmatrix" not in fields:
+        gates.warn(path, "no TransformMatrix in the header; the axes are taken as left, back, head (LPS)")
+    n = len(shape)
+    turn = _numbers(path, fields, "transformmatrix", np.eye(n).ravel()).reshape(n, n).T
+    spacing = _numbers(path, fields, "elementspacing", _numbers(path, fields, "elementsize", np.ones(n)))
+    origin = _numbers(path, fields, "offset", np.zeros(n))
+
+    kind = np.dtype(_of_kind(META_TYPES, fields.get("elementtype", ""), path))
+    kind = kind.newbyteorder(">" if _true(fields.get("binarydatabyteordermsb", "false")) else "<")
+    need, zipped = math.prod(shape) * kind.itemsize, _true(fields.get("compresseddata", "false"))
+    data, start = _data(path, fields["elementdatafile"], start)
+    _enough(path, data, start, need, shape, zipped)
+    with open(data, "rb") as file:
+        file.seek(start)
+        held = zlib.decompressobj(47).decompress(file.read(), need) if zipped else file.read(need)
+    return np.frombuffer(held, kind).reshape(shape, order="F").astype(kind.newbyteorder("=")), _affine(
+        turn * spacing, origin
+    )
+
+
+def _affine(columns: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Of three or more axes, the first three."""
     lps = np.eye(4)
-    lps[:3, :3] = (np.reshape(image.GetDirection(), (n, n)) * np.array(image.GetSpacing()))[:3, :3]
-    lps[:3, 3] = image.GetOrigin()[:3]
-    return array, np.diag([-1.0, -1, 1, 1]) @ lps
+    lps[:3, :3], lps[:3, 3] = columns[:3, :3], origin[:3]
+    return lps
 
 
-def _judge(path: Path) -> None:
-    """Refuse by the text header: impossible sizes, no orientation, fewer bytes than the sizes need."""
-    with open(path, "rb") as file:
-        head = file.read(HEADER_BYTES)
-    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    fields, start = (_nrrd_fields if nrrd else _meta_fields)(head, path)
-    sizes = fields.get("sizes" if nrrd else "dimsize", "").split()
-    if not sizes or not all(s.isdigit() for s in sizes):
-        raise Refused(path, f"sizes {' '.join(sizes) or 'missing'}", "three lengths in the header")
-    said = fields.get("dimension" if nrrd else "ndims", "none")
-    if said != str(len(sizes)):  # ITK takes it at its word, and falls over it
-        raise Refused(
-            path, f"{said} dimensions for the sizes {' '.join(sizes)}", str(len(sizes)), "The header is damaged."
-        )
-    for name, power in () if nrrd else VECTORS.items():
-        told = fields.get(name, "")
-        if name in fields and (len(told.split()) != len(sizes) ** power or not all(map(_is_number, told.split()))):
-            raise Refused(path, f"{name} {told[:60]!r}", f"{len(sizes) ** power} numbers", "The header is damaged.")
+def _shape(told: str, dimensions: str, path: Path) -> tuple[int, ...]:
+    sizes = told.split()
+    if not sizes or not all(s.isdecimal() and len(s) < 10 for s in sizes):
+        raise Refused(path, f"sizes {told[:60] or 'missing'}", "three lengths in the header")
+    if dimensions != str(len(sizes)):
+        raise Refused(path, f"{dimensions[:20]} dimensions for the sizes {told[:60]}", str(len(sizes)), DAMAGED)
     shape = tuple(int(s) for s in sizes)
     gates.size(shape, path)
     gates.three_axes(shape, path)
-    if nrrd and "space directions" not in fields:
-        raise Refused(path, "no space directions in the NRRD header, so left and right are unknown", "space directions",
-                      "Write it again with its geometry, from the original DICOM.")  # fmt: skip
-    if not nrrd and "transformmatrix" not in fields and "rotation" not in fields and "orientation" not in fields:
-        gates.warn(path, "no TransformMatrix in the header; the axes are taken as left, back, head (LPS)")
-    kind = fields.get("type" if nrrd else "elementtype", "").lower()
-    channels = "1" if nrrd else fields.get("elementnumberofchannels", "1")
-    if channels not in ("1", "2", "3", "4"):
-        raise Refused(path, f"{channels} values a voxel", "one")
-    if kind not in BYTES:
-        raise Refused(path, f"voxels of type {kind or 'missing'}", "integers or real numbers")
-    need = math.prod(shape) * BYTES[kind] * int(channels)
-    data = path
-    name = fields.get("data file" if nrrd else "elementdatafile", "")
-    if not nrrd and not name:
-        raise Refused(path, "an empty ElementDataFile", "LOCAL or a file's name", "The header is damaged.")
-    if name and name.upper() != "LOCAL":
-        if len(name.split()) > 1 or name.upper().startswith("LIST") or "%" in name:
-            return  # one file a slice: ITK counts these itself
-        data, start = _beside(path, name), 0
-    zipped = fields.get("encoding") in ("gzip", "gz") or fields.get("compresseddata", "").lower() == "true"
-    if fields.get("encoding", "raw") not in ("raw", "gzip", "gz"):
-        return  # bzip2 and text fail aloud in ITK
-    have = _unpacked(data, start, need) if zipped else data.stat().st_size - start
-    if have < need:
-        raise Refused(path, f"{have:,} bytes of voxels", f"{need:,} for the {' x '.join(sizes)} voxels of the header",
-                      "The file is truncated or its header is wrong.")  # fmt: skip
+    return shape
 
 
-def _is_number(word: str) -> bool:
+def _of_kind(kinds: dict, kind: str, path: Path):
+    if kind.lower() not in kinds:
+        raise Refused(path, f"voxels of type {kind[:60] or 'missing'}", "integers or real numbers")
+    return kinds[kind.lower()]
+
+
+def _numbers(path: Path, fields: dict[str, str], name: str, default: np.ndarray) -> np.ndarray:
+    """A field of as many finite numbers as the default has."""
+    if name not in fields:
+        return default
     try:
-        return math.isfinite(float(word))
+        told = np.array(fields[name].split(), float)
     except ValueError:
-        return False
+        told = np.array([])
+    if len(told) != len(default) or not np.isfinite(told).all():
+        raise Refused(path, f"{name} {fields[name][:60]!r}", f"{len(default)} numbers", DAMAGED)
+    return told
+
+
+def _true(word: str) -> bool:
+    return word[:1] in ("T", "t", "1")
 
 
 def _nrrd_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
+    """Fields by their names without spaces, as both spellings of a name are valid, and where the data begin."""
     if not head.startswith(b"NRRD"):
         raise Refused(path, f"a file that starts with {head[:4]!r}", "NRRD", "Is this another format under this name?")
     ends = ((head.find(b"\n\n"), 2), (head.find(b"\r\n\r\n"), 4), (len(head), 0))
     end, skip = min((at, n) for at, n in ends if at >= 0)
+    if end == HEADER_BYTES:
+        raise Refused(path, f"a header of more than {HEADER_BYTES:,} bytes", "less", DAMAGED)
     lines = (line.split(":", 1) for line in head[:end].decode("latin-1").splitlines()[1:] if not line.startswith("#"))
-    return {line[0].strip().lower(): line[1].strip() for line in lines if len(line) == 2}, end + skip
+    return {"".join(line[0].split()).lower(): line[1].strip() for line in lines if len(line) == 2}, end + skip
 
 
 def _meta_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
@@ -153,10 +184,35 @@ def _meta_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
         key, equals, value = line.decode("latin-1").partition("=")
         if not equals:
             break
-        fields[key.strip().lower()] = value.strip()
-        if key.strip().lower() == "elementdatafile":
+        key = SAME.get(key.strip().lower(), key.strip().lower())
+        if key in fields:
+            raise Refused(path, f"{key[:60]} told twice", "once", DAMAGED)
+        fields[key] = value.strip()
+        if key == "elementdatafile":
             return fields, start
     raise Refused(path, "no MetaImage header", "lines up to ElementDataFile", "Is this another format under this name?")
+
+
+def _data(path: Path, name: str, start: int) -> tuple[Path, int]:
+    """The file of the voxels and where they begin in it.
+
+    Several files are refused: their names are patterns that ITK hands to `sprintf`.
+    """
+    if not name:
+        raise Refused(path, "an empty ElementDataFile", "LOCAL or a file's name", DAMAGED)
+    if name.upper() == "LOCAL":
+        return path, start
+    if name.startswith("LIST") or "%" in name:
+        raise Refused(path, f"voxels in several files ({name[:40]})", "in one", "Write it again as one file.")
+    return _beside(path, name), 0
+
+
+def _enough(path: Path, data: Path, start: int, need: int, shape: tuple[int, ...], zipped: bool) -> None:
+    have = _unpacked(data, start, need) if zipped else data.stat().st_size - start
+    if have < need:
+        sizes = " x ".join(map(str, shape))
+        raise Refused(path, f"{have:,} bytes of voxels", f"{need:,} for the {sizes} voxels of the header",
+                      "The file is truncated or its header is wrong.")  # fmt: skip
 
 
 def _beside(path: Path, name: str) -> Path:

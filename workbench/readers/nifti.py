@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workbench.files import whole
 from workbench.readers import gates
 from workbench.volume import Refused, Volume
 
@@ -87,18 +87,13 @@ def write(volume: Volume, path: str | Path, *, level: int = 2) -> None:
     header.set_data_shape(array.shape)
     header.set_xyzt_units("mm")
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = 1, 0, header.single_vox_offset
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as raw:
-            with gzip.GzipFile("", "wb", level, raw, mtime=0) if path.suffix == ".gz" else _kept(raw) as file:
-                file.write(header.binaryblock + bytes(4))
-                for k in range(array.shape[2]):  # a slice at a time: no second copy of the volume
-                    file.write(array[:, :, k].tobytes(order="F"))
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        whole(path) as raw,
+        gzip.GzipFile("", "wb", level, raw, mtime=0) if path.suffix == ".gz" else _kept(raw) as file,
+    ):
+        file.write(header.binaryblock + bytes(4))
+        for k in range(array.shape[2]):  # a slice at a time: no second copy of the volume
+            file.write(array[:, :, k].tobytes(order="F"))
 
 
 def _is_label(path: Path) -> bool:
