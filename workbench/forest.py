@@ -241,12 +241,14 @@ def out_of_fold(
     settings: ForestSettings | None = None,
     fold: np.ndarray | None = None,
     make: Callable[..., Forest] = fit,
+    tell: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> OutOfFold:
     """Scores of every row by a forest of the other patients, made by `fit` with `settled` settings (or by `boosted`).
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
     inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
-    takes all. `fold` are given folds (0.., one a row); without it patients are grouped into `settings.folds`.
+    takes all. `fold` are given folds (0.., one a row); without it patients are grouped into `settings.folds`. `tell` is told the
+    rows of each fold and their scores when it is done.
     """
     settings = settings or ForestSettings()
     truth = _truth(target, len(features), settings)
@@ -263,6 +265,8 @@ def out_of_fold(
         forest = make(*given, replace(own, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
         forests.append(forest)
+        if tell is not None:
+            tell(held, scores[held])
     return OutOfFold(scores, fold, tuple(forests))
 
 
