@@ -171,7 +171,7 @@ def test_a_contour_is_judged_by_a_net_of_other_patients(trained, tmp_path, mlrun
 def test_a_hopeless_trial_is_cut_short_and_earlier_stages_are_not_trained_again(trained, tmp_path, mlruns, monkeypatch):
     ran, train = set(), pipeline.train_fold
     monkeypatch.setattr(pipeline, "train_fold", lambda made, stage, fold: (ran.add(stage), train(made, stage, fold))[1])
-    table = swept(trained, tmp_path / "s", RATE, 4, mlruns, startup=1, seed=1)
+    table = swept(trained, tmp_path / "s", RATE, 4, mlruns, startup=1)
     assert ran == {"tumor"}
     pruned, done = table[table.state == "pruned"], table[table.state == "complete"]
     assert len(pruned) and len(done) and len(table) == 4 and table["score"].isna().sum() == len(pruned)
@@ -187,10 +187,10 @@ def test_a_hopeless_trial_is_cut_short_and_earlier_stages_are_not_trained_again(
 
 
 def test_what_the_method_refuses_is_a_failed_trial_with_its_reason(trained, tmp_path, mlruns):
-    over = ["consistency.low=float:0:0.9", "consistency.threshold=float:0.1:0.8"]  # low may come to lie above
-    table = swept(trained, tmp_path / "s", over, 6, mlruns)
+    over = ["consistency.low=one:0.0,0.3", "consistency.threshold=one:0.1,0.8"]  # low may come to lie above
+    table = swept(trained, tmp_path / "s", over, 8, mlruns)
     failed = table[table.state == "fail"]
-    assert len(table) == 6 and 0 < len(failed) < 6
+    assert len(table) == 8 and 0 < len(failed) < 8
     assert failed.reason.str.contains("rising order").all() and failed.score.isna().all()
     low, threshold = (table[name.split("=")[0]] for name in over)
     assert (failed.index == table.index[low > threshold]).all()

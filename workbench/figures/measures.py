@@ -150,7 +150,7 @@ def sweep(trials: pd.DataFrame, importance: dict[str, float], patients: int, tit
     ax.plot(done.trial, done.score, "o", color=BLUE, ms=5, label="trial")
     ax.step(done.trial, done.score.cummax(), where="post", color=BLACK, lw=1.2, label="best so far")
     for number in trials.trial[trials.state == "pruned"]:
-        ax.axvline(number, color=FAINT, lw=1, zorder=0)
+        ax.axvline(number, color=GREY, alpha=FAINT, lw=1, zorder=0)
     ax.set_xlabel("trial (lines: cut short)")
     ax.set_ylabel("Dice out of fold (1)")
     ax.legend(frameon=False)
