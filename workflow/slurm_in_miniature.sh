@@ -8,6 +8,8 @@ set -euo pipefail
 for tool in munged slurmctld slurmd squeue; do
     command -v "$tool" >/dev/null || { echo "error: no $tool: apt-get install slurmctld slurmd slurm-client munge" >&2; exit 2; }
 done
+central=/etc/slurm/slurm.conf # where jobs look: Snakemake's executor hands SLURM_CONF on to none of them
+[ ! -e $central ] || { echo "error: $central is there: this machine has a SLURM already" >&2; exit 2; }
 mkdir -p "$1"
 place=$(realpath "$1") node=$(hostname -s) running=()
 shift
@@ -42,14 +44,15 @@ ReturnToService=2
 NodeName=$node NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=$node Default=YES MaxTime=INFINITE State=UP
 END
-export SLURM_CONF=$place/slurm.conf
 
 stop() {
     for ((n = ${#running[@]} - 1; n >= 0; n--)); do
         kill "${running[n]}" 2>/dev/null && wait "${running[n]}" 2>/dev/null || true
     done
+    rm -f $central
 }
 trap stop EXIT
+ln -s "$place/slurm.conf" $central
 
 start() { # in the foreground of a job of this shell, so that its id is known
     "$@" >>"$place/start.log" 2>&1 &
@@ -58,8 +61,8 @@ start() { # in the foreground of a job of this shell, so that its id is known
 start munged --foreground --force --key-file "$place/munge.key" --socket "$place/munge.socket" --pid-file "$place/munged.pid" \
     --log-file "$place/munged.log" --seed-file "$place/munged.seed"
 for _ in {1..50}; do [ -S "$place/munge.socket" ] && break || sleep 0.2; done
-start slurmctld -D -f "$SLURM_CONF"
-start slurmd -D -f "$SLURM_CONF" -N "$node"
+start slurmctld -D -c
+start slurmd -D -c -N "$node"
 for _ in {1..150}; do sinfo -h -o %T 2>/dev/null | grep -q idle && break || sleep 0.2; done
 sinfo -h -o %T | grep -q idle || { echo "error: no node is idle after 30 s; see $place/*.log" >&2; exit 1; }
 "$@"
