@@ -15,8 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from multiprocessing import get_context
@@ -385,14 +384,20 @@ def prepare(
         )
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
+        if not file.is_file():
+            shutil.rmtree(folder / "base", ignore_errors=True)  # what was begun and not ended
         _without_held_out(source, folder, stages)
         write_json(file, about)
     return Plan.read(folder)
 
 
 def run(plan: Plan, trials: int, workers: int = 1, device: str = "auto", store: Path | None = None) -> pd.DataFrame:
-    """Go on until `trials` have ended, in so many processes; give the table of them. MLflow follows as they end."""
-    with held(plan.folder), _nobody_left(plan.folder):
+    """Go on until so many trials have ended, in so many processes; give the table of them. MLflow is brought up to it."""
+    with held(plan.folder):
+        with held(
+            plan.folder, name=".work.lock"
+        ):  # refused while a worker of a sweep that was killed is still at something
+            pass
         study = plan.study()
         _take_up(study, plan)
         if workers == 1:
@@ -402,14 +407,6 @@ def run(plan: Plan, trials: int, workers: int = 1, device: str = "auto", store: 
         table = finish(plan)
     print(tracking.sync_sweep(plan.folder, store), flush=True)
     return table
-
-
-@contextmanager
-def _nobody_left(folder: Path) -> Iterator[None]:
-    """Refused while a worker of a sweep that was killed still ends what it is at."""
-    with held(folder, name=".work.lock"):
-        pass
-    yield
 
 
 def _take_up(study: Any, plan: Plan) -> None:
