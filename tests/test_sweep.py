@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from workbench import boundary, experiment, pipeline, sweep, tracking
-from workbench.experiment import Experiment
+from workbench.experiment import Experiment, held
 from workbench.volume import Refused
 
 pytest.importorskip("optuna", reason="no Optuna: pip install 'liver-workbench[sweep]'")
@@ -64,7 +64,9 @@ def test_what_cannot_go_together_is_refused(trained, tmp_path, mlruns):
         sweep.prepare(trained.folder, tmp_path / "s", ["forest.trees=int:1:9"] * 2)
     with pytest.raises(Refused, match="forest or boundary, since selection is swept"):
         sweep.prepare(trained.folder, tmp_path / "s", ["selection.keep=int:5:9"], after="tumor")
-    sweep.prepare(trained.folder, tmp_path / "s", FOREST, device="cpu")
+    plan = sweep.prepare(trained.folder, tmp_path / "s", FOREST, device="cpu")
+    with held(plan.folder, shared=True, name=".work.lock"), pytest.raises(Refused, match="in use by process"):
+        sweep.run(plan, 1, 1, "cpu", mlruns)  # a worker of a killed sweep is still there
     with pytest.raises(Refused, match="a sweep with other over, first"):
         sweep.prepare(trained.folder, tmp_path / "s", ["selection.keep=int:5:9"], device="cpu")
     half = tmp_path / "half"

@@ -394,9 +394,7 @@ def prepare(
 def run(plan: Plan, trials: int, workers: int = 1, device: str = "auto", store: Path | None = None) -> pd.DataFrame:
     """Go on until so many trials have ended, in so many processes; give the table of them. MLflow is brought up to it."""
     with held(plan.folder):
-        with held(
-            plan.folder, name=".work.lock"
-        ):  # refused while a worker of a sweep that was killed is still at something
+        with held(plan.folder, name=".work.lock"):  # refused while a worker that outlived its sweep is at something
             pass
         study = plan.study()
         _take_up(study, plan)
