@@ -173,3 +173,31 @@ def test_the_plan_trains_each_fold_in_a_job_of_its_own(toy_cohort, tmp_path):
     )
     held_out = sum(c.split == "test" for c in cohort.read_manifest(toy_cohort))
     assert counts["fold"] == "4" and counts["stage"] == "8" and counts["segment"] == str(held_out)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("slurmctld") is None or Path("/etc/slurm/slurm.conf").exists(),
+    reason="no slurmctld, or not root, or a SLURM that is there already",
+)
+def test_a_slurm_in_miniature_runs_a_job_and_leaves_nothing_behind(tmp_path):
+    script = Path(cluster._workflow()).parent / "slurm_in_miniature.sh"
+    cores = os.cpu_count()
+    words = [
+        script,
+        tmp_path / "slurm",
+        "env",
+        "-u",
+        "SLURM_CONF",
+        "srun",
+        f"-c{cores}",
+        "printenv",
+        "SLURM_CPUS_PER_TASK",
+    ]
+    told = subprocess.run(
+        [str(w) for w in words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert told.returncode == 0 and told.stdout.strip() == str(cores), told.stderr
+    assert not Path("/etc/slurm/slurm.conf").exists()
+    for name in ("slurmctld", "slurmd", "munged"):
+        pid = tmp_path / "slurm" / f"{name}.pid"
+        assert not pid.exists() or not Path("/proc", pid.read_text().strip()).exists(), name
