@@ -85,9 +85,9 @@ def test_each_case_keeps_its_own_page_and_one_bad_value_stops_all(tmp_path, monk
         batch.run_each(source, tmp_path / "exp", [{"case": "a"}, {"case": "b", "n": "x"}], progress=False)
     assert ran == []
     lines: list[str] = []
-    outcomes = batch.run_each(source, tmp_path / "exp", [{"case": "a/1"}, {"case": "b"}], progress=lines.append)
-    assert [o.output.name for o in outcomes] == ["case-a_1.ipynb", "case-b.ipynb"] and ran == ["a/1", "b"]
-    assert [line for line in lines if line.startswith("[")] == ["[1/2] case a/1", "[2/2] case b"]
+    outcomes = batch.run_each(source, tmp_path / "exp", [{"case": "a/1"}, {"case": "b c's"}], progress=lines.append)
+    assert [o.output.name for o in outcomes] == ["case-a_1.ipynb", "case-b c's.ipynb"] and ran == ["a/1", "b c's"]
+    assert [line for line in lines if line.startswith("[")] == ["[1/2] case a/1", "[2/2] case b c's"]
 
 
 def test_a_page_asks_nothing_of_the_network_and_runs_no_script(tmp_path):

@@ -108,6 +108,12 @@ def test_what_cannot_start_is_refused_before_anything_is_made(trained, toy_cohor
     table.to_csv(tmp_path / "all.csv", index=False)
     with pytest.raises(Refused, match="no models and no held-out case"):
         cluster.run(tmp_path / "all.csv", out)
+    for name in ("{x}", "-x", "all"):
+        table.assign(case=[name, *table.case[1:]]).to_csv(tmp_path / "odd.csv", index=False)
+        with pytest.raises(Refused, match=f"case '{name}'"):
+            cluster.run(tmp_path / "odd.csv", out, trained.folder)
+    with pytest.raises(Refused, match="braces"):
+        cluster.run(toy_cohort, tmp_path / "{case}", trained.folder)
     monkeypatch.setattr(cluster.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Refused, match=r"liver-workbench\[cluster\]"):
@@ -129,11 +135,12 @@ def test_a_poisoned_case_stops_only_itself_and_a_killed_run_goes_on(trained, toy
     table = pd.read_csv(toy_cohort).head(4)
     for column in ("ct", "labels"):
         table[column] = [toy_cohort.parent / p for p in table[column]]
+    table["case"] = ["a b", "a_b", "Müller's (2), 50 % #1 $HOME", "007"]  # all that a manifest allows
     poisoned = tmp_path / "poisoned.nii.gz"
     poisoned.write_bytes(Path(table.ct[1]).read_bytes()[:2000])
     table.loc[1, "ct"] = poisoned
     table.to_csv(tmp_path / "manifest.csv", index=False)
-    out = tmp_path / "out"
+    out = tmp_path / "out of: it #1"
     command = started(tmp_path / "manifest.csv", out, "--models", trained.folder, "--cores", "2")
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while first.poll() is None and not list(out.glob("evaluation/*.json")):
@@ -143,7 +150,7 @@ def test_a_poisoned_case_stops_only_itself_and_a_killed_run_goes_on(trained, toy
     finished = [out / "results" / p.stem / "result.json" for p in out.glob("evaluation/*.json")]
     kept = {p: p.stat().st_mtime_ns for p in finished}
     again = subprocess.run(command, capture_output=True, text=True)
-    rows = pd.read_csv(out / "summary.csv").set_index("case")
+    rows = pd.read_csv(out / "summary.csv", dtype={"case": str}).set_index("case")
     assert again.returncode == 1, again.stderr[-2000:]
     assert "3 of 4 cases done, 1 failed" in again.stdout
     assert rows.status.tolist() == ["done", "failed", "done", "done"]
@@ -166,3 +173,31 @@ def test_the_plan_trains_each_fold_in_a_job_of_its_own(toy_cohort, tmp_path):
     )
     held_out = sum(c.split == "test" for c in cohort.read_manifest(toy_cohort))
     assert counts["fold"] == "4" and counts["stage"] == "8" and counts["segment"] == str(held_out)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("slurmctld") is None or Path("/etc/slurm/slurm.conf").exists(),
+    reason="no slurmctld, or not root, or a SLURM that is there already",
+)
+def test_a_slurm_in_miniature_runs_a_job_and_leaves_nothing_behind(tmp_path):
+    script = Path(cluster._workflow()).parent / "slurm_in_miniature.sh"
+    cores = os.cpu_count()
+    words = [
+        script,
+        tmp_path / "slurm",
+        "env",
+        "-u",
+        "SLURM_CONF",
+        "srun",
+        f"-c{cores}",
+        "printenv",
+        "SLURM_CPUS_PER_TASK",
+    ]
+    told = subprocess.run(
+        [str(w) for w in words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert told.returncode == 0 and told.stdout.strip() == str(cores), told.stderr
+    assert not Path("/etc/slurm/slurm.conf").exists()
+    for name in ("slurmctld", "slurmd", "munged"):
+        pid = tmp_path / "slurm" / f"{name}.pid"
+        assert not pid.exists() or not Path("/proc", pid.read_text().strip()).exists(), name

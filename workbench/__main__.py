@@ -157,6 +157,9 @@ def train(
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV).")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
     preset: str = "demo",
+    settings: Annotated[
+        Path | None, typer.Option(help="A JSON file of settings in place of a preset, such as a sweep's best.json.")
+    ] = None,
     start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
     fold: Annotated[int | None, typer.Option(help="Of liver or tumor, the net of this fold alone.")] = None,
     with_corrections: Annotated[
@@ -192,8 +195,9 @@ def train(
         pipeline.train(folder.Experiment(experiment, device), stage)
         return
     _writable(experiment)
+    wanted = folder.read_settings(settings) if settings else folder.PRESETS[preset]()
     made = folder.Experiment.create(
-        experiment, cohort, folder.PRESETS[preset](), device, start=start, with_corrections=with_corrections or ()
+        experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
     )
     processes.wait()
     try:
@@ -428,6 +432,43 @@ def cohort(
     done = found.count("done")
     print(f"{done} of {len(found.cases)} cases done, {found.count('failed')} failed -> {out / 'summary.csv'}")
     raise typer.Exit(0 if done == len(found.cases) else 1)
+
+
+@app.command()
+def sweep(
+    experiment: Annotated[
+        Path, typer.Argument(help="A trained experiment; the stages before the swept ones are taken from it.")
+    ],
+    out: Annotated[Path, typer.Option("-o", help="Folder of the sweep.")],
+    over: Annotated[
+        list[str],
+        typer.Option(
+            help="A setting and its range, repeatable: forest.max_features=float:0.05:0.5, boundary.band_mm=float:2:8, "
+            "tumor.cascade.fit.rate=log:1e-4:1e-2, forest.criterion=one:gini,log_loss"
+        ),
+    ],
+    trials: Annotated[int, typer.Option(min=1, help="How many in all; with more, the same command goes on.")] = 30,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that take trials at once.")] = 1,
+    after: Annotated[
+        str, typer.Option(help="The stage whose Dice is the score: liver, tumor, consistency, forest or boundary.")
+    ] = "",
+    startup: Annotated[int, typer.Option(min=0, help="Trials that end before one is cut short.")] = 5,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Try other settings of some stages on the training patients, scored out of fold; no held-out patient takes part."""
+    from workbench import sweep as s
+
+    _writable(out)
+    plan = s.prepare(experiment, out, over, after, seed, startup, device)
+    table = s.run(plan, trials, workers, device)
+    count = [f"{n} {state}" for state in ("complete", "pruned", "fail") if (n := int((table.state == state).sum()))]
+    print(f"{len(table)} trials: {', '.join(count)} -> {out / 'trials.csv'}")
+    done = table[table.state == "complete"]
+    if done.empty:
+        raise typer.Exit(1)
+    best = done.loc[done.score.idxmax()]
+    print(f"best: trial {best.trial}, Dice {best.score:.4f} after {plan.after}; its settings: {out / 'best.json'}")
 
 
 @app.command()

@@ -379,7 +379,9 @@ def run(
     given = checked(source, dict(parameters or {}))
     if "experiment" in known and "experiment" not in given:
         given["experiment"] = str(experiment)
-    case = re.sub(r"[^\w.-]", "_", str(parameters["case"])) if parameters and parameters.get("case") else ""
+    case = re.sub(
+        r"[/\\\x00-\x1f]", "_", str((parameters or {}).get("case") or "")
+    )  # a manifest's names stay as they are
     name = f"{source.stem}-{case}" if case else source.stem
     output = Path(output).resolve() if output else experiment / "notebooks" / f"{name}.ipynb"
     sidecar = output.with_suffix(".json")

@@ -6,6 +6,7 @@ end. A case that fails stops nothing but itself; the summary says which failed, 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from workbench import cohort, metrics
 from workbench.experiment import PRESETS, Experiment, held, write_json, write_table
 from workbench.files import read_json
 from workbench.volume import Refused
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ def run(
     cases = cohort.read_manifest(manifest)
     if models is None and not any(c.split == "test" for c in cases):
         raise Refused(manifest, "no models and no held-out case", "--models, or cases with split test")
-    about = {"manifest": manifest, "out": out, "workbench": f"{sys.executable} -m workbench", "device": device}
+    about = {
+        "manifest": manifest,
+        "out": out,
+        "workbench": f"{shlex.quote(sys.executable)} -m workbench",
+        "device": device,
+    }
     if models is None:
         about |= {"preset": preset, "folds": PRESETS[preset]().folds}
     else:
@@ -58,6 +66,7 @@ def run(
         for stage in ("liver", "tumor", "forest", "boundary"):
             made.need(stage)
         about["models"] = made.folder.resolve()
+    _carried(manifest, cases, out, about.get("models", ""))
     rules, given = _workflow(), Path(profile)
     place = given if given.is_dir() else rules.parent / "profiles" / profile
     if not (place / "config.yaml").is_file():
@@ -65,8 +74,9 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     command = [_snakemake(), "--snakefile", rules, "--directory", out, "--workflow-profile", place]
     command += ["--cores", str(cores)] if cores else ["--cores", "all"] if profile == "local" else []
-    command += ["--config", *(f"{key}={value}" for key, value in about.items()), *extra]
+    command += ["--configfile", out / CONFIG, *extra]
     with held(out):
+        write_json(out / CONFIG, about)  # a file: on the command line Snakemake reads a path as YAML
         if any((out / ".snakemake" / "locks").glob("*")):  # left by a run that was killed: nobody else is here
             subprocess.run([str(word) for word in (*command, "--unlock")], check=True, capture_output=True)
         subprocess.run([str(word) for word in command])  # its status says no more than the summary does
@@ -74,6 +84,19 @@ def run(
         write_table(out / "summary.csv", found.cases)
         write_json(out / "summary.json", found.measures)
     return found
+
+
+def _carried(manifest: Path, cases: list[cohort.Case], *places: object) -> None:
+    """Refuse names that Snakemake takes for its own {wildcards}, or that the jobs' commands would take for an option or for all cases."""
+    braced = [str(place) for place in places if set(str(place)) & set("{}")]
+    odd = [c.case for c in cases if set(c.case) & set("{}") or c.case.startswith("-") or c.case == "all"]
+    if braced or odd:
+        raise Refused(
+            braced[0] if braced else manifest,
+            "braces in its name" if braced else f"case {odd[0]!r}",
+            "names without { and }" + ", which neither begin with - nor are the word all" * bool(odd),
+            "Rename it.",
+        )
 
 
 def summary(cases: list[cohort.Case], out: Path, everyone: bool = True) -> Summary:

@@ -120,6 +120,18 @@ def paper() -> Settings:
 PRESETS = {"demo": demo, "paper": paper}
 
 
+def read_settings(path: str | Path) -> Settings:
+    """Settings from a JSON file, as `asdict` and a sweep write them; what it does not name is at its default, an unknown name refused."""
+    path = Path(path)
+    if not path.is_file():
+        raise Refused("--settings", str(path), "a JSON file of settings, such as a sweep's best.json")
+    values = read_json(path)
+    unknown = sorted(set(_paths(values)) - set(_paths(json.loads(json.dumps(asdict(Settings()))))))
+    if unknown:
+        raise Refused(path, f"no setting {', '.join(unknown[:3])}", "names as in an experiment.json's settings")
+    return from_dict(Settings, values, path)
+
+
 class Experiment:
     """A folder in which every stage leaves what the next ones need."""
 

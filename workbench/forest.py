@@ -243,12 +243,14 @@ def out_of_fold(
     settings: ForestSettings | None = None,
     fold: np.ndarray | None = None,
     make: Callable[..., Forest] = fit,
+    tell: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> OutOfFold:
     """Scores of every row by a forest of the other patients, made by `fit` with `settled` settings (or by `boosted`).
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
     inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
-    takes all. `fold` are given folds (0.., one a row); without it patients are grouped into `settings.folds`.
+    takes all. `fold` are given folds (0.., one a row); without it patients are grouped into `settings.folds`. `tell` is told the
+    rows of each fold and their scores when it is done.
     """
     settings = settings or ForestSettings()
     truth = _truth(target, len(features), settings)
@@ -258,7 +260,7 @@ def out_of_fold(
         raise Refused("forest", f"patient {shared.index[shared > 1][0]} in several folds", "every patient in one fold")
     scores, forests = np.full(len(features), np.nan), {}
 
-    def work(number: int, tell: Tell) -> None:
+    def work(number: int, done: Tell) -> None:
         train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
         given = features.iloc[train][names], truth[train]
@@ -266,9 +268,10 @@ def out_of_fold(
         forest = make(*given, replace(own, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
         forests[number] = forest
+        done(held, scores[held])
 
     numbers = list(np.unique(fold))
-    side_by_side(work, numbers, lambda *_: None, CPU)
+    side_by_side(work, numbers, tell or (lambda *_: None), CPU)
     return OutOfFold(scores, fold, tuple(forests[number] for number in numbers))
 
 

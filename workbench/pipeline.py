@@ -142,7 +142,7 @@ def train_fold(experiment: Experiment, stage: str, fold: int) -> Path:
     folder = experiment.path(stage)
     if not experiment.finished(stage):
         with held(experiment.folder, shared=True):
-            with _one_at_a_time(experiment.folder):
+            with one_at_a_time(experiment.folder):
                 if not _begun(experiment, stage):
                     _begin(experiment, stage)
             with held(folder, name=f".fold{fold}.lock"):
@@ -159,7 +159,7 @@ def _begun(experiment: Experiment, stage: str) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """For a moment: the next one waits."""
     with open(folder / ".begin.lock", "a") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
@@ -370,7 +370,7 @@ def _run_liver(experiment: Experiment, folder: Path) -> dict:
                 "patient": row.patient,
                 "split": row.split,
                 "fold": row.fold,
-                "dice": math.nan if row.case in cut else _dice(found, labels >= 1),
+                "dice": math.nan if row.case in cut else dice(found, labels >= 1),
             }
         )
     write_table(folder / "cases.csv", pd.DataFrame(rows))
@@ -410,7 +410,7 @@ def _run_tumor(experiment: Experiment, folder: Path) -> dict:
                 "patient": row.patient,
                 "split": row.split,
                 "fold": row.fold,
-                "dice": _dice(found, labels == 2),
+                "dice": dice(found, labels == 2),
             }
         )
     write_table(folder / "cases.csv", pd.DataFrame(rows))
@@ -434,8 +434,8 @@ def _run_consistency(experiment: Experiment, folder: Path) -> dict:
                 "restored_right": int((refined.restored & truth).sum()),
                 "suppressed": int(refined.suppressed.sum()),
                 "suppressed_right": int((refined.suppressed & ~truth).sum()),
-                "dice_before": _dice(p >= experiment.settings.consistency.threshold, truth),
-                "dice_after": _dice(refined.mask, truth),
+                "dice_before": dice(p >= experiment.settings.consistency.threshold, truth),
+                "dice_after": dice(refined.mask, truth),
             }
         )
     table = pd.DataFrame(rows)
@@ -587,20 +587,45 @@ def _run_selection(experiment: Experiment, folder: Path) -> dict:
 SIZE = ("shape_mesh_volume", "shape_maximum_diameter")  # what a filter by size alone may look at
 
 
-def _run_forest(experiment: Experiment, folder: Path) -> dict:
+class ForestRows(NamedTuple):
+    """The candidates of the training cases, row by row, and what selection kept for the forest that leaves a fold out."""
+
+    table: pd.DataFrame
+    features: pd.DataFrame
+    truth: np.ndarray
+    patients: np.ndarray
+    fold: np.ndarray
+    lesions: np.ndarray
+    chosen: forest.Choose
+
+
+def forest_rows(experiment: Experiment) -> ForestRows:
+    """What the forest learns from."""
     table, features = _tables(experiment)
-    names = json.loads((experiment.path("selection") / "selected.json").read_text())
-    s, train = experiment.settings.forest, (table.split == "train").to_numpy()
-    x, y = features[train].reset_index(drop=True), table[train].is_lesion.to_numpy()
+    names = read_json(experiment.path("selection") / "selected.json")
+    train = (table.split == "train").to_numpy()
     fold = experiment.table("selection", "folds.csv", dtype={"case": str, "patient": str}).fold.to_numpy()
-    patients, scores = table[train].patient.to_numpy(), np.full(len(table), np.nan)
-    lesions = (table.case + "/" + table.lesion.astype(str)).to_numpy()  # several candidates may be pieces of one
 
     def chosen(rows: np.ndarray) -> list[str]:
         """What selection kept when it saw the other folds only."""
         absent = set(fold) - set(fold[rows])
         return names[str(absent.pop())]
 
+    own, x = table[train].reset_index(drop=True), features[train].reset_index(drop=True)
+    return ForestRows(own, x, own.is_lesion.to_numpy(), own.patient.to_numpy(), fold, _lesions(own), chosen)
+
+
+def _lesions(table: pd.DataFrame) -> np.ndarray:
+    """Names the lesion of each candidate: several may be pieces of one."""
+    return (table.case + "/" + table.lesion.astype(str)).to_numpy()
+
+
+def _run_forest(experiment: Experiment, folder: Path) -> dict:
+    table, features = _tables(experiment)
+    names = json.loads((experiment.path("selection") / "selected.json").read_text())
+    s, train = experiment.settings.forest, (table.split == "train").to_numpy()
+    (_, x, y, patients, fold, _, chosen), scores = forest_rows(experiment), np.full(len(table), np.nan)
+    lesions = _lesions(table)
     oof = forest.out_of_fold(x, y, patients, chosen, s, fold)
     scores[train] = oof.scores
     cut = forest.threshold_for_recall(oof.scores, y, s.recall, lesions[train])
@@ -636,28 +661,31 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     return out
 
 
-def _kept_mask(experiment: Experiment, case: str) -> Tensor:
-    """The candidates of a case that the forest kept, bool [z y x]."""
-    scores = experiment.table("forest", "scores.csv", dtype={"case": str})
-    numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
+def candidates_mask(experiment: Experiment, case: str, numbers: list[int]) -> Tensor:
+    """Some candidates of a case, bool [z y x]."""
     return torch.isin(experiment.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
+
+
+def boundary_case(experiment: Experiment, row: Any, kept: Tensor) -> boundary.Case:
+    """What the boundary net is given of a case of the cohort's table, `kept` being what the forest left, bool [z y x]."""
+    hu, labels, spacing = experiment.work(row.case)
+    return boundary.Case(
+        hu.float(),
+        experiment.array("tumor", "maps", row.case).float(),
+        kept,
+        labels == 2,
+        spacing,
+        row.patient,
+        experiment.array("liver", "masks", row.case),
+    )
 
 
 def _train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryModel:
     s, examples = experiment.settings.boundary, []
+    scores = experiment.table("forest", "scores.csv", dtype={"case": str})
     for row in experiment.cases("train").itertuples():
-        hu, labels, spacing = experiment.work(row.case)
-        examples.append(
-            boundary.Case(
-                hu.float(),
-                experiment.array("tumor", "maps", row.case).float(),
-                _kept_mask(experiment, row.case),
-                labels == 2,
-                spacing,
-                row.patient,
-                experiment.array("liver", "masks", row.case),
-            )
-        )
+        numbers = scores[(scores.case == row.case) & scores.kept].candidate.to_list()
+        examples.append(boundary_case(experiment, row, candidates_mask(experiment, row.case, numbers)))
 
     def show(_: str, *rest) -> None:
         experiment.progress("boundary", *rest)
@@ -807,7 +835,7 @@ def _flat(measured: dict) -> dict[str, float]:
     }
 
 
-def _dice(a: Tensor, b: Tensor) -> float:
+def dice(a: Tensor, b: Tensor) -> float:
     total = int(a.sum()) + int(b.sum())
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 

@@ -23,7 +23,7 @@ import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from workbench import folders, served
+from workbench.files import read_json
 from workbench.report import flat
 from workbench.volume import Refused
 
@@ -420,11 +421,16 @@ def _sync_stage(
 
 
 def _sync_files(store: _Store, parent: str, have: dict[str, str], experiment: Path) -> list[str]:
-    """Figures, executed notebooks and the report of the parent run: those whose size or time changed."""
-    added = []
+    """Figures, executed notebooks and the report of the parent run."""
     wanted = [(p, "figures") for p in sorted(experiment.glob("figures/*.png"))]
     wanted += [(p, "notebooks") for kind in ("ipynb", "html") for p in sorted(experiment.glob(f"notebooks/*.{kind}"))]
     wanted += [(p, "") for p in (experiment / "report.html", experiment / "experiment.json") if p.exists()]
+    return _changed(store, parent, have, wanted)
+
+
+def _changed(store: _Store, parent: str, have: dict[str, str], wanted: list[tuple[Path, str]]) -> list[str]:
+    """Keep those files, each under a folder of the run, whose size or time changed."""
+    added = []
     for path, under in wanted:
         tag = f"mlflow.workbench.file.{_name(f'{under}/{path.name}')}"  # mlflow.*: its pages do not show these
         state = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
@@ -486,19 +492,75 @@ def _sync(folder: Path, place: Path) -> SyncReport:
     return SyncReport(tuple(added), unchanged)
 
 
+def _sync_sweep(folder: Path, place: Path) -> SyncReport:
+    from mlflow.entities import Metric
+
+    store, key = _Store(place), folder_key(folder)
+    about = read_json(folder / "sweep.json", over=list, experiment=str)
+    trials = [read_json(file, "values") for file in sorted(folder.glob("trials/*/trial.json"))]
+    existing = store.runs(key)
+    parents = [r for r in existing if "mlflow.parentRunId" not in r.data.tags]
+    common = {"workbench.key": key, "workbench.folder": str(folder.resolve()), "workbench.sweep": "true"}
+    added: list[str] = []
+    if parents:
+        parent, have = parents[0].info.run_id, parents[0].data.tags
+    else:
+        parent, have = store.start(folder.resolve().name, common, None, int(time.time() * 1000)), {}
+        added.append(folder.resolve().name)
+    if "workbench.settings" not in have:
+        told = {k: about[k] for k in ("experiment", "first", "after", "seed", "manifest_sha256")}
+        ranges = {f"over.{name}": values for name, _, values in (text.partition("=") for text in about["over"])}
+        store.log(parent, {**told, **ranges})
+        store.client.set_tag(parent, "workbench.settings", "logged")
+    known = {r.data.tags.get("workbench.trial") for r in existing if "workbench.whole" in r.data.tags}
+    best = -math.inf
+    for trial in trials:
+        number, began, ended = str(trial["trial"]), int(1000 * trial["began"]), int(1000 * trial["ended"])
+        best = max(best, trial["score"] if trial["score"] is not None else best)
+        if number in known:
+            continue
+        for old in existing:
+            if old.data.tags.get("workbench.trial") == number:  # a sync that was cut short
+                store.client.delete_run(old.info.run_id)
+        tags = {**common, "workbench.trial": number, "workbench.state": trial["state"]}
+        run = store.start(f"trial {number}", tags, parent, began)
+        told = [Metric("told", float(figure), ended, int(step)) for step, figure in trial["curve"]]
+        store.log(run, flat(trial["values"]), [*told, *_numbers({"score": trial["score"]}, ended)])
+        store.end(run, ended, {"complete": "FINISHED", "pruned": "KILLED"}.get(trial["state"], "FAILED"))
+        store.client.set_tag(run, "workbench.whole", "true")
+        store.log(parent, metrics=_numbers({"best": best}, ended))
+        added.append(f"trial {number}")
+    files = [
+        (p, "") for p in (folder / n for n in ("sweep.json", "trials.csv", "best.json", "sweep.png")) if p.is_file()
+    ]
+    added += _changed(store, parent, have, files)
+    if added:
+        store.end(parent, int(time.time() * 1000))
+    return SyncReport(tuple(added), len(known))
+
+
 def sync(experiment: str | Path, store: str | Path | None = None) -> SyncReport:
     """Bring the store up to what the experiment folder holds. A store that cannot be reached is reported, never raised.
 
     `store` is the mlruns folder: mlflow.db and artifacts/ lie in it.
     """
+    folders.experiment(experiment)  # no such folder: the caller's mistake
+    return _kept_going(_sync, Path(experiment), store)
+
+
+def sync_sweep(sweep: str | Path, store: str | Path | None = None) -> SyncReport:
+    """The same for the folder of a sweep: one parent run, and one run below it for each trial that has ended."""
+    return _kept_going(_sync_sweep, Path(sweep), store)
+
+
+def _kept_going(work: Callable[[Path, Path], SyncReport], folder: Path, store: str | Path | None) -> SyncReport:
     started = time.monotonic()
     place = Path(store) if store else default_store()
-    folders.experiment(experiment)  # no such folder: the caller's mistake
     if reason := _reachable(place):
         return SyncReport(reason=reason, seconds=time.monotonic() - started)
     try:
         with _quiet(), _alone(place):
-            report = _sync(Path(experiment), place)
+            report = work(folder, place)
     except Exception as error:  # whatever the store does, the work that it would only have recorded goes on
         line = " ".join(str(error).split())[:300]
         return SyncReport(reason=f"{type(error).__name__}: {line}", seconds=time.monotonic() - started)

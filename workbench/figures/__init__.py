@@ -28,7 +28,7 @@ from workbench.figures.descriptors import (
     stability,
     survival,
 )
-from workbench.figures.measures import ablation, boundary_gain, edge_gain, paired, timings
+from workbench.figures.measures import ablation, boundary_gain, edge_gain, paired, sweep, timings
 from workbench.figures.slices import (
     AXES,
     View,
@@ -157,6 +157,7 @@ __all__ = [
     "stage_key",
     "steps",
     "survival",
+    "sweep",
     "timings",
     "tradeoff",
     "units_of",

@@ -6,7 +6,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.figures.style import BLACK, GREY, Picture, patients_of, say, stage_colour, stage_key, units_of
+from workbench.figures.style import (
+    BLACK,
+    BLUE,
+    FAINT,
+    GREY,
+    Picture,
+    patients_of,
+    say,
+    stage_colour,
+    stage_key,
+    units_of,
+)
 
 
 def ablation(
@@ -128,4 +139,24 @@ def timings(seconds: dict, title: str = "") -> Figure:
     ax.set_xlabel("seconds")
     ax.margins(x=0.15)
     figure.suptitle(title or f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)
+    return figure
+
+
+def sweep(trials: pd.DataFrame, importance: dict[str, float], patients: int, title: str = "") -> Figure:
+    """Score of each completed trial (`trial`, `state`, `score`) and the best so far; beside it what each setting explains of it."""
+    figure = Picture(9 if importance else 5.5, 3.8)
+    ax, *rest = np.atleast_1d(figure.subplots(1, 2 if importance else 1, width_ratios=(3, 2) if importance else None))
+    done = trials[trials.state == "complete"]
+    ax.plot(done.trial, done.score, "o", color=BLUE, ms=5, label="trial")
+    ax.step(done.trial, done.score.cummax(), where="post", color=BLACK, lw=1.2, label="best so far")
+    for number in trials.trial[trials.state == "pruned"]:
+        ax.axvline(number, color=GREY, alpha=FAINT, lw=1, zorder=0)
+    ax.set_xlabel("trial (lines: cut short)")
+    ax.set_ylabel("Dice out of fold (1)")
+    ax.legend(frameon=False)
+    for beside in rest:
+        names = list(importance)[::-1]
+        beside.barh(names, [importance[name] for name in names], color=GREY)
+        beside.set_xlabel("share of the variation explained (1)")
+    figure.suptitle(f"{title or f'{len(done)} completed trials'} ({patients} patients)", fontsize=11)
     return figure
