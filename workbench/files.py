@@ -32,7 +32,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(f.fileno())
         os.replace(partial, path)
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # else its words say it all
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
