@@ -1,7 +1,10 @@
 """The command line as a contract: what it writes, what it refuses, with which exit status."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -12,6 +15,8 @@ import torch
 
 from workbench import __version__, batch, folders, liver, radiomics
 from workbench.readers import nifti
+from workbench.threads import in_processes
+from workbench.volume import Refused
 
 AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
 
@@ -92,6 +97,49 @@ def test_a_flat_or_noisy_volume_is_no_liver_without_a_word(call, files, trained,
 def test_segment_refuses_and_leaves_nothing(call, files, trained, name):
     refused(call("segment", files / name, "--models", trained.folder, "-o", files / "out"), name)
     assert not (files / "out").exists()
+
+
+def test_processes_share_the_inputs_and_one_that_is_refused_stops_no_other(files, trained):
+    """As a program of its own, since processes are begun from it; the same results as one after the other."""
+    scans = []
+    for seed in (77, 78, 79):
+        nifti.write(tiny.patient(seed)[0], files / f"p{seed}.nii.gz")
+        scans.append(files / f"p{seed}.nii.gz")
+    scans.insert(1, files / "truncated.nii.gz")
+    words = [
+        sys.executable,
+        "-m",
+        "workbench",
+        "segment",
+        *scans,
+        scans[0],
+        "--models",
+        trained.folder,
+        "--device",
+        "cpu",
+    ]
+    ran = {
+        n: subprocess.run([*map(str, words), "-o", str(files / n), "--workers", n], capture_output=True, text=True)
+        for n in ("1", "2")
+    }
+    names = ["p77", "p77-4", "p78", "p79"]
+    for n, done in ran.items():
+        assert done.returncode == 2, done.stderr
+        assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["p77", "p78", "p79", "p77-4"]
+        assert done.stderr.count("error: ") == 1 and "truncated.nii.gz" in done.stderr
+        assert sorted(p.name for p in (files / n).iterdir()) == names
+    for name in names:
+        one, other = ((files / n / name / "labels.nii.gz").read_bytes() for n in ran)
+        assert one == other
+
+
+def test_a_process_that_ends_by_itself_is_told(files):
+    with pytest.raises(Refused, match="--workers 1"):
+        list(in_processes(dict, _end, [files, files], 2))
+
+
+def _end(made, item):
+    os._exit(9)
 
 
 def test_segment_needs_models(call, files):

@@ -6,21 +6,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from workbench import __version__
-
-if TYPE_CHECKING:
-    from workbench.segmentation import Models
 
 app = typer.Typer(
     add_completion=False,
@@ -222,7 +218,7 @@ def segment(
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
     from workbench import experiment as folder
-    from workbench import readers, segmentation
+    from workbench import readers, results, segmentation
     from workbench.threads import at_once, in_processes
     from workbench.volume import Refused
 
@@ -242,7 +238,7 @@ def segment(
     jobs = [(path, out / case) for path, case in zip(inputs, names)]
     refused = 0
     make = partial(segmentation.Models.load, models, device)
-    for said, line, error in in_processes(make, _segmented, jobs, workers):
+    for said, line, error in in_processes(make, results.from_file, jobs, workers):
         for told in said:
             print(f"warning: {told}", file=sys.stderr)
         if error:  # the others are segmented all the same
@@ -252,32 +248,6 @@ def segment(
             print(line, flush=True)
     if refused:
         raise typer.Exit(2)
-
-
-def _segmented(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, str]:
-    """Segment one CT into a folder: what is to be warned of, and the line that says how it went or why it was refused."""
-    from workbench import readers, results, segmentation
-    from workbench.volume import Refused
-
-    path, folder = job
-    with readers.gates.heard() as said:
-        try:
-            volume = readers.read(path)
-            results.free(folder)
-            result = segmentation.segment(replace(volume, name=folder.name), models, _tell(folder.name))
-            doubts = [f"{folder.name}: {line}" for line in result.warnings]
-            result.warnings += said
-            results.keep(result, folder, path)
-        except Refused as error:
-            return said, "", str(error)
-    return (
-        [*doubts, *said],
-        (
-            f"{folder.name}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
-            f"{sum(result.timings.values()):.1f} s -> {folder}"
-        ),
-        "",
-    )
 
 
 @app.command()
@@ -627,10 +597,6 @@ def _file(out: Path) -> None:
     if out.is_dir():
         raise Refused(out, "a folder", "a file to write", "Name the file with -o.")
     _writable(out.parent)
-
-
-def _tell(name: str) -> Callable[[str, int, int, dict], None]:
-    return lambda stage, *_: print(f"  {name}  {stage}", file=sys.stderr, flush=True)
 
 
 def _count(what: str, done: int, total: int) -> None:

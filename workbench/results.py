@@ -5,17 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
 import workbench
-from workbench import cards, figures, folders, ledger, report, verdicts
+from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.experiment import versions, write_json, write_table
 from workbench.files import sweep
 from workbench.readers import nifti
-from workbench.segmentation import Result
+from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused
 
 
@@ -46,6 +47,30 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, str]:
+    """Segment one CT (a path) into a folder: what is to be warned of, and the line that says how it went or why it was refused.
+
+    The case is named as the folder.
+    """
+    path, folder = job
+    tell = lambda stage, *_: print(f"  {folder.name}  {stage}", file=sys.stderr, flush=True)
+    with readers.gates.heard() as said:
+        try:
+            volume = readers.read(path)
+            free(folder)
+            result = segment(replace(volume, name=folder.name), models, tell)
+            doubts = [f"{folder.name}: {line}" for line in result.warnings]
+            result.warnings += said
+            keep(result, folder, path)
+        except Refused as error:
+            return said, "", str(error)
+    line = (
+        f"{folder.name}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
+        f"{sum(result.timings.values()):.1f} s -> {folder}"
+    )
+    return [*doubts, *said], line, ""
 
 
 def lesion_table(places: list[Path]) -> pd.DataFrame:
