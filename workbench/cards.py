@@ -306,6 +306,7 @@ def write(result: Result, folder: Path) -> None:
     write_json(folder / "cards.json", json_safe(cards))
     order = sorted(cards["cards"], key=lambda c: (not c["kept"], abs(c["margin"])))[:DRAWN]
     (folder / "cards").mkdir()
+    tumor = result.labels == 2
     for card in order:
-        picture = draw(cards, card["candidate"], result.maps, result.pieces, result.labels == 2, result.volume)
+        picture = draw(cards, card["candidate"], result.maps, result.pieces, tumor, result.volume)
         figures.save(picture, folder / "cards" / f"candidate-{card['candidate']:02d}.png", dpi=90)

@@ -37,7 +37,15 @@ def tumor_after(ledger: Tensor, stage: str) -> Tensor:
     column = ABLATION.index(stage)
     on = torch.zeros(256, dtype=torch.bool, device=ledger.device)
     on[[code for code, (_, history) in HISTORY.items() if history[column]]] = True
-    return on[ledger.long()]
+    return _looked_up(on, ledger)
+
+
+def _looked_up(table: Tensor, codes: Tensor) -> Tensor:
+    """table[codes], slice by slice: an index is int64, eight times the codes."""
+    out = torch.empty(codes.shape, dtype=table.dtype, device=codes.device)
+    for given, found in zip(codes, out):
+        found.copy_(table[given.long()])
+    return out
 
 
 def write(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
@@ -46,8 +54,10 @@ def write(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
     code_of[0] = 0
     for code, (_, history) in HISTORY.items():
         code_of[sum(bit << n for n, bit in enumerate(history))] = code
-    pattern = torch.stack([m.long() << n for n, m in enumerate(masks)]).sum(0)
-    ledger = code_of[pattern]
+    pattern = torch.zeros(masks[0].shape, dtype=torch.uint8)
+    for n, mask in enumerate(masks):
+        pattern |= mask.to(torch.uint8) << n
+    ledger = _looked_up(code_of, pattern)
     if bool((ledger == 255).any()):
         raise AssertionError("a voxel came back as tumor in a stage that only takes away")
     ledger[(ledger == 0) & liver_mask] = 1

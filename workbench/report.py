@@ -161,7 +161,7 @@ def _ledger_table(case: folders.ResultFolder) -> dict:
         return _table(pd.DataFrame())
     codes, spacing_mm, _ = volume
     meanings = {**figures.LEDGER_MEANINGS, **{int(k): v for k, v in case.info.get("ledger_codes", {}).items()}}
-    values, counts = np.unique(codes, return_counts=True)
+    counts = np.sum([np.bincount(part.ravel(), minlength=256) for part in codes], 0)
     rows = [
         (
             {"colour": figures.LEDGER_COLOURS.get(int(v), figures.GREY)},
@@ -170,8 +170,8 @@ def _ledger_table(case: folders.ResultFolder) -> dict:
             int(n),
             n * math.prod(spacing_mm) / 1000,
         )
-        for v, n in zip(values, counts)
-        if v > 0
+        for v, n in enumerate(counts)
+        if v > 0 and n
     ]
     return _table(pd.DataFrame(rows, columns=["colour", "code", "meaning", "voxels", "ml"], dtype=object))
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 import workbench
 from workbench import cards, figures, folders, ledger, readers, report, verdicts
@@ -115,7 +116,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
     ):
         nifti.write(volume.with_array(array, name), making / f"{name}.nii.gz")
     write_table(making / "lesions.csv", result.lesions)
-    present = {int(code) for code in result.ledger.unique()}
+    present = torch.bincount(result.ledger.flatten()).nonzero().flatten().tolist()
     write_json(
         making / "result.json",
         {
@@ -129,7 +130,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "config": asdict(result.settings),
             "timings": result.timings,
             "ledger_codes": {str(code): meaning for code, meaning in ledger.CODES.items()},
-            "ledger_present": sorted(present),
+            "ledger_present": present,
             "ledger_tumor": {
                 stage: sorted(c for c, (_, history) in ledger.HISTORY.items() if history[n])
                 for n, stage in enumerate(ledger.ABLATION)
