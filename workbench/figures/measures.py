@@ -152,6 +152,7 @@ def sweep(trials: pd.DataFrame, importance: dict[str, float], patients: int, tit
     for number in trials.trial[trials.state == "pruned"]:
         ax.axvline(number, color=GREY, alpha=FAINT, lw=1, zorder=0)
     ax.set_xlabel("trial (lines: cut short)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel("Dice out of fold (1)")
     ax.legend(frameon=False)
     for beside in rest:
