@@ -46,6 +46,7 @@ POINTS = {
 QUICK = {"voxels": (0, 1), "lesions": (1, 5), "cases": (10, 20), "folds": (2, 3)}
 NAMES = {"voxels": "voxels", "lesions": "lesions in one CT", "cases": "patients", "folds": "folds"}
 MOVED = 0.01
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
 def of_voxels(models: Path, which: int, device: str, place: Path) -> dict[str, float]:
@@ -174,11 +175,15 @@ def draw(measured: dict[str, list[dict]], plot: Path) -> None:
     figure, axes = pyplot.subplots(
         2, len(measured), figsize=(3.6 * len(measured), 6), layout="constrained", squeeze=False
     )
+    looks = [(colour, mark) for mark in ("o", "s") for colour in COLOURS]
     for n, (kind, points) in enumerate(measured.items()):
         at = [p["at"] for p in points]
-        for stage in points[-1]["seconds"]:
-            axes[0, n].loglog(at, [max(p["seconds"][stage], 1e-3) for p in points], marker="o", ms=3, label=stage)
-        axes[0, n].legend(fontsize=7)
+        for stage, (colour, mark) in zip(points[-1]["seconds"], looks):
+            seconds = [max(p["seconds"][stage], 1e-3) for p in points]
+            axes[0, n].loglog(at, seconds, color=colour, marker=mark, ms=3.5, label=stage)
+        low, high = axes[0, n].get_ylim()
+        axes[0, n].set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
+        axes[0, n].legend(fontsize=7, ncols=3, loc="upper left", frameon=False)
         axes[1, n].semilogx(at, [p["peak_gib"] for p in points], marker="o", ms=3, color="black")
         axes[1, n].set(xlabel=NAMES[kind], ylim=(0, None))
         for panel in axes[:, n]:

@@ -151,8 +151,8 @@ def resample(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def resample_labels(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Bring a label map to another grid of the same field of view: the nearest voxel, never a mixture."""
-    for axis, n_out in enumerate(shape):
-        n_in = array.shape[axis]
+    for axis in (2, 1, 0):  # whole rows and slices are copied last, when there is most
+        n_in, n_out = array.shape[axis], shape[axis]
         if n_in != n_out:
             at = ((torch.arange(n_out, device=array.device) + 0.5) * (n_in / n_out)).long().clamp(max=n_in - 1)
             array = array.index_select(axis, at)
