@@ -465,7 +465,8 @@ def _naming(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(output)
+        if error.errno is not None:  # else its words say it all
+            error.filename = error.filename or str(output)
         raise
 
 

@@ -75,7 +75,8 @@ def mask(probability: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> T
 
 def doubts(liver: Tensor, spacing_mm: Spacing) -> list[str]:
     """What speaks against a mask [z y x] that a net calls a liver, a line each: a flat or noisy volume is tissue to it."""
-    ml, share = float(liver.sum()) * float(np.prod(spacing_mm)) / 1000, float(liver.float().mean())
+    voxels = int(liver.sum())  # a mean would take a float copy of a whole CT
+    ml, share = voxels * float(np.prod(spacing_mm)) / 1000, voxels / liver.numel()
     if ml <= PLAUSIBLE_ML and share <= PLAUSIBLE_SHARE:
         return []
     return [
