@@ -6,10 +6,11 @@ MODELS is a trained experiment (the demo's will do). Each point runs in a proces
 
 voxels: `workbench segment` on one phantom of the demo, resampled to 64^3 up to 800 x 512 x 512 over the same millimetres, from file to result folder. The demo's nets
 work on a grid in mm, so what grows there is all else; --device cuda or cpu of `benchmarks/inference.py` has the nets on the CT's own grid. lesions: 1 to 500
-balls of 12 mm in a made-up liver, everything after the nets. cases: selection and forest on 10 to 200 patients drawn from the experiment's own candidates, each value moved by
-up to 1 %. folds: the same on 60 patients in 2 to 10 folds. Cohort, nets, maps and radiomics work case by case, so they grow in proportion.
+balls of 12 mm in a made-up liver, everything after the nets. cohort: 4 to 200 phantoms made and taken through every stage from the cohort to radiomics, as `workbench train` does, the nets with a twentieth of the
+demo's steps, whose number does not depend on patients. cases: selection and forest on 10 to 200 patients drawn from the experiment's own candidates, each value moved by up to 1 %. folds: the nets on 20 phantoms,
+selection and forest on 60 patients, in 2 to 10 folds.
 
-An exponent is the slope between the two largest points: 1 is in proportion. JSON: the work, the device, each point's seconds by stage and peak GiB, exponents.
+An exponent is the slope between the two largest points: 1 is in proportion. JSON: the work, the device, each point's seconds by stage and the largest process's peak GiB, exponents.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,8 +33,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench import phantom, pipeline, readers, results, segmentation
-from workbench.experiment import Experiment, write_json, write_table
+from workbench import cohort, phantom, pipeline, readers, results, segmentation
+from workbench.experiment import STAGES, Experiment, write_json, write_table
+from workbench.experiment import demo as demo_settings
 from workbench.readers import nifti
 from workbench.volume import Volume, canonical_affine, resample
 
@@ -40,12 +43,19 @@ VOXELS = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (200, 512, 512), (400,
 POINTS = {
     "voxels": range(len(VOXELS)),
     "lesions": (1, 5, 20, 100, 500),
+    "cohort": (4, 10, 50, 200),
     "cases": (10, 20, 50, 100, 200),
     "folds": (2, 3, 5, 10),
 }
-QUICK = {"voxels": (0, 1), "lesions": (1, 5), "cases": (10, 20), "folds": (2, 3)}
-NAMES = {"voxels": "voxels", "lesions": "lesions in one CT", "cases": "patients", "folds": "folds"}
-MOVED = 0.01
+QUICK = {"voxels": (0, 1), "lesions": (1, 5), "cohort": (4, 6), "cases": (10, 20), "folds": (2, 3)}
+NAMES = {
+    "voxels": "voxels",
+    "lesions": "lesions in one CT",
+    "cohort": "patients, to radiomics",
+    "cases": "patients, selection and forest",
+    "folds": "folds",
+}
+MOVED, SHORTER, SEED = 0.01, 20, 30_001
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
@@ -95,6 +105,26 @@ def of_lesions(models: Path, count: int, device: str, place: Path) -> dict[str, 
     return seconds
 
 
+def of_cohort(patients: int, device: str, place: Path, folds: int = 2, upto: str = "radiomics") -> dict[str, float]:
+    """Phantoms made and taken through the stages up to `upto`, in one experiment; the nets learn shortly."""
+    seconds, demo = {}, demo_settings()
+
+    def shorter(stage):
+        fit = stage.cascade.fit
+        return replace(stage, cascade=replace(stage.cascade, fit=replace(fit, steps=fit.steps // SHORTER)))
+
+    settings = replace(demo, folds=folds, liver=shorter(demo.liver), tumor=shorter(demo.tumor))
+    began = time.perf_counter()
+    manifest = cohort.write_phantoms(place / "phantoms", patients, SEED, held_out=0)
+    seconds["phantoms"] = time.perf_counter() - began
+    made = Experiment.create(place / "experiment", manifest, settings, device, lambda *_: None)
+    for stage in STAGES[: STAGES.index(upto) + 1]:
+        began = time.perf_counter()
+        pipeline.run(made, stage)
+        seconds[stage] = time.perf_counter() - began
+    return seconds
+
+
 def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> dict[str, float]:
     """Selection and forest on patients drawn with replacement from the experiment's training patients."""
     source, rng = Experiment(models, "cpu"), np.random.default_rng(0)
@@ -126,7 +156,6 @@ def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> di
     moved = repeats[:, order] * (1 + MOVED * rng.uniform(-1, 1, (1, len(order), repeats.shape[2])))
     np.save(place / "radiomics/repeats.npy", moved, allow_pickle=False)
     shutil.copy(source.path("radiomics") / "perturbations.json", place / "radiomics")
-    torch.set_num_threads(1)  # in this process, so that its peak memory is all
     Experiment.need = lambda self, stage: None  # the tables are here, and no stage made them
     made, seconds = Experiment(place, "cpu"), {}
     for stage in ("selection", "forest"):
@@ -146,12 +175,18 @@ def point(kind: str, value: int, asked: argparse.Namespace) -> dict:
             seconds = of_voxels(models, value, asked.device, place)
         elif kind == "lesions":
             seconds = of_lesions(models, value, asked.device, place)
+        elif kind == "cohort":
+            seconds = of_cohort(value, asked.device, place)
+        elif kind == "cases":
+            seconds = of_tables(models, value, None, place)
         else:
-            seconds = of_tables(models, *((value, None) if kind == "cases" else (60, value)), place)
+            seconds = of_cohort(20, asked.device, place, value, "tumor")
+            seconds = {stage: seconds[stage] for stage in ("liver", "tumor")} | of_tables(models, 60, value, place)
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # stages share work out to processes
     return {
         "at": math.prod(VOXELS[value]) if kind == "voxels" else value,
         "seconds": seconds,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": max(resource.getrusage(one).ru_maxrss for one in who) / 2**20,
         "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if asked.device == "cuda" else None,
     }
 
@@ -189,7 +224,7 @@ def draw(measured: dict[str, list[dict]], plot: Path) -> None:
         for panel in axes[:, n]:
             panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("peak memory, GiB")
+    axes[1, 0].set_ylabel("peak memory of a process, GiB")
     figure.savefig(plot, dpi=110)
 
 

@@ -255,7 +255,7 @@ FAULTS = [
      "found gzip data without its end and checksum; expected a whole file. The file is truncated; fetch it "
      "again."),
     (1, "bit flipped in .nii.gz", lambda d: bytes_of(nifti(d), lambda b: b[:-8] + bytes([b[-8] ^ 1]) + b[-7:]), READ,
-     "found damaged gzip data (Error -3 while decompressing data: incorrect data check); expected a gzipped "
+     "found damaged gzip data (Error -6 Incorrect checksum found); expected a gzipped "
      "NIfTI file. Fetch it again."),
     (2, "header larger than the data", short, READ,
      "found 153,952 bytes; expected 192,352 for the 64 x 60 x 25 voxels of the header. The file is truncated "

@@ -443,7 +443,7 @@ def test_real_scans(realdata, tmp_path, ct, mask, shape, spacing, mean, ml):
             assert volume.array[liver].float().mean().item() == pytest.approx(mean, abs=0.6)
     if ct.startswith(("ircadb", "lits-00", "totalseg")):  # one of each kind of header: writing takes time
         before = nibabel.load(path)
-        nifti.write(volume, tmp_path / "out.nii.gz", level=1)
+        nifti.write(volume, tmp_path / "out.nii.gz")
         after = nibabel.load(tmp_path / "out.nii.gz")
         assert after.affine.tobytes() == before.affine.tobytes()
         assert np.array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))
@@ -459,7 +459,7 @@ def test_dicom_against_itk(realdata, tmp_path, folder):
     series.SetFileNames(series.GetGDCMSeriesFileNames(str(path)))
     image = series.Execute()
     assert np.array_equal(volume.array.numpy(), sitk.GetArrayFromImage(image))
-    nifti.write(volume, tmp_path / "out.nii.gz", level=1)
+    nifti.write(volume, tmp_path / "out.nii.gz")
     back = sitk.ReadImage(tmp_path / "out.nii.gz")
     assert back.GetSize() == image.GetSize()
     assert np.allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-4)

@@ -8,14 +8,13 @@ fields, so that the affine is the same bit for bit.
 
 from __future__ import annotations
 
-import gzip
 import io
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
+from isal import igzip, isal_zlib
 
 from workbench.files import whole
 from workbench.readers import gates
@@ -71,10 +70,10 @@ def voxels(path: str | Path, form: str | None = None) -> tuple[np.ndarray, np.nd
     return _scaled(array, header, path), affine, dtype.newbyteorder("=")
 
 
-def write(volume: Volume, path: str | Path, *, level: int = 2) -> None:
+def write(volume: Volume, path: str | Path) -> None:
     """Write on the grid of `volume.source`, or on the canonical grid without one; whole or not at all.
 
-    bool becomes uint8 and other reals float32; uint8, int16, int32 and float32 stay. `level` is gzip's.
+    bool becomes uint8 and other reals float32; uint8, int16, int32 and float32 stay.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
@@ -89,7 +88,7 @@ def write(volume: Volume, path: str | Path, *, level: int = 2) -> None:
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = 1, 0, header.single_vox_offset
     with (
         whole(path) as raw,
-        gzip.GzipFile("", "wb", level, raw, mtime=0) if path.suffix == ".gz" else _kept(raw) as file,
+        igzip.IGzipFile("", "wb", 1, raw, mtime=0) if path.suffix == ".gz" else _kept(raw) as file,
     ):
         file.write(header.binaryblock + bytes(4))
         for k in range(array.shape[2]):  # a slice at a time: no second copy of the volume
@@ -118,8 +117,8 @@ def _header(path: Path):
         raise Refused(path, "gzip data in a file not named .gz", "a plain NIfTI file", "Rename it to .nii.gz.")
     if zipped:
         try:
-            first = zlib.decompressobj(31).decompress(first, 1 << 12)
-        except zlib.error as error:
+            first = isal_zlib.decompressobj(31).decompress(first, 1 << 12)
+        except isal_zlib.error as error:
             raise Refused(path, f"damaged gzip data ({error})", "a gzipped NIfTI file", "Fetch it again.") from None
     if not _looks_nifti(first):
         raise Refused(path, f"a header that starts with {first[:4]!r}, not that of NIfTI", "348 or 540 first",
@@ -218,7 +217,7 @@ def _payload(path: Path, need: int, slice_bytes: int, shape: tuple[int, ...]) ->
     if on_disk * 1040 < need:  # deflate packs at most 1032 to 1
         raise Refused(path, f"{on_disk:,} bytes of gzip", f"data for the {grid} voxels of the header ({need:,} bytes)",
                       "The file is truncated or its header is wrong.")  # fmt: skip
-    out, gz, limit = bytearray(), zlib.decompressobj(31), need + slice_bytes
+    out, gz, limit = bytearray(), isal_zlib.decompressobj(31), need + slice_bytes
     try:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
@@ -226,10 +225,10 @@ def _payload(path: Path, need: int, slice_bytes: int, shape: tuple[int, ...]) ->
                     out += gz.decompress(chunk, limit - len(out))
                     if gz.eof:
                         chunk = gz.unused_data.lstrip(b"\0")  # padding after a member is allowed
-                        gz = zlib.decompressobj(31) if chunk else gz
+                        gz = isal_zlib.decompressobj(31) if chunk else gz
                     else:
                         chunk = gz.unconsumed_tail
-    except zlib.error as error:
+    except isal_zlib.error as error:
         raise Refused(path, f"damaged gzip data ({error})", "a whole file", "Fetch it again.") from None
     if len(out) >= limit:
         raise Refused(path, f"data beyond {need:,} bytes", f"{need:,} for the {grid} voxels of the header",
