@@ -159,12 +159,12 @@ def test_fresh_lesions_are_tested_at_the_cuts_that_were_fixed_before(trained):
     )
 
 
-def test_the_benchmark_measures_fresh_phantoms(models):
+def test_the_benchmark_measures_fresh_phantoms(trained):
     path = Path(__file__).resolve().parents[1] / "benchmarks" / "blurred_edges.py"
     spec = importlib.util.spec_from_file_location("blurred_edges", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    table = benchmark.measure(models, range(benchmark.SEED, benchmark.SEED + 2))
+    table = benchmark.measure(trained.folder, range(benchmark.SEED, benchmark.SEED + 2))
     assert set(table.patient) <= {f"phantom-{benchmark.SEED + n}" for n in range(2)} and len(table) > 0
     assert {"blur_mm", "assd_mm_before", "assd_mm_after"} <= set(table.columns)
 
