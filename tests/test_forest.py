@@ -5,6 +5,7 @@ import io
 import json
 import math
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -376,6 +377,8 @@ def test_the_leaf_size_is_chosen_by_unseen_patients_of_the_given_rows():
             scores[fold == held] = model.score(features[fold == held])
         assert area == pytest.approx(auc(scores, target))
     assert settled(features, target, patients, ForestSettings(leaf_choices=(5,)))[0].min_leaf == 5
+    fixed, tried = settled(features, target, patients, replace(settings, min_leaf=7))
+    assert fixed.min_leaf == 7 and tried.min_leaf.tolist() == [7]
     assert (
         settled(features[:20], target[:20], patients[:20], settings)[0].min_leaf == 1
     )  # two patients: none to leave out

@@ -69,11 +69,11 @@ _BEYOND_SKOPS = ("sklearn.tree._tree.Tree",)  # the only type of them that skops
 class ForestSettings:
     trees: int = 500  # a score's sd between seeds is below 0.02 (0.04 at most) on a synthetic table of 120 lesions
     criterion: str = "log_loss"  # empirical (docs/log.md, 2026-11-25): sharper than gini where few lesions score low
-    min_leaf: int = 3  # so that one odd candidate makes no leaf of its own
+    min_leaf: int | None = None  # None: the one of `leaf_choices` that ranks unseen patients best
     max_features: str | float = "sqrt"
     recall: float = 0.99  # share of the lesions to keep out of fold; new patients keep less (docs/decisions/0005)
     folds: int = 5  # patient-grouped, for out-of-fold scores
-    leaf_choices: tuple[int, ...] = (3, 1, 8)  # sizes tried for `min_leaf` inside the training patients; one: no choice
+    leaf_choices: tuple[int, ...] = (3, 1, 8)  # first 3, so that one odd candidate makes no leaf of its own
     inner_folds: int = 3
     inner_trees: int = 40  # of the forests that are tried
     min_candidates: int = 20
@@ -83,12 +83,17 @@ class ForestSettings:
     def __post_init__(self):
         least_of = {"trees": 1, "min_leaf": 1, "folds": 2, "inner_folds": 2, "inner_trees": 1}
         for name, least in (least_of | {"min_candidates": 2, "min_class": 1}).items():
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise Refused(f"ForestSettings.{name}", str(getattr(self, name)), f"at least {least}")
         if not self.leaf_choices or min(self.leaf_choices) < 1:
             raise Refused("ForestSettings.leaf_choices", str(self.leaf_choices), "one or more, at least 1 each")
         if not 0 < self.recall <= 1:
             raise Refused("ForestSettings.recall", str(self.recall), "more than 0, at most 1")
+
+    @property
+    def leaf(self) -> int:
+        """The least number of candidates in a leaf; before it is chosen, the first of the choices."""
+        return self.min_leaf or self.leaf_choices[0]
 
 
 class RecallThreshold(NamedTuple):
@@ -166,7 +171,7 @@ def fit(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | No
     model = RandomForestClassifier(
         settings.trees,
         criterion=settings.criterion,
-        min_samples_leaf=settings.min_leaf,
+        min_samples_leaf=settings.leaf,
         max_features=settings.max_features,
         class_weight="balanced_subsample",
         random_state=settings.seed,
@@ -181,7 +186,7 @@ def boosted(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings 
     settings = settings or ForestSettings()
     truth = _truth(target, len(features), settings)
     model = HistGradientBoostingClassifier(
-        class_weight="balanced", min_samples_leaf=settings.min_leaf, early_stopping=False, random_state=settings.seed
+        class_weight="balanced", min_samples_leaf=settings.leaf, early_stopping=False, random_state=settings.seed
     ).fit(_single(features), truth.astype(np.int64))
     return Forest(tuple(features.columns), np.full(features.shape[1], np.nan, np.float32), model, settings)
 
@@ -192,20 +197,18 @@ def settled(
     """The settings with the leaf size of `leaf_choices` whose forests rank unseen patients best, and a table: min_leaf, auc.
 
     Each choice is tried on the given rows alone, in `inner_folds` patient-grouped folds (nested: give it a fold's training rows). The
-    first where they tie, or where the rows are too few to leave patients out.
+    first where they tie, or where the rows are too few to leave patients out. There is no choice where `min_leaf` is set.
     """
     settings = settings or ForestSettings()
-    first = replace(settings, min_leaf=settings.leaf_choices[0])
+    first = replace(settings, min_leaf=settings.leaf)
     truth, areas = np.asarray(target).astype(bool), []
-    if len(settings.leaf_choices) == 1 or len(np.unique(_groups(patients))) < settings.inner_folds:
+    if settings.min_leaf or len(settings.leaf_choices) == 1 or len(np.unique(_groups(patients))) < settings.inner_folds:
         return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
     fold = grouped_folds(truth, patients, settings.inner_folds, settings.seed)
     if any(len(np.unique(truth[fold != n])) < 2 for n in range(settings.inner_folds)):
         return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
     for leaf in settings.leaf_choices:
-        tried = replace(
-            first, min_leaf=leaf, leaf_choices=(leaf,), trees=settings.inner_trees, min_candidates=2, min_class=1
-        )
+        tried = replace(first, min_leaf=leaf, trees=settings.inner_trees, min_candidates=2, min_class=1)
         areas.append(auc(out_of_fold(features, truth, patients, None, tried, fold).scores, truth))
     best = settings.leaf_choices[int(np.argmax(np.round(areas, 12)))]
     return replace(first, min_leaf=best), pd.DataFrame({"min_leaf": settings.leaf_choices, "auc": areas})
@@ -741,10 +744,7 @@ def load(folder: str | Path) -> Forest:
     try:
         info = read_json(folder / INFO_FILE, "threshold", sha256=str, probe=dict, names=list, versions=dict | None)
         names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
-        held = info["settings"]
-        if isinstance(held, dict) and "min_leaf" in held:  # of before there was a choice
-            held = {"leaf_choices": [held["min_leaf"]], **held}
-        settings, stated = from_dict(ForestSettings, held, folder / INFO_FILE), info["sha256"]
+        settings, stated = from_dict(ForestSettings, info["settings"], folder / INFO_FILE), info["sha256"]
         rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
         cut = info["threshold"]
         threshold = None if cut is None else from_dict(RecallThreshold, cut, folder / INFO_FILE)
