@@ -4,12 +4,15 @@ import hashlib
 import io
 import json
 import math
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import skops.io
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -502,10 +505,20 @@ def test_a_saved_forest_comes_back_the_same(fitted, tmp_path):
     chosen = fitted.with_threshold(threshold_for_recall(fitted.score(features), target))
     save(chosen, tmp_path / "stage")
     back = load(tmp_path / "stage")
-    assert np.array_equal(back.score(features), chosen.score(features))
+    assert np.allclose(back.score(features), chosen.score(features), rtol=0, atol=1e-12)
+    assert np.array_equal(
+        back.model.predict_proba(back.table(features)), chosen.model.predict_proba(back.table(features))
+    )
+    for name, part in vars(chosen.flat).items():
+        own = getattr(back.flat, name)
+        assert torch.equal(own, part) if isinstance(part, torch.Tensor) else own == part
     assert (back.names, back.settings, back.threshold) == (chosen.names, chosen.settings, chosen.threshold)
     assert np.array_equal(back.medians, chosen.medians)
-    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["forest.json", "forest.skops"]
+    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == [
+        "forest.json",
+        "forest.safetensors",
+        "forest.skops",
+    ]
     info = json.loads((tmp_path / "stage" / "forest.json").read_text())
     assert set(info) >= {"names", "threshold", "recall", "settings", "versions", "sha256"}
 
@@ -519,11 +532,11 @@ def test_a_flipped_bit_is_a_checksum_error(fitted, tmp_path):
         load(tmp_path)
 
 
-def restate(folder, data):
+def restate(folder, data, name="forest.skops"):
     """What a stranger would do: another model file, and the checksum that fits it."""
-    (folder / "forest.skops").write_bytes(data)
+    (folder / name).write_bytes(data)
     info = json.loads((folder / "forest.json").read_text())
-    info["sha256"] = hashlib.sha256(data).hexdigest()
+    info["sha256"][name] = hashlib.sha256(data).hexdigest()
     (folder / "forest.json").write_text(json.dumps(info))
 
 
@@ -590,6 +603,34 @@ def test_a_forest_that_no_longer_gives_its_scores_is_refused(fitted, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("what", ["back", "beyond", "column", "kind", "lacking", "bytes"])
+def test_trees_that_would_lead_nowhere_are_refused(fitted, tmp_path, what):
+    """A child before its parent makes a way without an end; one beyond the nodes, or a feature beyond the columns, reads elsewhere."""
+    save(fitted, tmp_path)
+    held = safetensors.torch.load_file(tmp_path / "forest.safetensors")
+    inner = (held["left"] != torch.arange(held["left"].shape[1])).nonzero()[1].tolist()  # not the first node
+    name, value = {"back": ("left", 0), "beyond": ("right", held["left"].shape[1]), "column": ("feature", 99)}.get(
+        what, (None, 0)
+    )
+    if name:
+        held[name][tuple(inner)] = value
+    elif what == "kind":
+        held["value"] = held["value"].float()
+    elif what == "lacking":
+        del held["left"]
+    restate(tmp_path, b"no tensors" if what == "bytes" else safetensors.torch.save(held), "forest.safetensors")
+    with pytest.raises(Refused, match="forest.safetensors: found (loose ends in tree|no trees)"):
+        load(tmp_path)
+
+
+def test_a_score_asks_for_nothing_heavy(fitted, tmp_path):
+    """To import scikit-learn takes longer than to judge a case."""
+    save(fitted, tmp_path)
+    script = "import sys; from workbench import forest, segmentation; forest.load(sys.argv[1]); print({'sklearn', 'skops', 'scipy.stats', 'mlflow'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
+
+
 def test_a_missing_file_and_a_broken_description_are_refused(fitted, tmp_path):
     with pytest.raises(Refused, match="no file"):
         load(tmp_path)
@@ -610,4 +651,4 @@ def test_an_interrupted_save_leaves_the_previous_forest(fitted, tmp_path, monkey
         save(fit(*candidates(seed=2)[:2], QUICK), tmp_path)
     monkeypatch.undo()
     assert load(tmp_path).names == fitted.names
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["forest.json", "forest.skops"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["forest.json", "forest.safetensors", "forest.skops"]

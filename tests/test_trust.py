@@ -123,9 +123,11 @@ def test_an_archive_is_unpacked_nowhere(tmp_path):
         archive.writestr("/tmp/outside-of-the-workbench.txt", "it got out")
     (folder / "forest.skops").write_bytes(data.getvalue())
     about = json.loads((folder / "forest.json").read_text())
-    about["sha256"] = hashlib.sha256(data.getvalue()).hexdigest()
+    about["sha256"]["forest.skops"] = hashlib.sha256(data.getvalue()).hexdigest()
     (folder / "forest.json").write_text(json.dumps(about))
-    assert np.allclose(forest.load(folder).score(table), made.score(table))
+    read = forest.load(folder)
+    assert np.allclose(read.score(table), made.score(table))
+    assert np.array_equal(read.model.predict_proba(read.table(table)), made.model.predict_proba(made.table(table)))
     assert not list(tmp_path.rglob("outside*")) and not Path("/tmp/outside-of-the-workbench.txt").exists()
 
 

@@ -27,23 +27,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-import sklearn
+import scipy  # its parts are imported when they are asked for
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.model_selection import StratifiedGroupKFold
+from safetensors import SafetensorError
+from safetensors import torch as tensors
 from torch import Tensor
 
 from workbench.files import from_dict, read_json, write_atomic
 from workbench.threads import Tell, side_by_side
 from workbench.volume import Refused
 
-MODEL_FILE, INFO_FILE = "forest.skops", "forest.json"
+if TYPE_CHECKING:  # scikit-learn and skops take longer to import than a case takes to judge
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+
+MODEL_FILE, TENSOR_FILE, INFO_FILE = "forest.skops", "forest.safetensors", "forest.json"
+AT_ONCE = 256  # rows whose ways through all trees are followed together
 CPU = torch.device("cpu")  # where trees grow, folds side by side
 _Z95 = 1.959963984540054  # fixed: the normal quantile of a 95 % interval
 
@@ -109,13 +112,15 @@ class RecallThreshold(NamedTuple):
 
 @dataclass(frozen=True)
 class Forest:
-    """A fitted forest: the names and medians of its features, scikit-learn's model, and the threshold once chosen."""
+    """A forest: the names and medians of its features, its settings, the threshold once chosen, and what decides: scikit-learn's
+    model where it was fitted, tensors where it was read from the folder that holds both."""
 
     names: tuple[str, ...]
     medians: np.ndarray  # [feature], float32
-    model: RandomForestClassifier | HistGradientBoostingClassifier
+    fitted: RandomForestClassifier | HistGradientBoostingClassifier | Path
     settings: ForestSettings = field(default_factory=ForestSettings)
     threshold: RecallThreshold | None = None
+    stored: TensorForest | None = None
 
     def table(self, features: pd.DataFrame) -> np.ndarray:
         """The columns that the forest reads, in its order, filled: `[candidate feature]` float32."""
@@ -135,7 +140,11 @@ class Forest:
     def score(self, features: pd.DataFrame) -> np.ndarray:
         """P(lesion) of every row, `[candidate]` in [0, 1]. A table that lacks a feature is refused."""
         table = self.table(features)
-        return self.model.predict_proba(table)[:, 1] if len(table) else np.zeros(0)
+        if not len(table):
+            return np.zeros(0)
+        if self.stored is None:
+            return self.model.predict_proba(table)[:, 1]
+        return torch.cat([self.stored(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
     def keeps(self, features: pd.DataFrame) -> np.ndarray:
         """The verdict on every row, `[candidate]` bool: the score reaches the threshold."""
@@ -147,9 +156,14 @@ class Forest:
         return replace(self, threshold=threshold)
 
     @cached_property
+    def model(self) -> RandomForestClassifier | HistGradientBoostingClassifier:
+        """scikit-learn's; read from its folder when it is asked for."""
+        return _built(self.fitted, self) if isinstance(self.fitted, Path) else self.fitted
+
+    @cached_property
     def flat(self) -> TensorForest:
         """The forest as flat tensors on the CPU, made once."""
-        return TensorForest.of(self)
+        return self.stored or TensorForest.of(self)
 
     def tensors(self, device: torch.device | str = "cpu") -> TensorForest:
         """The same forest as flat tensors on `device`."""
@@ -168,6 +182,8 @@ def fit(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings | No
     values = _single(features)
     known = [column[np.isfinite(column)] for column in values.T]
     medians = np.array([np.median(column) if len(column) else 0 for column in known], dtype=np.float32)
+    from sklearn.ensemble import RandomForestClassifier
+
     model = RandomForestClassifier(
         settings.trees,
         criterion=settings.criterion,
@@ -185,6 +201,8 @@ def boosted(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings 
     """Gradient boosting in the forest's place, scikit-learn's by histograms: the baseline, not stored."""
     settings = settings or ForestSettings()
     truth = _truth(target, len(features), settings)
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     model = HistGradientBoostingClassifier(
         class_weight="balanced", min_samples_leaf=settings.leaf, early_stopping=False, random_state=settings.seed
     ).fit(_single(features), truth.astype(np.int64))
@@ -227,6 +245,8 @@ class OutOfFold(NamedTuple):
 
 def grouped_folds(target: ArrayLike, patients: ArrayLike, folds: int, seed: int = 0) -> np.ndarray:
     """A fold 0.. for every row: all of a patient in one, lesions and look-alikes spread as evenly as that allows."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     truth, groups = np.asarray(target).astype(bool), _groups(patients)
     people = len(np.unique(groups))
     if people < folds:
@@ -318,6 +338,15 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------------- tensors
 
 
+PACKED = {
+    "feature": torch.int32,
+    "threshold": torch.float32,
+    "left": torch.int32,
+    "right": torch.int32,
+    "value": torch.float64,
+}
+
+
 @dataclass(frozen=True)
 class TensorForest:
     """A forest as flat tensors `[tree node]`, small trees padded. Leaves point to themselves.
@@ -354,6 +383,38 @@ class TensorForest:
         )
         depth = max(tree.max_depth for tree in trees)
         return TensorForest(forest.names, medians, feature, threshold, left, right, value, depth)
+
+    def packed(self) -> bytes:
+        """As safetensors."""
+        return tensors.save({name: getattr(self, name).to(kind) for name, kind in PACKED.items()})
+
+    @staticmethod
+    def unpacked(file: Path, data: bytes, names: tuple[str, ...], medians: np.ndarray) -> TensorForest:
+        """What `packed` gave. Refused when a child does not come after its parent or a split has no feature."""
+        try:
+            held = tensors.load(data)
+            if {name: part.dtype for name, part in held.items()} != PACKED or len(medians) != len(names):
+                raise ValueError(f"{len(medians)} medians, {len(names)} names, {sorted(held)}")
+            feature, threshold, left, right, value = (held[name] for name in PACKED)
+            if feature.ndim != 2 or not feature.numel() or len({part.shape for part in held.values()}) != 1:
+                raise ValueError(f"shapes {sorted({tuple(part.shape) for part in held.values()})}")
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise Refused(file, f"no trees ({error})", "a forest", "Train the forest stage.") from error
+        at, (trees, nodes) = torch.arange(feature.shape[1]), feature.shape
+        leaf = (left == at) & (right == at)
+        sound = (leaf | ((left > at) & (right > at) & (left < nodes) & (right < nodes))).all(1)
+        sound &= ((feature >= 0) & (feature < len(names))).all(1) & value.isfinite().all(1)
+        if not sound.all():
+            number = int((~sound).nonzero()[0])
+            raise Refused(file, f"loose ends in tree {number}", "a tree", "It is not used: train the forest stage.")
+        depth = torch.zeros((trees, nodes), dtype=torch.int64)
+        feature, left, right = (part.long() for part in (feature, left, right))
+        for node in range(nodes):  # a child comes after its parent
+            below = torch.where(leaf[:, node], 0, depth[:, node] + 1)[:, None]
+            for child in (left, right):
+                own = child[:, node, None]
+                depth.scatter_(1, own, torch.where(leaf[:, node, None], depth.gather(1, own), below))
+        return TensorForest(names, torch.from_numpy(medians), feature, threshold, left, right, value, int(depth.max()))
 
     def to(self, device: torch.device | str) -> TensorForest:
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -602,7 +663,7 @@ def auc(scores: np.ndarray, target: np.ndarray) -> float:
     lesions, alike = int(truth.sum()), int((~truth).sum())
     if lesions == 0 or alike == 0:
         return math.nan
-    return float((rankdata(scores)[truth].sum() - lesions * (lesions + 1) / 2) / (lesions * alike))
+    return float((scipy.stats.rankdata(scores)[truth].sum() - lesions * (lesions + 1) / 2) / (lesions * alike))
 
 
 def baselines(
@@ -706,13 +767,15 @@ def _middle_95(drawn: np.ndarray) -> np.ndarray:
 
 
 def save(forest: Forest, folder: str | Path) -> None:
-    """Write forest.skops and forest.json (names, medians, threshold, settings, versions, checksum), each at once."""
+    """Write forest.skops, forest.safetensors (the same trees as flat tensors, which score) and forest.json (names, medians, threshold,
+    settings, versions, checksums), each at once."""
+    import sklearn
     import skops
     import skops.io
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = skops.io.dumps(forest.model)
+    data, flat = skops.io.dumps(forest.model), forest.flat.packed()
     probe = _probe(forest)
     info = {
         "names": list(forest.names),
@@ -726,25 +789,25 @@ def save(forest: Forest, folder: str | Path) -> None:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": {MODEL_FILE: hashlib.sha256(data).hexdigest(), TENSOR_FILE: hashlib.sha256(flat).hexdigest()},
         "probe": {"rows": probe.tolist(), "scores": forest.model.predict_proba(probe)[:, 1].tolist()},
     }
     write_atomic(folder / MODEL_FILE, data)
+    write_atomic(folder / TENSOR_FILE, flat)
     write_atomic(folder / INFO_FILE, (json.dumps(info, indent=1) + "\n").encode())
 
 
 def load(folder: str | Path) -> Forest:
-    """Read what `save` wrote. Refused: a missing file, another checksum, a type that no forest holds, other scores."""
-    import skops.io
-
+    """Read what `save` wrote. Refused: a missing file, another checksum, a type that no forest holds, a tree that does not end,
+    other scores. scikit-learn's model itself is built when it is asked for."""
     folder = Path(folder)
-    for name in (INFO_FILE, MODEL_FILE):
+    for name in (INFO_FILE, MODEL_FILE, TENSOR_FILE):
         if not (folder / name).is_file():
             raise Refused(folder / name, "no file", "a forest that was saved here", "Train the forest stage.")
     try:
-        info = read_json(folder / INFO_FILE, "threshold", sha256=str, probe=dict, names=list, versions=dict | None)
+        info = read_json(folder / INFO_FILE, "threshold", sha256=dict, probe=dict, names=list, versions=dict | None)
         names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
-        settings, stated = from_dict(ForestSettings, info["settings"], folder / INFO_FILE), info["sha256"]
+        settings = from_dict(ForestSettings, info["settings"], folder / INFO_FILE)
         rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
         cut = info["threshold"]
         threshold = None if cut is None else from_dict(RecallThreshold, cut, folder / INFO_FILE)
@@ -752,37 +815,56 @@ def load(folder: str | Path) -> Forest:
         raise
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise Refused(folder / INFO_FILE, f"{type(error).__name__} {error}", "the description of a forest") from error
-    data = (folder / MODEL_FILE).read_bytes()
-    checksum = hashlib.sha256(data).hexdigest()
-    if checksum != stated:
-        raise Refused(
-            folder / MODEL_FILE,
-            f"checksum {checksum[:12]}",
-            f"{str(stated)[:12]} as {INFO_FILE} states",
-            "The file is damaged or of another run: restore it or train the forest stage.",
-        )
+    held = {}
+    for name in (MODEL_FILE, TENSOR_FILE):
+        held[name] = (folder / name).read_bytes()
+        checksum, stated = hashlib.sha256(held[name]).hexdigest(), info["sha256"].get(name)
+        if checksum != stated:
+            raise Refused(
+                folder / name,
+                f"checksum {checksum[:12]}",
+                f"{str(stated)[:12]} as {INFO_FILE} states",
+                "The file is damaged or of another run: restore it or train the forest stage.",
+            )
+    _refuse_unknown_types(folder / MODEL_FILE, held[MODEL_FILE])
+    flat = TensorForest.unpacked(folder / TENSOR_FILE, held[TENSOR_FILE], names, medians)
+    if rows.ndim != 2 or rows.shape[1] != len(names):
+        raise Refused(folder / INFO_FILE, f"a probe of shape {rows.shape}", f"rows of {len(names)} features")
+    _refuse_other_scores(folder, flat(torch.from_numpy(rows)).numpy(), scored, "those that scikit-learn gave")
+    return Forest(names, medians, folder, settings, threshold, flat)
+
+
+def _built(folder: Path, forest: Forest) -> RandomForestClassifier:
+    """scikit-learn's model of a forest that `load` has read; refused when it is another forest."""
+    import sklearn
+    import skops.io
+    from sklearn.ensemble import RandomForestClassifier
+
+    data, info = (folder / MODEL_FILE).read_bytes(), read_json(folder / INFO_FILE, sha256=dict, probe=dict)
     _refuse_unknown_types(folder / MODEL_FILE, data)
     try:
         model = skops.io.loads(data, trusted=list(_BEYOND_SKOPS))
-        if not isinstance(model, RandomForestClassifier) or not len(names) == medians.size == model.n_features_in_:
+        if not isinstance(model, RandomForestClassifier) or len(forest.names) != model.n_features_in_:
             kind = type(model).__name__
-            raise Refused(folder, f"a {kind}, {len(names)} names", "a forest and a name for each feature")
+            raise Refused(folder, f"a {kind}, {len(forest.names)} names", "a forest and a name for each feature")
         _refuse_loose_trees(folder / MODEL_FILE, model)
-        scores = model.predict_proba(rows)[:, 1]
+        scores = model.predict_proba(np.array(info["probe"]["rows"], np.float32))[:, 1]
     except Refused:
         raise
     except Exception as error:  # a damaged archive fails anywhere in skops, zipfile, NumPy and scikit-learn
         line = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise Refused(folder / MODEL_FILE, line, "a forest", "Train the forest stage.") from error
-    if scores.shape != scored.shape or not np.allclose(scores, scored, rtol=0, atol=1e-6):
-        apart = np.abs(scores - scored).max() if scores.shape == scored.shape else math.nan
-        raise Refused(
-            folder,
-            f"scores that differ by {apart:.2g} from those stored",
-            f"the scores of scikit-learn {dict(info.get('versions') or {}).get('scikit-learn')}",
-            f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.",
-        )
-    return Forest(names, medians, model, settings, threshold)
+    made = dict(info.get("versions") or {}).get("scikit-learn")
+    _refuse_other_scores(folder, scores, np.array(info["probe"]["scores"], float), f"the scores of scikit-learn {made}",
+                         f"This is scikit-learn {sklearn.__version__}: use that version or train the forest stage.")  # fmt: skip
+    return model
+
+
+def _refuse_other_scores(folder: Path, scores: np.ndarray, stated: np.ndarray, whose: str, fix: str = "") -> None:
+    if scores.shape != stated.shape or not np.allclose(scores, stated, rtol=0, atol=1e-6):
+        apart = np.abs(scores - stated).max() if scores.shape == stated.shape else math.nan
+        fix = fix or "Train the forest stage."
+        raise Refused(folder, f"scores that differ by {apart:.2g} from those stored", whose, fix)
 
 
 def _refuse_loose_trees(file: Path, model: RandomForestClassifier) -> None:

@@ -32,16 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are imported when they are asked for
 from numpy.typing import ArrayLike
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.special import entr, ndtri
-from scipy.stats import f as f_distribution
-from scipy.stats import rankdata
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.svm import l1_min_c
 
 from workbench.volume import Refused
 
@@ -169,15 +164,15 @@ def icc_table(values: np.ndarray, minimum: int = 3, confidence: float = 0.95) ->
     upper = (1 + confidence) / 2
     one = (msb - msw) / (msb + (k - 1) * msw)
     f = msb / msw
-    low_f = f / f_distribution.ppf(upper, n - 1, n * (k - 1))
-    high_f = f * f_distribution.ppf(upper, n * (k - 1), n - 1)
+    low_f = f / scipy.stats.f.ppf(upper, n - 1, n * (k - 1))
+    high_f = f * scipy.stats.f.ppf(upper, n * (k - 1), n - 1)
     two = (msb - mse) / (msb + (k - 1) * mse + k * (msj - mse) / n)
     fj = msj / mse
     rest = n * (1 + (k - 1) * two) - k * two
     spread = (n - 1) * (k * two * fj) ** 2 + rest**2
     v = (n - 1) * (k - 1) * (k * two * fj + rest) ** 2 / np.where(spread > 0, spread, 1)
     v = np.maximum(v, 1e-6)  # Satterthwaite's degrees of freedom; 0 only where nothing is defined
-    low_q, high_q = f_distribution.ppf(upper, n - 1, v), f_distribution.ppf(upper, v, n - 1)
+    low_q, high_q = scipy.stats.f.ppf(upper, n - 1, v), scipy.stats.f.ppf(upper, v, n - 1)
     common = k * msj + (k * n - k - n) * mse
     with np.errstate(invalid="ignore", over="ignore"):
         two_low = n * (msb - low_q * mse) / (low_q * common + n * msb)
@@ -228,7 +223,7 @@ def mutual_information(codes: np.ndarray, n_codes: int) -> np.ndarray:
 
 def quantile_codes(values: np.ndarray, bins: int) -> np.ndarray:
     """Columns `[lesion column]` as equally filled classes 0..bins-1; equal values share a class."""
-    position = (rankdata(values, axis=0) - 0.5) / len(values)
+    position = (scipy.stats.rankdata(values, axis=0) - 0.5) / len(values)
     return np.minimum((position * bins).astype(np.int64), bins - 1)
 
 
@@ -253,8 +248,11 @@ def rank_l1(values: np.ndarray, target: np.ndarray, patients: np.ndarray, settin
     The features enter as normal scores of their ranks: heavy tails and units play no part. Two penalties, 3 and 10
     times weaker than the one at which the first feature enters, so that few and many features both have a say.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import l1_min_c
+
     rng = np.random.default_rng([settings.seed, 1])
-    scores = ndtri((rankdata(values, axis=0) - 0.5) / len(values))
+    scores = ndtri((scipy.stats.rankdata(values, axis=0) - 0.5) / len(values))
     scores /= np.maximum(scores.std(axis=0), _SAME)
     unique = np.unique(patients)
     used, strength, done = np.zeros(values.shape[1]), np.zeros(values.shape[1]), 0
@@ -297,6 +295,9 @@ def rank_forest(
     The Brier score still moves where the area under the curve is already 1. A tree that does not use a feature does not
     change when it is permuted, so only the others are asked.
     """
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import StratifiedGroupKFold
+
     rng = np.random.default_rng([settings.seed, 2])
     folds = min(settings.inner_folds, len(np.unique(patients)))
     weight = np.where(target, 0.5 / target.sum(), 0.5 / (~target).sum())
@@ -334,7 +335,7 @@ def _rank(*keys: np.ndarray) -> np.ndarray:
     """Rank 1 for the largest; later keys decide ties of earlier ones; what still ties shares its mean rank."""
     rows = np.column_stack([np.round(key, 12) for key in keys])
     _, group = np.unique(rows, axis=0, return_inverse=True)  # groups come sorted by the first key, then the next
-    return rankdata(-group.ravel())
+    return scipy.stats.rankdata(-group.ravel())
 
 
 # ---------------------------------------------------------------------------------------------- selection
@@ -396,7 +397,7 @@ def select(
     defined = ~(too_many | constant)
     if defined.sum() < settings.keep:
         raise Refused("selection", f"{defined.sum()} features that are defined and vary", f"at least {settings.keep}")
-    rho = np.atleast_2d(np.abs(np.corrcoef(rankdata(filled[:, defined], axis=0), rowvar=False)))
+    rho = np.atleast_2d(np.abs(np.corrcoef(scipy.stats.rankdata(filled[:, defined], axis=0), rowvar=False)))
     place = np.cumsum(defined) - 1  # feature -> its row of rho
     bound, chosen, cluster, notes = _stable_representatives(stability, rho, place, settings)
     stable = stability >= bound

@@ -118,7 +118,7 @@ def _header(path: Path):
     if zipped:
         try:
             first = isal_zlib.decompressobj(31).decompress(first, 1 << 12)
-        except isal_zlib.error as error:
+        except isal_zlib.error as error:  # type: ignore[misc]  # its stub has an instance there
             raise Refused(path, f"damaged gzip data ({error})", "a gzipped NIfTI file", "Fetch it again.") from None
     if not _looks_nifti(first):
         raise Refused(path, f"a header that starts with {first[:4]!r}, not that of NIfTI", "348 or 540 first",
@@ -228,7 +228,7 @@ def _payload(path: Path, need: int, slice_bytes: int, shape: tuple[int, ...]) ->
                         gz = isal_zlib.decompressobj(31) if chunk else gz
                     else:
                         chunk = gz.unconsumed_tail
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub has an instance there
         raise Refused(path, f"damaged gzip data ({error})", "a whole file", "Fetch it again.") from None
     if len(out) >= limit:
         raise Refused(path, f"data beyond {need:,} bytes", f"{need:,} for the {grid} voxels of the header",
