@@ -10,8 +10,9 @@ told together with what it loses. Two baselines stand beside the selected featur
 2022 found that these carry much of the gain). A fitted forest also runs as tensors, on any device, with
 scikit-learn's probabilities to 1e-6.
 
-Stored as skops and JSON. Nothing is unpickled: the file must have the checksum that the JSON states, may name only the
-types listed here, and must give the stored scores of the stored rows again, whatever versions read it.
+Stored as skops, as safetensors and JSON. Nothing is unpickled: the files must have the checksums that the JSON states, skops may
+name only the types listed here, and both must give the stored scores of the stored rows again, whatever versions read
+them. The tensors score; scikit-learn's model is built when somebody asks for it.
 """
 
 from __future__ import annotations
