@@ -245,6 +245,27 @@ def test_a_net_that_says_yes_fills_the_band_but_joins_nothing_and_stays_at_the_l
     assert out.mask[left].all()
 
 
+def test_a_doubtful_piece_is_drawn_smaller_than_a_sure_one():
+    """The net says .73 of every voxel of both bands; the forest .9 of one piece and .3 of the other."""
+    image, probability, _ = scene()
+    left, right = ball(image.shape, (7, 12, 14), 8.0), ball(image.shape, (7, 27, 14), 12.0)
+    labels = left.long() + 2 * right.long()
+    chance = boundary.chances(labels, [1, 2], [0.9, 0.3])
+    assert chance[left].unique().tolist() == pytest.approx([0.9]) and chance[labels == 0].sum() == 0
+    assert (boundary.chances(labels, [2], [0.0]) > 0).equal(right)  # a score of 0 is a piece all the same
+    plain = replace(SMALL, smooth_mm=0.0, threshold=0.35)
+    out = boundary.relabel(says(1.0, plain), image, probability, chance, None, SPACING)
+    near = boundary.band(left | right, SPACING, SMALL.band_mm)
+    assert out.mask[left].all() and torch.equal(right & out.mask, right & ~near)
+    none, many = sorted(out.lesions.added)
+    assert none == 0 and many > 50 and not out.lesions.restored.any()
+    sure = boundary.relabel(says(1.0, plain), image, probability, left | right, None, SPACING)
+    assert torch.equal(
+        sure.mask, boundary.relabel(says(1.0, plain), image, probability, (left | right).float(), None, SPACING).mask
+    )
+    assert (sure.lesions.added > 50).all()
+
+
 def test_an_added_piece_that_hangs_on_nothing_is_dropped():
     old = torch.zeros(5, 9, 9, dtype=torch.bool)
     old[2, 2:4, 2:4] = True
@@ -258,8 +279,9 @@ def test_an_added_piece_that_hangs_on_nothing_is_dropped():
 def test_smoothing_is_stated_in_volume():
     """The net says 0.55 all over the band: all of it becomes tumor, and smoothing takes its outer rim away."""
     image, probability, mask = scene()
-    sharp = boundary.relabel(says(0.2), image, probability, mask, None, SPACING, replace(SMALL, smooth_mm=0.0))
-    smooth = boundary.relabel(says(0.2), image, probability, mask, None, SPACING, replace(SMALL, smooth_mm=4.0))
+    half = replace(SMALL, threshold=0.5)
+    sharp = boundary.relabel(says(0.2), image, probability, mask, None, SPACING, replace(half, smooth_mm=0.0))
+    smooth = boundary.relabel(says(0.2), image, probability, mask, None, SPACING, replace(half, smooth_mm=4.0))
     assert sharp.smoothing_change_ml == 0.0 and torch.equal(sharp.mask, mask | sharp.band)
     difference = float(smooth.mask.sum() - sharp.mask.sum()) * 0.025
     assert smooth.smoothing_change_ml == pytest.approx(difference, abs=1e-4) and difference < -1

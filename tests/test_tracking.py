@@ -230,8 +230,8 @@ def test_each_champion_has_a_signature_and_says_what_its_stage_said(tracked):
     names = forest.metadata.get_input_schema().input_names()
     np.testing.assert_allclose(forest.predict(asked[names]), scores.score, atol=1e-6)
 
-    before, edge = review.redrawn(made)[case]
-    volumes = {"tumor_probability": stored["tumor"], "tumor": before.numpy()}
+    edge = review.redrawn(made)[case].edge
+    volumes = {"tumor_probability": stored["tumor"], "tumor": review.kept(made, case).numpy()}
     volumes["liver"] = made.array("liver", "masks", case).bool().numpy()
     assert (loaded(mlruns, "boundary").predict(given | volumes) == edge.mask.cpu().numpy()).all()
     with pytest.raises(Exception, match="spacing_mm"):

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from workbench import (
@@ -661,9 +662,9 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     return out
 
 
-def candidates_mask(experiment: Experiment, case: str, numbers: list[int]) -> Tensor:
-    """Some candidates of a case, bool [z y x]."""
-    return torch.isin(experiment.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
+def candidates_chance(experiment: Experiment, case: str, numbers: ArrayLike, scores: ArrayLike) -> Tensor:
+    """Some candidates of a case: P(lesion) in their voxels, 0 elsewhere, [z y x]."""
+    return boundary.chances(experiment.array("candidates", "labels", case), numbers, scores)
 
 
 def boundary_case(experiment: Experiment, row: Any, kept: Tensor) -> boundary.Case:
@@ -684,8 +685,9 @@ def _train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryMo
     s, examples = experiment.settings.boundary, []
     scores = experiment.table("forest", "scores.csv", dtype={"case": str})
     for row in experiment.cases("train").itertuples():
-        numbers = scores[(scores.case == row.case) & scores.kept].candidate.to_list()
-        examples.append(boundary_case(experiment, row, candidates_mask(experiment, row.case, numbers)))
+        own = scores[(scores.case == row.case) & scores.kept]
+        kept = candidates_chance(experiment, row.case, own.candidate, own.score) > 0
+        examples.append(boundary_case(experiment, row, kept))
 
     def show(_: str, *rest) -> None:
         experiment.progress("boundary", *rest)

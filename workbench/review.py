@@ -128,7 +128,7 @@ def seen(made: Experiment, case: str) -> Seen:
     if _ran(made, "liver"):
         labels = made.array("liver", "masks", case).to(torch.uint8)
         if _ran(made, "forest"):
-            labels[kept(made, case)] = 2
+            labels[kept(made, case) > 0] = 2
     return Seen(hu, spacing, labels, truth, p, None, f"{case} ({split}), work grid")
 
 
@@ -137,10 +137,10 @@ def _ran(made: Experiment, stage: str) -> bool:
 
 
 def kept(made: Experiment, case: str) -> Tensor:
-    """The candidates of a case that the forest kept, bool `[z y x]` on the work grid."""
+    """The candidates of a case that the forest kept: P(lesion) in their voxels, 0 elsewhere, `[z y x]` on the work grid."""
     scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
-    numbers = scores[(scores.case == case) & scores.kept].candidate.to_list()
-    return torch.isin(made.array("candidates", "labels", case).long(), torch.as_tensor(numbers, dtype=torch.long))
+    own = scores[(scores.case == case) & scores.kept]
+    return boundary.chances(made.array("candidates", "labels", case), own.candidate, own.score)
 
 
 def lesions(made: Experiment, split: str | None = None) -> pd.DataFrame:
@@ -435,10 +435,11 @@ def redrawn(made: Experiment) -> dict[str, Redrawn]:
     model = boundary.load(made.path("boundary"), made.settings.boundary, made.device)
     out = {}
     for case in made.cases("test").case:
-        (hu, _, spacing), before = made.work(case), kept(made, case)
+        (hu, _, spacing), chance = made.work(case), kept(made, case)
         inside = made.array("liver", "masks", case)
         p = made.array("tumor", "maps", case).float()
-        out[case] = Redrawn(before, boundary.relabel(model, hu.float(), p, before, inside, spacing))
+        edge = boundary.relabel(model, hu.float(), p, chance, inside, spacing, made.settings.boundary)
+        out[case] = Redrawn(chance > 0, edge)
     return out
 
 

@@ -189,17 +189,16 @@ def decide(
         lesions = _judge(pieces, maps, own_mm or maps.spacing_mm, models, describe or radiomics.steady)
         if "forest" in skip:
             lesions = lesions.assign(kept=True)
-        kept = torch.isin(
-            pieces.labels.long(), torch.as_tensor(lesions.candidate[lesions.kept].to_list(), dtype=torch.long)
-        )
-        levels.append(level := _agree(level, kept))
+        own = lesions[lesions.kept]
+        chance = boundary.chances(pieces.labels, own.candidate, own.forest_score)
+        levels.append(level := _agree(level, chance > 0))
     with timed("boundary"):
-        if bool(kept.any()) and "boundary" not in skip:
+        if bool(chance.any()) and "boundary" not in skip:
             edge = boundary.relabel(
                 models.boundary,
                 maps.hu.to(models.device),
                 p.to(models.device),
-                kept.to(models.device),
+                (chance if "forest" not in skip else chance > 0).to(models.device),
                 maps.liver.to(models.device),
                 maps.spacing_mm,
                 s.boundary,

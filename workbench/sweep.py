@@ -221,7 +221,8 @@ def score(made: Experiment, first: str, after: str, report: Report) -> pd.Series
         else:
             pipeline.run(made, stage)
     if kept is not None:
-        return pd.Series({c: _tumor_dice(made, c, pipeline.candidates_mask(made, c, kept[c])) for c in kept.index})
+        masks = {c: pipeline.candidates_chance(made, c, *_said(kept[c])) > 0 for c in kept.index}
+        return pd.Series({c: _tumor_dice(made, c, mask) for c, mask in masks.items()})
     column = "dice_after" if after == "consistency" else "dice"
     return made.table(after, "cases.csv", column, dtype={"case": str}).set_index("case")[column].dropna()
 
@@ -247,7 +248,7 @@ def _train_folds(made: Experiment, stage: str, report: Report) -> None:
 
 
 def _verdicts(made: Experiment, report: Report | None = None) -> pd.Series:
-    """The numbers of the candidates that are kept, by case: those of the stage forest where it has run, else of forests made here."""
+    """The numbers of the candidates that are kept and their scores, by case: those of the stage forest where it has run, else of forests made here."""
     rows, s = pipeline.forest_rows(made), made.settings.forest
     folds, scores = np.unique(rows.fold), np.full(len(rows.truth), np.nan)
     if made.finished("forest"):
@@ -270,17 +271,19 @@ def _verdicts(made: Experiment, report: Report | None = None) -> pd.Series:
         own = rows.fold == n
         others = (scores[~own], rows.truth[~own], s.recall, rows.lesions[~own])
         kept[own] = scores[own] >= forest.threshold_for_recall(*others).threshold
-    table = rows.table.assign(kept=kept)
-    return pd.Series({c: table.candidate[(table.case == c) & table.kept].tolist() for c in made.cases("train").case})
+    table = rows.table.assign(score=scores)[kept].set_index("candidate")
+    return pd.Series({c: table.score[table.case == c].to_dict() for c in made.cases("train").case})
+
+
+def _said(kept: dict[int, float]) -> tuple[list[int], list[float]]:
+    return list(kept), list(kept.values())
 
 
 def _contours(made: Experiment, kept: pd.Series, report: Report) -> pd.Series:
     """Dice of each case after its boundary was drawn anew by a net of the other folds' patients."""
     s, table = made.settings.boundary, made.cases("train")
-    cases = {
-        row.case: pipeline.boundary_case(made, row, pipeline.candidates_mask(made, row.case, kept[row.case]))
-        for row in table.itertuples()
-    }
+    chances = {c: pipeline.candidates_chance(made, c, *_said(kept[c])) for c in table.case}
+    cases = {row.case: pipeline.boundary_case(made, row, chances[row.case] > 0) for row in table.itertuples()}
     dice: dict[str, float] = {}
     folds = sorted(set(table.fold))
     for n, fold in enumerate(folds):
@@ -289,7 +292,7 @@ def _contours(made: Experiment, kept: pd.Series, report: Report) -> pd.Series:
         model = boundary.train(others, s, made.settings.seed, None, made.device, folder, _start(made))
         for c in table.case[table.fold == fold]:
             case = cases[c]
-            given = case.image, case.tumor_probability, case.mask, case.liver, case.spacing_mm
+            given = case.image, case.tumor_probability, chances[c], case.liver, case.spacing_mm
             dice[c] = _tumor_dice(made, c, boundary.relabel(model, *given).mask.cpu())
         report((n + 1) / len(folds), float(np.mean(list(dice.values()))))
     return pd.Series(dice)
