@@ -147,9 +147,23 @@ def test_fresh_lesions_are_tested_at_the_cuts_that_were_fixed_before(trained):
     lesions = pd.DataFrame({"patient": np.repeat([f"p{n}" for n in range(8)], 3), "blur_mm": blur, "assd_mm_before": 2.0,
                             "assd_mm_after": 2.0 - gain, "surface_dice_before": 0.5, "surface_dice_after": 0.5,
                             "dice_before": 0.7, "dice_after": None})  # fmt: skip
-    held = {"cut_mm": 1.05, "more_mm": 1.5, "lesions": metrics.json_safe(lesions.to_dict("records"))}
+    whole = {f"{m}_{when}": 0.5 for m in ("dice", "assd_mm", "surface_dice") for when in ("before", "after")}
+    patients = [
+        {"patient": f"p{n}", "tumor": n < 8} | whole | {"dice_after": 0.6 if n < 8 else 0.0} for n in range(9)
+    ]  # the last has none
+    held = {
+        "cut_mm": 1.05,
+        "more_mm": 1.5,
+        "lesions": metrics.json_safe(lesions.to_dict("records")),
+        "patients": patients,
+    }
     page, pictures = evidence.write(trained, None, held)
     lines = [line for line in page.splitlines() if "fresh phantoms" in line and line.startswith("| boundary")]
+    assert (
+        "a patient" in lines[0] and "+0.100 [+0.100, +0.100], p 0.0078, n 8" in lines[0] and "**supported**" in lines[0]
+    )
+    assert "| dice | 8 | 0.500 | 0.600 |" in page
+    lines = lines[3:]
     assert "-0.750 [-0.750, -0.750], p 0.0078, n 16" in lines[0] and "**supported**" in lines[0]
     assert "edges blurred by 1.5 mm or more" in lines[2] and "-1.000 [-1.000, -1.000]" in lines[2]
     assert "not shown" in lines[1] and "fresh" in pictures and "on 8 fresh phantoms" in page
@@ -164,7 +178,8 @@ def test_the_benchmark_measures_fresh_phantoms(trained):
     spec = importlib.util.spec_from_file_location("blurred_edges", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    table = benchmark.measure(trained.folder, range(benchmark.SEED, benchmark.SEED + 2))
+    table, patients = benchmark.measure(trained.folder, range(benchmark.SEED, benchmark.SEED + 2))
+    assert len(patients) == 2 and patients.tumor.any() and {"dice_before", "assd_mm_after"} <= set(patients.columns)
     assert set(table.patient) <= {f"phantom-{benchmark.SEED + n}" for n in range(2)} and len(table) > 0
     assert {"blur_mm", "assd_mm_before", "assd_mm_after"} <= set(table.columns)
 

@@ -57,7 +57,7 @@ def page(
     for stage in ("selection", "forest", "boundary", "metrics"):
         made.need(stage)
     real = None if real_ct is None else read_json(Path(real_ct), "summary")
-    edges = None if fresh is None else read_json(Path(fresh), "lesions", "cut_mm", "more_mm")
+    edges = None if fresh is None else read_json(Path(fresh), "lesions", "patients", "cut_mm", "more_mm")
     text, pictures = write(made, real, edges)
     for name, picture in pictures.items():
         (out.parent / "pictures").mkdir(parents=True, exist_ok=True)
@@ -135,6 +135,8 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         parts += [
             f"The same on {lesions.patient.nunique()} fresh phantoms with lesions, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
             _table(edges_table(lesions, fresh["cut_mm"], fresh["more_mm"])),
+            "All tumor of these patients at once, false candidates and all:",
+            _table(whole_table(pd.DataFrame(fresh["patients"]))),
             _picture("fresh", "the boundary stage on fresh phantoms"),
         ]
     if real_ct is not None:
@@ -272,7 +274,15 @@ def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[C
 
 def _fresh(held: dict) -> list[Claim]:
     """The claims on blurred edges again, on lesions that none of this was chosen on."""
-    table, claims = pd.DataFrame(held["lesions"]), []
+    table, patients = pd.DataFrame(held["lesions"]), pd.DataFrame(held["patients"])
+    ill, claims = patients[patients.tumor.astype(bool)], []
+    for metric, words in (
+        ("tumor_dice", "higher tumor Dice"),
+        ("tumor_assd_mm", "smaller surface distance (mm)"),
+        ("tumor_surface_dice", "higher surface Dice at 1 mm"),
+    ):
+        row = pd.Series(_paired(ill, metric.removeprefix("tumor_")))
+        claims.append(_change("boundary", f"{words}, a patient, fresh phantoms", row, metric))
     for cut in (held["cut_mm"], held["more_mm"]):
         for metric, words in (
             ("tumor_assd_mm", "smaller surface distance (mm)"),
@@ -425,6 +435,26 @@ def edges_table(edges: pd.DataFrame, *cuts_mm: float) -> pd.DataFrame:
             interval = f"[{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}"
             row[metric] = f"{both.iloc[0]:.3f} to {both.iloc[1]:.3f}: {found['difference']:+.3f} {interval}"
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def whole_table(patients: pd.DataFrame) -> pd.DataFrame:
+    """The whole tumor of phantoms that have some, before and after the boundary stage: a row a measure."""
+    rows, ill = [], patients[patients.tumor.astype(bool)]
+    for metric in ("dice", "assd_mm", "surface_dice"):
+        found = _paired(ill, metric)
+        before, after = ill[[f"{metric}_before", f"{metric}_after"]].astype(float).dropna().mean()
+        interval = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+        rows.append(
+            {
+                "measure": metric,
+                "patients": found["n"],
+                "before": f"{before:.3f}",
+                "after": f"{after:.3f}",
+                "change": interval,
+                "p": f"{found['p']:.2g}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
