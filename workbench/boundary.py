@@ -40,9 +40,9 @@ does not drown the small ones. Only candidates that overlap the reference are le
 net to shrink everything (docs/log.md, 2026-11-25). The target is the share of tumor in the grid voxel.
 
 After the net: p in the band (blended with the cascade's probability if `blend` > 0), the mask itself outside; a
-Gaussian of `smooth_mm`; times P(lesion) of the piece, which the forest says, since the net knows lesions only and would
-draw a false candidate as large as a lesion; threshold, in the band only. It is half the Dice that can be had, as Dice asks for
-(Lipton 2014). Tumor is added only within `liver_margin_mm` of the liver. No
+Gaussian of `smooth_mm`; times twice P(lesion) of the piece, which the forest says, where that is below even odds, since the
+net knows lesions only and would draw a false candidate as large as a lesion; threshold, in the band only. It is half the
+Dice that a lesion can have, as Dice asks for (Lipton 2014). Tumor is added only within `liver_margin_mm` of the liver. No
 lesion vanishes (one that would is left as it was), none is born (an added piece that hangs on no old voxel is dropped)
 and none merge (added voxels that would join two are dropped); what happened to each is a row of `lesions`.
 """
@@ -98,7 +98,7 @@ class BoundarySettings:
     noise_hu: float = 8.0
     shift_hu: float = 15.0
     validation_share: float = 0.15  # of the patients; for the curve only
-    threshold: float = 0.35  # rule: half the expected Dice
+    threshold: float = 0.4  # rule: half a lesion's expected Dice
     blend: float = 0.0  # weight of the cascade's probability beside the net's
     smooth_mm: float = 1.0
     liver_margin_mm: float = 3.0
@@ -692,7 +692,9 @@ class Relabelled:
     """What the band became, all `[z y x]` on the input's grid. `lesions`: one row a lesion of the mask."""
 
     mask: Tensor  # bool
-    probability: Tensor  # of tumor: the net's (and the blend's) times P(lesion) in the band, the cascade's elsewhere
+    probability: (
+        Tensor  # of tumor: the net's (and the blend's) in the band, less for a doubtful piece, the cascade's elsewhere
+    )
     added: Tensor
     removed: Tensor
     band: Tensor
@@ -813,7 +815,7 @@ def relabel(
     logits = _carry(dense_logits(model.net, part.channels, part.band), part.grid_box, own.grid_mm, box, spacing_mm)
     drawn = mask[box]
     p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + probability[box] * settings.blend, drawn.float())
-    lesion = _nearest(chance[box], drawn, spacing_mm) if chance.is_floating_point() else 1.0
+    lesion = (2 * _nearest(chance[box], drawn, spacing_mm)).clamp_max(1) if chance.is_floating_point() else 1.0
     allowed = drawn if liver is None else drawn | _near_liver(liver[box], spacing_mm, settings.liver_margin_mm)
     sharp = torch.where(near, p * lesion >= settings.threshold, drawn)
     smooth = torch.where(near, _gaussian(p, spacing_mm, settings.smooth_mm) * lesion >= settings.threshold, drawn)
