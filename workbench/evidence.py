@@ -486,9 +486,11 @@ def _real(held: dict) -> tuple[list[str], Figure]:
             _table(_short(pd.DataFrame(rows), shown, part.patient.nunique())),
             _real_steps(part, shown),
         ]
-        stages += [row | {"stage": f"{variant}: {row['stage']}"} for row in rows]
-    parts.append(_picture("real_ct", "real CT: each metric after each stage, and without one"))
-    return parts, figures.ablation(pd.DataFrame(stages), None, shown, title=f"real CT, {patients} patients with tumors")
+        stages += [row | {"stage": f"{variant}: {row['stage']}"} for row in rows if row["stage"] in ABLATION]
+    parts.append(_picture("real_ct", "real CT: each metric after each stage"))
+    return parts, figures.ablation(
+        pd.DataFrame(stages), None, shown, 2, title=f"real CT, {patients} patients with tumors"
+    )
 
 
 def _real_steps(part: pd.DataFrame, shown: list[str]) -> str:

@@ -36,7 +36,7 @@ def ablation(
     metrics = [m for m in (metrics or dict.fromkeys(table["metric"])) if (table["metric"] == m).any()]
     columns = max(1, min(columns, len(metrics)))
     rows = max(1, math.ceil(len(metrics) / columns))
-    figure = Picture(4.2 * columns, 3.2 * rows + 0.6)
+    figure = Picture(max(4.2, 0.27 * len(stages)) * columns, 3.2 * rows + 0.6)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     if not metrics:
         say(axes[0], "no metric in the table")
@@ -110,6 +110,8 @@ def edge_gain(table: pd.DataFrame, cut_mm: float, title: str = "") -> Figure:
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.axvline(cut_mm, color=GREY, ls="--", lw=1)
         ax.set(xlabel="blur of the reference's edge (mm)", ylabel=f"change of {units_of(metric)}")
+        if metric == "assd_mm":  # one lesion can go wrong by more than all others together
+            ax.set_yscale("symlog", linthresh=2)
         ax.grid(alpha=0.3)
     figure.suptitle(f"{title or 'boundary relabelling'} ({patients_of(both)}, {len(both)} lesions)", fontsize=11)
     return figure
