@@ -156,6 +156,7 @@ def of_tables(models: Path, patients: int, folds: int | None, place: Path) -> di
     moved = repeats[:, order] * (1 + MOVED * rng.uniform(-1, 1, (1, len(order), repeats.shape[2])))
     np.save(place / "radiomics/repeats.npy", moved, allow_pickle=False)
     shutil.copy(source.path("radiomics") / "perturbations.json", place / "radiomics")
+    torch.set_num_threads(1)  # in this process, which alone knows the next line
     Experiment.need = lambda self, stage: None  # the tables are here, and no stage made them
     made, seconds = Experiment(place, "cpu"), {}
     for stage in ("selection", "forest"):
