@@ -224,6 +224,9 @@ def draw(measured: dict[str, list[dict]], plot: Path) -> None:
         axes[1, n].set(xlabel=NAMES[kind], ylim=(0, None))
         for panel in axes[:, n]:
             panel.grid(alpha=0.3)
+            if kind == "folds":
+                panel.set_xticks(at, at)
+                panel.minorticks_off()
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory of a process, GiB")
     figure.savefig(plot, dpi=110)
