@@ -17,6 +17,11 @@ from workbench.experiment import Experiment
 from workbench.fit import FitSettings
 
 
+def in_float32():
+    """bfloat16 rounds too early to compare."""
+    return patch.object(fit, "autocast", lambda device: torch.autocast("cpu", enabled=False))
+
+
 def exact(folder):
     """In float64, with batch norm, and a batch that two processes cannot share evenly."""
     torch.manual_seed(0)
@@ -34,18 +39,19 @@ def exact(folder):
 
 def contour(folder):
     settings = replace(test_boundary.SMALL, steps=6, batch=3, dropout=0.3)
-    boundary.train([test_boundary.blurred_case(s) for s in range(2)], settings, 1, folder=folder)
+    with in_float32():
+        boundary.train([test_boundary.blurred_case(s) for s in range(2)], settings, 1, folder=folder)
 
 
 def stages(cohort, folder):
-    """Cohort and liver of the toy patients, six steps a fold, in float32: bfloat16 rounds too early to compare."""
+    """Cohort and liver of the toy patients, six steps a fold, in float32."""
     s = tiny.settings()
     cascade = replace(s.liver.cascade, fit=replace(s.liver.cascade.fit, steps=6, check_every=1))
     made = partial(Experiment.create, folder, cohort, replace(s, liver=replace(s.liver, cascade=cascade)), "cpu")
     if processes.rank() == 0:
         made()
     processes.wait()
-    with patch.object(fit, "autocast", lambda device: torch.autocast("cpu", enabled=False)):
+    with in_float32():
         for stage in ("cohort", "liver"):
             pipeline.run(made(), stage)
 
