@@ -692,9 +692,7 @@ class Relabelled:
     """What the band became, all `[z y x]` on the input's grid. `lesions`: one row a lesion of the mask."""
 
     mask: Tensor  # bool
-    probability: (
-        Tensor  # of tumor: the net's (and the blend's) in the band, less for a doubtful piece, the cascade's elsewhere
-    )
+    probability: Tensor  # the net's (and the blend's) in the band, less for a doubtful piece; the cascade's elsewhere
     added: Tensor
     removed: Tensor
     band: Tensor
@@ -782,8 +780,8 @@ def relabel(
     """Decide the band of `mask` anew; outside the band nothing changes.
 
     image in HU; mask bool, or P(lesion) of the piece in each of its voxels and 0 elsewhere (`chances`); liver None sets no limit; all
-    on one grid of `spacing_mm`. `settings` may differ from the model's in
-    threshold, blend, smooth_mm and liver_margin_mm, and in a narrower band_mm.
+    on one grid of `spacing_mm`. `settings` may differ from the model's in threshold, blend, smooth_mm and liver_margin_mm, and in a
+    narrower band_mm.
     """
     own = model.settings
     settings = settings or own
