@@ -3,9 +3,9 @@
     python benchmarks/blurred_edges.py [--quick] [--json FILE] [--models EXPERIMENT] [--cases N] [--workers N]
 
 The peer is the mask before the stage, on the same lesions. `CUT_MM` and `MORE_MM` were fixed on the demo's held-out patients: the median
-blur of their edges, and from where on its picture seemed to show a gain. The size was reckoned beforehand: 60 phantoms (seeds from 50,001)
-showed a change of ASSD of -.10 mm at a spread of .43 mm a lesion and no more than a hint, and 95 % of such tests come out at a level of .05 with
-some 310 lesions (1.3 times 13 x (.43 / .10)^2, lesions of a patient being alike), which 300 phantoms hold. Those of `SEED` were not looked at before.
+blur of their edges, and from where on its picture seemed to show a gain. Of ASSD the question is the median patient's change (Wilcoxon's signed
+ranks): among 300 phantoms (seeds from 70,001) one lesion in a piece with 20 ml that are none made the mean hang on itself (-.07 mm at a spread of 1.2, without
+it -.12 at .39). 900 phantoms hold some 1,400 found lesions that are blurred, with which the mean would come out as well in 6 of 10 such tests. Those of `SEED` were not looked at before.
 Beside the lesions stands each phantom's whole tumor, false candidates and all. JSON: every lesion and phantom. `workbench evidence --edges FILE` takes it in.
 """
 
@@ -25,7 +25,7 @@ from workbench.experiment import write_json
 from workbench.ledger import tumor_after
 from workbench.threads import at_once, in_processes
 
-SEED = 70_001  # far from those of the demo (1 to 180) and of the other benchmarks
+SEED = 80_001  # far from those of the demo (1 to 180) and of the other benchmarks
 CUT_MM, MORE_MM = 1.05, 1.5
 WHOLE = ("dice", "assd_mm", "surface_dice")
 
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="three phantoms")
     parser.add_argument("--json", type=Path, help="write the lesions here")
     parser.add_argument("--models", type=Path, default=Path("experiments/demo"), help="a trained experiment")
-    parser.add_argument("--cases", type=int, default=300, help="how many phantoms")
+    parser.add_argument("--cases", type=int, default=900, help="how many phantoms")
     parser.add_argument("--workers", type=int, default=at_once(torch.device("cpu")), help="processes that share them")
     asked = parser.parse_args()
     if not (asked.models / "boundary" / "stage.json").is_file():
