@@ -1,7 +1,10 @@
 """Several things at once in processes: the same answers in the same order as one after the other."""
 
 import os
+import time
 from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,3 +40,36 @@ def test_each_item_is_done_in_order_by_processes_that_make_their_part_once(tmp_p
 def test_a_refusal_comes_through(tmp_path, workers):
     with pytest.raises(Refused, match="item: found -1; expected 0 or more"):
         list(in_processes(partial(made, tmp_path / "made"), work, [1, -1, 2], workers))
+
+
+def slow(begun, item: int) -> None:
+    (begun / str(os.getpid())).touch()
+    time.sleep(120)
+
+
+def test_processes_end_with_who_began_them(tmp_path):
+    """A SIGKILL leaves no process that works on, or waits, with its memory held."""
+    first = get_context("spawn").Process(target=consume, args=(tmp_path,))
+    first.start()
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
+    mine = [int(p.name) for p in tmp_path.iterdir()]
+    assert all(alive(n) for n in mine)
+    first.kill()
+    first.join()
+    until(lambda: not any(alive(n) for n in mine))
+
+
+def consume(begun) -> None:
+    list(in_processes(partial(Path, begun), slow, [0, 1], 2))
+
+
+def alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def until(true, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -83,14 +83,14 @@ def in_processes(
 ) -> Iterator[Out]:
     """work(made, item) of each item, in order, in processes of one thread each, which call make() once; with one worker, here.
 
-    All that goes in and out is pickled, so functions are those of a module.
+    All that goes in and out is pickled, so functions are those of a module. The processes end with this one, killed or not.
     """
     workers = min(len(items), workers)
     if workers < 2:
         made = make()
         yield from (work(made, item) for item in items)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin) as pool:
         try:
             yield from pool.map(partial(_there, make, work), items)
         except BrokenProcessPool as error:
@@ -101,6 +101,16 @@ def in_processes(
 
 
 _MADE: dict[str, Any] = {}  # of a process of `in_processes`
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)  # who was killed could not tell it to end, and it would wait for work with its memory held
 
 
 def _there(make: Callable[[], Made], work: Callable[[Made, Item], Out], item: Item) -> Out:
