@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -41,9 +42,15 @@ def test_ledger_and_measures_tell_of_the_masks(what_if):
     for stage in ABLATION:
         assert torch.equal(tumor_after(outcome.ledger, stage), outcome.masks[stage])
     truth = (what_if.truth == 2).numpy()
-    last = outcome.measures.set_index("stage").loc["boundary"]
-    mask = outcome.masks["boundary"].numpy()
-    assert last.dice == pytest.approx(metrics.compare(truth, mask, what_if.maps.spacing_mm)["dice"])
+    what_if(replace(what_if.start, score=1.01))  # nothing is kept, and what was measured comes back
+    for rows in (outcome.measures, what_if().measures):
+        for row in rows.itertuples():
+            mask = outcome.masks[row.stage].numpy()
+            labels = [np.where(m, 2, what_if.maps.liver.numpy()) for m in (truth, mask)]
+            found = metrics.evaluate_case(*labels, what_if.maps.spacing_mm)
+            counts = found["detection"]["iou0"]
+            assert row.dice == found["tumor"]["dice"] and row.assd_mm == pytest.approx(found["tumor"]["assd_mm"])
+            assert (row.found, row.missed, row.false_positives) == tuple(counts[k] for k in ("tp", "fn", "fp"))
 
 
 def test_each_choice_moves_its_own_stage(what_if):

@@ -57,7 +57,7 @@ from workbench.experiment import (
 from workbench.files import read_json, sweep
 from workbench.ledger import ABLATION
 from workbench.radiomics import perturb
-from workbench.segmentation import DECIDING, Models, Remembered, Result, decide, on_own_grid, segment
+from workbench.segmentation import DECIDING, Memory, Models, Result, decide, on_own_grid, segment
 from workbench.threads import at_once, in_processes, side_by_side
 from workbench.volume import Refused, Volume, components, numbered, resample
 from workbench.watch import watched
@@ -763,13 +763,13 @@ def _held_out(
     """Segment a held-out case and keep it below `results`: its measures after each stage, and with each one left out."""
     ct, truth = case.read()
     given = truth.array >= 1 if case.field_of_view != "whole" else None
-    describe = Remembered()
-    result = segment(replace(ct, name=case.case), models, liver_given=given, describe=describe)
+    memory = Memory()
+    result = segment(replace(ct, name=case.case), models, liver_given=given, memory=memory)
     stages = [_measured(case, ct, truth, result.labels_after(stage)) for stage in ABLATION]
     left_out = []
     for stage in DECIDING:
         labels = result.liver.to(torch.uint8)
-        decided = decide(result.maps, models, skip=(stage,), describe=describe)
+        decided = decide(result.maps, models, skip=(stage,), memory=memory)
         labels[on_own_grid(decided, ct.shape)[-1]] = 2
         left_out.append(_measured(case, ct, truth, labels))
     if keep is not None:

@@ -104,19 +104,27 @@ def _agree(level: Tensor, mask: Tensor) -> Tensor:
     return torch.where((level >= 0) == mask, level, -level - 1e-4 * (~mask).float())
 
 
-Describe = Callable[..., tuple[pd.DataFrame, np.ndarray]]  # as `radiomics.steady`
-
-
-class Remembered:
-    """`radiomics.steady` of one scan, which answers again while the candidates are those of the last time."""
+class Memory:
+    """Of one scan: the candidates of a mask and their descriptors, given again while they are asked of the same mask. Without it all is
+    worked out anew."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, tuple[pd.DataFrame, np.ndarray]] | None = None
+        self._found: tuple[Tensor, tuple, candidates.Candidates] | None = None
+        self._described: tuple[Tensor, tuple[pd.DataFrame, np.ndarray]] | None = None
 
-    def __call__(self, hu: Tensor, pieces: Tensor, spacing: Spacing, liver: Tensor) -> tuple[pd.DataFrame, np.ndarray]:
-        if self._last is None or not torch.equal(self._last[0], pieces):
-            self._last = pieces, radiomics.steady(hu, pieces, spacing, liver)
-        return self._last[1]
+    def find(self, mask: Tensor, maps: Maps, settings: candidates.CandidateSettings) -> candidates.Candidates:
+        """`candidates.find`."""
+        if self._found is None or self._found[1] != settings or not torch.equal(self._found[0], mask):
+            found = candidates.find(mask, maps.p, maps.liver, maps.spacing_mm, settings)
+            self._found = mask, settings, found
+        return self._found[2]
+
+    def describe(self, pieces: Tensor, maps: Maps, device: torch.device) -> tuple[pd.DataFrame, np.ndarray]:
+        """`radiomics.steady`."""
+        if self._described is None or not torch.equal(self._described[0], pieces):
+            on = (maps.hu.to(device), pieces.long().to(device), maps.spacing_mm, maps.liver.to(device))
+            self._described = pieces, radiomics.steady(*on)
+        return self._described[1]
 
 
 @dataclass(frozen=True)
@@ -167,14 +175,13 @@ def decide(
     own_mm: Spacing | None = None,
     skip: Collection[str] = (),
     timed: Callable[[str], AbstractContextManager] = _untimed,
-    describe: Describe | None = None,
+    memory: Memory | None = None,
 ) -> Decided:
     """Everything after the nets: consistency, candidates, forest, boundary. `skip` leaves stages of `DECIDING` out.
 
-    Places in the table are on a grid of `own_mm` (by default the work grid). `describe` stands in for
-    `radiomics.steady`.
+    Places in the table are on a grid of `own_mm` (by default the work grid). `memory`: of this scan, from one decision to the next.
     """
-    s, p = models.settings, maps.p
+    s, p, memory = models.settings, maps.p, memory or Memory()
     if set(skip) - set(DECIDING):
         raise Refused("stages to leave out", ", ".join(skip), "some of " + ", ".join(DECIDING))
     with timed("consistency"):
@@ -183,10 +190,10 @@ def decide(
         mask = level >= 0 if "consistency" in skip else consistency.refine(p, maps.spacing_mm[0], s.consistency).mask
         levels.append(level := _agree(level, mask))
     with timed("candidates"):
-        pieces = candidates.find(mask, p, maps.liver, maps.spacing_mm, s.candidates)
+        pieces = memory.find(mask, maps, s.candidates)
         levels.append(level := _agree(level, pieces.labels > 0))
     with timed("forest"):
-        lesions = _judge(pieces, maps, own_mm or maps.spacing_mm, models, describe or radiomics.steady)
+        lesions = _judge(pieces, maps, own_mm or maps.spacing_mm, models, memory)
         if "forest" in skip:
             lesions = lesions.assign(kept=True)
         own = lesions[lesions.kept]
@@ -265,11 +272,11 @@ def segment(
     models: Models,
     progress: Progress | None = None,
     liver_given: Tensor | None = None,
-    describe: Describe | None = None,
+    memory: Memory | None = None,
 ) -> Result:
     """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
 
-    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box. `describe` as
+    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box. `memory` as
     in `decide`.
     """
     s, show = models.settings, progress or (lambda *_: None)
@@ -283,7 +290,7 @@ def segment(
         timings[stage] = round(time.monotonic() - began, 3)
 
     maps = look(volume, models, timed, liver_given)
-    decided = decide(maps, models, volume.spacing_mm, (), timed, describe)
+    decided = decide(maps, models, volume.spacing_mm, (), timed, memory)
     with timed("own grid"):
         masks = on_own_grid(decided, volume.shape)
         liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0
@@ -311,14 +318,13 @@ def segment(
 
 
 def _judge(
-    pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, describe: Describe
+    pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, memory: Memory
 ) -> pd.DataFrame:
     """The lesion table: each candidate with its place on a grid of `own_mm`, verdict, reason and deciding features."""
     columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
     if not len(pieces.table):
         return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
-    on = models.device
-    described, _ = describe(maps.hu.to(on), pieces.labels.long().to(on), maps.spacing_mm, maps.liver.to(on))
+    described, _ = memory.describe(pieces.labels, maps, models.device)
     score = models.forest.score(described[list(models.forest.names)])
     threshold = models.forest.threshold.threshold
     kept = score >= threshold

@@ -1,8 +1,8 @@
 """What if: one case decided anew from its stored maps, with other thresholds, in about a second.
 
 Ours; the paper has none. Everything after the nets runs again exactly as `workbench segment` runs it (`segmentation.decide`):
-consistency, candidates, descriptors, verdicts, contour; and the measures, where there is a reference. Descriptors of
-candidates that did not change are not computed again. Works on the experiment's work grid.
+consistency, candidates, descriptors, verdicts, contour; and the measures, where there is a reference. Candidates of a mask that did not
+change, their descriptors, and the measures of a mask seen the last time are not computed again. Works on the experiment's work grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from workbench import boundary, forest, metrics, segmentation
 from workbench.experiment import Experiment
 from workbench.ledger import ABLATION, write
-from workbench.segmentation import Decided, Maps, Models
+from workbench.segmentation import Maps, Models
+from workbench.volume import bounding_box
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class WhatIf:
         s = made.settings
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
-        self._describe = segmentation.Remembered()
+        self._memory = segmentation.Memory()
+        self._tumor, self._measured = (self.truth == 2).numpy(), []
 
     @property
     def start(self) -> Choice:
@@ -75,33 +77,33 @@ class WhatIf:
         )
         cut = self.models.forest.threshold._replace(threshold=choice.score)
         models = replace(self.models, settings=settings, forest=self.models.forest.with_threshold(cut))
-        decided = segmentation.decide(self.maps, models, describe=self._describe)
-        masks = decided.masks
+        decided = segmentation.decide(self.maps, models, memory=self._memory)
+        masks = dict(zip(ABLATION, decided.masks))
         return Outcome(
-            dict(zip(ABLATION, masks)),
+            masks,
             decided.lesions,
-            write(masks, self.maps.liver),
-            self._measured(decided),
+            write([*masks.values()], self.maps.liver),
+            self._measures(masks),
             time.monotonic() - began,
         )
 
-    def _measured(self, decided: Decided) -> pd.DataFrame:
-        rows, former = [], None
-        for stage, mask in zip(ABLATION, decided.masks):
-            if former is None or not torch.equal(mask, former):  # many a stage changes nothing
-                labels = self.maps.liver.to(torch.uint8)
-                labels[mask] = 2
-                found = metrics.evaluate_case(self.truth, labels, self.maps.spacing_mm, self.case)
-            former = mask
-            counts = found["detection"]["iou0"]
-            rows.append(
-                {
-                    "stage": stage,
-                    "dice": found["tumor"]["dice"],
-                    "found": counts["tp"],
-                    "missed": counts["fn"],
-                    "false_positives": counts["fp"],
-                    "assd_mm": found["tumor"]["assd_mm"],
-                }
-            )
-        return pd.DataFrame(rows)
+    def _measures(self, masks: dict[str, Tensor]) -> pd.DataFrame:
+        seen, rows = self._measured, {}
+        self._measured = []
+        for stage, mask in masks.items():  # many a stage changes nothing, and many a choice only the last ones
+            known = (row for other, row in [*self._measured, *seen] if torch.equal(other, mask))
+            rows[stage] = next(known, None) or self._measure(mask)
+            self._measured.append((mask, rows[stage]))
+        return pd.DataFrame([{"stage": stage} | row for stage, row in rows.items()])
+
+    def _measure(self, mask: Tensor) -> dict:
+        where = bounding_box(mask | (self.truth == 2), self.maps.spacing_mm, 0) or (slice(0, 1),) * 3
+        pair, spacing = (self._tumor[where], mask[where].numpy()), self.maps.spacing_mm
+        whole, counts = metrics.compare(*pair, spacing), metrics.match_lesions(*pair, spacing)["detection"]["iou0"]
+        return {
+            "dice": whole["dice"],
+            "found": counts["tp"],
+            "missed": counts["fn"],
+            "false_positives": counts["fp"],
+            "assd_mm": whole["assd_mm"],
+        }
