@@ -6,7 +6,8 @@ MODELS is a trained experiment (the demo's will do). Each point runs in a proces
 
 voxels: `workbench segment` on one phantom of the demo, resampled to 64^3 up to 800 x 512 x 512 over the same millimetres, from file to result folder. The demo's nets
 work on a grid in mm, so what grows there is all else; --device cuda or cpu of `benchmarks/inference.py` has the nets on the CT's own grid. lesions: 1 to 500
-balls of 12 mm in a made-up liver, everything after the nets. cohort: 4 to 200 phantoms made and taken through every stage from the cohort to radiomics, as `workbench train` does, the nets with a twentieth of the
+balls of 12 mm in a made-up liver, everything after the nets. scans: one `workbench segment` of 1 to 200 phantoms, from its start to the last report;
+each stage's seconds are summed over the scans and shared by the processes, and what is left of the clock's is start, reading and writing. cohort: 4 to 200 phantoms made and taken through every stage from the cohort to radiomics, as `workbench train` does, the nets with a twentieth of the
 demo's steps, whose number does not depend on patients. cases: selection and forest on 10 to 200 patients drawn from the experiment's own candidates, each value moved by up to 1 %. folds: the nets on 20 phantoms,
 selection and forest on 60 patients, in 2 to 10 folds.
 
@@ -37,20 +38,23 @@ from workbench import cohort, phantom, pipeline, readers, results, segmentation
 from workbench.experiment import STAGES, Experiment, write_json, write_table
 from workbench.experiment import demo as demo_settings
 from workbench.readers import nifti
+from workbench.threads import at_once
 from workbench.volume import Volume, canonical_affine, resample
 
 VOXELS = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (200, 512, 512), (400, 512, 512), (800, 512, 512))
 POINTS = {
     "voxels": range(len(VOXELS)),
     "lesions": (1, 5, 20, 100, 500),
+    "scans": (1, 4, 20, 50, 200),
     "cohort": (4, 10, 50, 200),
     "cases": (10, 20, 50, 100, 200),
     "folds": (2, 3, 5, 10),
 }
-QUICK = {"voxels": (0, 1), "lesions": (1, 5), "cohort": (4, 6), "cases": (10, 20), "folds": (2, 3)}
+QUICK = {"voxels": (0, 1), "lesions": (1, 5), "scans": (1, 4), "cohort": (4, 6), "cases": (10, 20), "folds": (2, 3)}
 NAMES = {
     "voxels": "voxels",
     "lesions": "lesions in one CT",
+    "scans": "scans in one command",
     "cohort": "patients, to radiomics",
     "cases": "patients, selection and forest",
     "folds": "folds",
@@ -103,6 +107,20 @@ def of_lesions(models: Path, count: int, device: str, place: Path) -> dict[str, 
     found = segmentation.decide(maps, loaded, timed=timed)
     assert len(found.lesions) == count, f"{len(found.lesions)} candidates of {count} lesions"
     return seconds
+
+
+def of_scans(models: Path, count: int, device: str, place: Path, workers: int) -> dict[str, float]:
+    """One command on phantoms of the demo, its processes and their start included."""
+    manifest = cohort.write_phantoms(place / "phantoms", count, SEED, held_out=0)
+    inputs, out = [case.ct for case in cohort.read_manifest(manifest)], place / "results"
+    words = ["segment", *inputs, "--models", models, "-o", out, "--device", device, "--workers", workers]
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "workbench", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - began
+    told = [json.loads(path.read_text())["timings"] for path in sorted(out.glob("*/result.json"))]
+    assert len(told) == count, f"{len(told)} results of {count} scans"
+    seconds = {stage: sum(one[stage] for one in told) / min(workers, count) for stage in told[0]}
+    return seconds | {"start, read, write": wall - sum(seconds.values())}
 
 
 def of_cohort(patients: int, device: str, place: Path, folds: int = 2, upto: str = "radiomics") -> dict[str, float]:
@@ -176,6 +194,8 @@ def point(kind: str, value: int, asked: argparse.Namespace) -> dict:
             seconds = of_voxels(models, value, asked.device, place)
         elif kind == "lesions":
             seconds = of_lesions(models, value, asked.device, place)
+        elif kind == "scans":
+            seconds = of_scans(models, value, asked.device, place, at_once(torch.device(asked.device)))
         elif kind == "cohort":
             seconds = of_cohort(value, asked.device, place)
         elif kind == "cases":

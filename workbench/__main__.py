@@ -313,6 +313,7 @@ def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-
         cases.append(metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm, name))
         _count(name, len(cases), 0)
     folder.write_json(out, metrics.summarise(cases))
+    print(metrics.breakdown(cases).to_string(index=False, na_rep="-", float_format="{:.3f}".format))
     print(f"{len(cases)} cases -> {out}")
 
 

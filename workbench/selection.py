@@ -110,10 +110,6 @@ class Selection:
     notes: tuple[str, ...] = ()
     settings: SelectionSettings = field(default_factory=SelectionSettings)
 
-    def counts(self) -> dict[str, int]:
-        """How many features left at each step, in order; they add up to all features."""
-        return {step: int((self.table["step"] == step).sum()) for step in STEPS}
-
 
 # ---------------------------------------------------------------------------------------------- stability
 
