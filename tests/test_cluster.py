@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import tiny
+import torch
 
 from workbench import cluster, cohort, metrics, pipeline
 from workbench.experiment import Experiment, held, write_json
@@ -32,7 +32,7 @@ def test_folds_one_by_one_are_the_stage(trained, toy_cohort, tmp_path):
     made = Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
     pipeline.run(made, "cohort")
     cores = torch.get_num_threads()
-    torch.set_num_threads(max(1, cores // made.settings.folds))  # as the stage shares them out: sums are the same to the bit
+    torch.set_num_threads(max(1, cores // made.settings.folds))  # as the stage does: equal to the bit
     try:
         with held(made.folder, shared=True):  # another fold is at work
             for fold in reversed(range(made.settings.folds)):

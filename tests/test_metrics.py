@@ -343,7 +343,6 @@ def test_paired_by_hand_and_against_scipy():
     assert metrics.paired([0.0] * 10, [1.0] * 10, groups=[0] * 5 + [1] * 5)["p"] == 0.5
 
 
-
 def test_the_median_patient_is_tested_by_signed_ranks():
     """One patient far off moves the mean and not the median; a patient's lesions are averaged first."""
     before, after = np.zeros(40), np.r_[np.full(39, -0.1) - np.arange(39) / 1000, 25.0]
@@ -354,6 +353,7 @@ def test_the_median_patient_is_tested_by_signed_ranks():
     lesions = metrics.paired_median([0.0, 0, 0, 0], [3.0, 1, -1, math.nan], groups=["a", "a", "b", "b"])
     assert lesions["n"] == 2 and lesions["difference"] == 0.5
     assert metrics.paired_median([1.0, 2], [1.0, 2])["p"] == 1.0 and metrics.paired_median([], [])["n"] == 0
+
 
 def test_froc_by_hand():
     table = metrics.froc([0.9, 0.8, 0.8, 0.4], [True, False, True, False], lesions_total=4, cases=2)

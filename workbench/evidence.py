@@ -299,7 +299,9 @@ def _fresh(held: dict) -> list[Claim]:
             claims.append(_change("boundary", f"{words}, {where}", row, metric))
             if metric == "tumor_assd_mm":  # its mean can hang on one lesion
                 row = pd.Series(_paired(part, "assd_mm", metrics.paired_median))
-                claims.append(_change("boundary", f"{words} in the median patient (signed ranks), {where}", row, metric))
+                claims.append(
+                    _change("boundary", f"{words} in the median patient (signed ranks), {where}", row, metric)
+                )
     return claims
 
 

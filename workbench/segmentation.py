@@ -317,9 +317,7 @@ def segment(
     )
 
 
-def _judge(
-    pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, memory: Memory
-) -> pd.DataFrame:
+def _judge(pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, memory: Memory) -> pd.DataFrame:
     """The lesion table: each candidate with its place on a grid of `own_mm`, verdict, reason and deciding features."""
     columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
     if not len(pieces.table):
