@@ -109,7 +109,7 @@ class Memory:
     worked out anew."""
 
     def __init__(self) -> None:
-        self._found: tuple[Tensor, tuple, candidates.Candidates] | None = None
+        self._found: tuple[Tensor, candidates.CandidateSettings, candidates.Candidates] | None = None
         self._described: tuple[Tensor, tuple[pd.DataFrame, np.ndarray]] | None = None
 
     def find(self, mask: Tensor, maps: Maps, settings: candidates.CandidateSettings) -> candidates.Candidates:

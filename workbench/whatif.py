@@ -56,7 +56,8 @@ class WhatIf:
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
         self._memory = segmentation.Memory()
-        self._tumor, self._measured = (self.truth == 2).numpy(), []
+        self._tumor = (self.truth == 2).numpy()
+        self._measured: list[tuple[Tensor, dict]] = []  # what the last choice gave
 
     @property
     def start(self) -> Choice:
