@@ -103,15 +103,21 @@ def edge_gain(table: pd.DataFrame, cut_mm: float, title: str = "") -> Figure:
     _before and _after, patient. `cut_mm`: from where an edge counts as blurred."""
     figure = Picture(9.6, 4)
     both = table.dropna(subset=["blur_mm", "assd_mm_before", "assd_mm_after"])
+    many = len(both) > 300
+    look = {"color": stage_colour("boundary"), "ms": 2.5 if many else 4, "alpha": 0.35 if many else 1, "mew": 0}
     for ax, metric in zip(figure.subplots(1, 2), ("assd_mm", "surface_dice")):
-        ax.plot(
-            both.blur_mm, both[f"{metric}_after"] - both[f"{metric}_before"], "o", color=stage_colour("boundary"), ms=4
-        )
+        change = both[f"{metric}_after"] - both[f"{metric}_before"]
+        ax.plot(both.blur_mm, change, "o", **look)
+        if many:
+            middle = pd.DataFrame({"blur": both.blur_mm, "change": change}).groupby(pd.qcut(both.blur_mm, 12)).median()
+            ax.plot(middle.blur, middle.change, "-o", color=BLACK, lw=1.4, ms=3, label="median of a twelfth of them")
+            ax.legend(fontsize=8, loc="upper right")
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.axvline(cut_mm, color=GREY, ls="--", lw=1)
         ax.set(xlabel="blur of the reference's edge (mm)", ylabel=f"change of {units_of(metric)}")
         if metric == "assd_mm":  # one lesion can go wrong by more than all others together
             ax.set_yscale("symlog", linthresh=2)
+            ax.yaxis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.3)
     figure.suptitle(f"{title or 'boundary relabelling'} ({patients_of(both)}, {len(both)} lesions)", fontsize=11)
     return figure
