@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ DRAWN = 24  # cards of a case that are drawn; all are in the JSON
 @dataclass(frozen=True)
 class Known:
     """The candidates that a forest learned from, row by row: `table` with case, candidate, is_lesion, volume_ml and score
-    (by a forest that never saw the patient), the `features` that the forest reads, and the `leaves` in which they end."""
+    (by a forest that never saw the patient), the `features` that the forest reads (the median where one is missing), and the `leaves` in which they end."""
 
     table: pd.DataFrame
     features: pd.DataFrame
@@ -50,16 +51,49 @@ class Known:
     @classmethod
     def of(cls, models: Models, but: str = "") -> Known | None:
         """Those of the models' experiment, without the case `but`; None where only the models are there."""
-        scores, described = models.folder / "forest/scores.csv", models.folder / "radiomics/features.csv"
-        if not scores.is_file() or not described.is_file():
+        files = [models.folder / name for name in ("forest/scores.csv", "radiomics/features.csv", "forest/forest.json")]
+        if not all(path.is_file() for path in files):
             return None
+        stamp = [(path, path.stat().st_mtime_ns) for path in files]
+        if _LAST.get("stamp") != stamp:
+            _LAST.update(stamp=stamp, known=cls._read(models, *files[:2]))
+        known = _LAST["known"]
+        other = (known.table.case != but).to_numpy()
+        if other.all():
+            return known
+        table, features = (part[other].reset_index(drop=True) for part in (known.table, known.features))
+        return cls(table, features, known.leaves[torch.from_numpy(other)])
+
+    @classmethod
+    def _read(cls, models: Models, scores: Path, described: Path) -> Known:
         names = list(models.forest.names)
         table = pd.read_csv(scores, dtype={"case": str, "patient": str})
-        table = table[(table.split == "train") & (table.case != but)]
+        table = table[table.split == "train"]
         features = pd.read_csv(described, dtype={"case": str}, usecols=["case", "candidate", *names])
         joined = table[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
         columns = ["case", "candidate", "is_lesion", "volume_ml", "score"]
-        return cls(table[columns].reset_index(drop=True), joined[names], forest.leaves(models.forest, joined))
+        filled = pd.DataFrame(models.forest.table(joined), columns=names)
+        return cls(table[columns].reset_index(drop=True), filled, forest.leaves(models.forest, joined))
+
+    @cached_property
+    def ordered(self) -> np.ndarray:
+        """The values of each feature in ascending order, `[feature candidate]`."""
+        return np.sort(self.features.to_numpy().T)
+
+    @cached_property
+    def spread(self) -> dict[str, list[list[float]]]:
+        """Of lesions and of look_alikes: `QUANTILES` of each feature, in percentiles of all candidates."""
+        true, columns = self.table.is_lesion.to_numpy(), self.features.to_numpy().T
+        return {
+            what: [
+                [_percentile(order, v) for v in np.quantile(column[on], QUANTILES)]
+                for order, column in zip(self.ordered, columns)
+            ]
+            for what, on in (("lesions", true), ("look_alikes", ~true))
+        }
+
+
+_LAST: dict = {}  # the training candidates of the last experiment, which the next case asks for again
 
 
 def of(result: Result) -> dict:
@@ -124,19 +158,15 @@ def _judged(model: forest.Forest, one: pd.DataFrame, known: Known | None) -> dic
 def _placed(model: forest.Forest, one: pd.DataFrame, known: Known) -> pd.DataFrame:
     """Where each feature stands among the training candidates, in percentiles of all of them, and where it alone would turn
     the verdict: percentile, turns_at, turns_percentile, and quantiles of lesions and look_alikes in percentiles."""
-    table, alone = model.table(known.features), forest.alone(model, one, known.features).set_index("name")
-    true, rows = known.table.is_lesion.to_numpy(), {}
-    for column, (name, found) in zip(table.T, alone.iterrows()):
-        order = np.sort(column)
-        rows[name] = {
+    rows = {}
+    for n, found in enumerate(forest.alone(model, one, known.features).itertuples()):
+        order = known.ordered[n]
+        rows[found.name] = {
             "percentile": _percentile(order, found.value),
             "turns_at": found.turns_at,
             "turns_percentile": _percentile(order, found.turns_at),
             "turned_score": found.score,
-        } | {
-            what: [_percentile(order, v) for v in np.quantile(column[on], QUANTILES)]
-            for what, on in (("lesions", true), ("look_alikes", ~true))
-        }
+        } | {what: quantiles[n] for what, quantiles in known.spread.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -24,7 +24,7 @@ import math
 import platform
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -423,22 +423,29 @@ class TensorForest:
 
     def paths(self, features: Tensor) -> Tensor:
         """The nodes that every row passes, `[candidate tree step]`; a leaf repeats to the end."""
+        return torch.stack([*self._steps(features)], dim=-1)
+
+    def leaves(self, features: Tensor) -> Tensor:
+        """The leaf in which every row ends, `[candidate tree]`."""
+        *_, last = self._steps(features)
+        return last
+
+    def _steps(self, features: Tensor) -> Iterator[Tensor]:
         x = features.to(torch.float32)
         x = torch.where(torch.isfinite(x), x, self.medians)
         tree = torch.arange(len(self.feature), device=x.device)
         node = torch.zeros(len(x), len(tree), dtype=torch.int64, device=x.device)
-        steps = [node]
+        yield node
         for _ in range(self.depth):
             goes_left = x.gather(1, self.feature[tree, node]) <= self.threshold[tree, node]
             node = torch.where(goes_left, self.left[tree, node], self.right[tree, node])
-            steps.append(node)
-        return torch.stack(steps, dim=-1)
+            yield node
 
     def __call__(self, features: Tensor) -> Tensor:
         """P(lesion) `[candidate]` of `features [candidate feature]`, columns as in `names`, NaN where missing."""
         if features.ndim != 2 or features.shape[1] != len(self.names):
             raise Refused("forest", f"a tensor of shape {tuple(features.shape)}", f"(candidate, {len(self.names)})")
-        leaf = self.paths(features)[..., -1]
+        leaf = self.leaves(features)
         return self.value[torch.arange(len(self.feature), device=leaf.device), leaf].mean(dim=1)
 
 
@@ -627,7 +634,7 @@ def _areas(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.nda
 def leaves(forest: Forest, features: pd.DataFrame) -> Tensor:
     """The leaf in which each row ends, `[candidate tree]`. The share of trees in which two end in one says how alike they are (Breiman's
     proximity)."""
-    return forest.flat.paths(torch.from_numpy(forest.table(features)))[..., -1]
+    return forest.flat.leaves(torch.from_numpy(forest.table(features)))
 
 
 class Calibration(NamedTuple):

@@ -18,6 +18,7 @@ from workbench.figures.style import (
     TRUE_COLOUR,
     TRUTH_COLOUR,
     TUMOR_COLOUR,
+    Paragraph,
     Picture,
     as_array,
     patients_of,
@@ -151,7 +152,9 @@ def lesion_card(
     figure.set_layout_engine("none")  # every part has its place: cards are drawn by the dozen
     verdict = TRUE_COLOUR if card["kept"] else FALSE_COLOUR
     _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm, window)
-    strips, pushes = figure.add_axes((0.415, 0.09, 0.23, 0.79)), figure.add_axes((0.655, 0.09, 0.095, 0.79))
+    bottom, top = 0.09, 0.88
+    strips = figure.add_axes((0.432, bottom, 0.213, top - bottom))
+    pushes = figure.add_axes((0.655, bottom, 0.095, top - bottom))
     features = pd.DataFrame(card["features"])
     names, rows = features["name"].to_list(), np.arange(len(features))
     pushes.barh(rows, features.contribution, 0.6, color=np.where(features.contribution > 0, TRUE_COLOUR, FALSE_COLOUR))
@@ -164,7 +167,9 @@ def lesion_card(
         strips.hlines(rows, features.percentile, features.turns_percentile, color=BLACK, lw=0.8, ls=":")
         strips.plot(features.turns_percentile, rows, "o", mfc="white", mec=BLACK, ms=5)
         strips.plot(features.percentile, rows, "D", color=BLACK, ms=4.5)
-    strips.set_yticks(range(len(names)), names, fontsize=6.3)
+    strips.set_yticks(range(len(names)), [""] * len(names))
+    row = (top - bottom) / (len(names) + 0.2)
+    figure.add_artist(Paragraph(0.428, top - 0.6 * row, names, 6.3, row, right=True))
     for ax in (strips, pushes):
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.tick_params(axis="x", labelsize=7)
@@ -195,7 +200,7 @@ def lesion_card(
     votes.legend(fontsize=7, loc="upper center")
     votes.set_title(f"{card['votes']['for']} of {card['votes']['trees']} trees for a lesion", fontsize=8, y=1)
     text = ["What would have changed it", *card["words"][2:]]
-    text = [textwrap.fill(line, 50, subsequent_indent="  ") for line in text]
+    text = [part for line in text for part in textwrap.wrap(line, 50, subsequent_indent="  ")]
     if card.get("nearest"):
         text += ["", "Most alike in training (share of common leaves)"]
         text += [
@@ -206,9 +211,9 @@ def lesion_card(
     text += ["", f"Its way through tree {card['way']['tree']}, most nearly of the score"]
     for s in splits[:SPLITS]:
         line = f"{s['name']} {s['value']:.3g}, {s['goes']} {s['threshold']:.3g}: {s['probability']:.2f}"
-        text.append(textwrap.fill(line, 54, subsequent_indent="  "))
+        text += textwrap.wrap(line, 54, subsequent_indent="  ")
     text += [f"and {len(splits) - SPLITS} more"] if len(splits) > SPLITS else []
-    figure.text(0.775, 0.6, "\n".join(text), fontsize=7.2, va="top", linespacing=1.3)
+    figure.add_artist(Paragraph(0.775, 0.59, text, 7.2, 0.0195))
     title = f"{about['case']}, candidate {card['candidate']}: {card['words'][0]}"
     figure.suptitle(title, fontsize=11, color=verdict, y=0.97)
     return figure

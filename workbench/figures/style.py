@@ -1,14 +1,19 @@
 """Colours, windows and small habits that every figure shares."""
 
 import io
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from PIL import Image, ImageDraw, ImageFont
 
 from workbench.files import write_atomic
 from workbench.ledger import CODES
@@ -79,6 +84,39 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         return png(self)
+
+
+class Paragraph(Artist):
+    """Lines of black text that Pillow draws: a card has a hundred of them, and Matplotlib takes some milliseconds for each.
+
+    `x`, `top`: of the first line, in shares of the figure; `pitch`: from line to line, in the same. `right`: x is where lines end.
+    """
+
+    def __init__(self, x: float, top: float, lines: Sequence[str], size: float, pitch: float, right: bool = False):
+        super().__init__()
+        self.x, self.top, self.lines, self.size, self.pitch, self.right = x, top, tuple(lines), size, pitch, right
+
+    def draw(self, renderer):
+        figure = self.get_figure(root=True)
+        width, height = (round(n) for n in figure.bbox.size)
+        font = _font(self.size * figure.dpi / 72)
+        ink = Image.new("L", (width, height))
+        pen = ImageDraw.Draw(ink)
+        for n, line in enumerate(self.lines):
+            at = self.x * width, (1 - self.top + n * self.pitch) * height
+            pen.text(at, line, fill=255, font=font, anchor="rm" if self.right else "lm")
+        box = ink.getbbox()
+        if box is not None:
+            left, _, _, bottom = box
+            alpha = np.asarray(ink.crop(box))[::-1]
+            words = np.zeros((*alpha.shape, 4), np.uint8)
+            words[..., 3] = alpha
+            renderer.draw_image(renderer.new_gc(), left, height - bottom, words)
+
+
+@lru_cache
+def _font(pixels: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), pixels)
 
 
 def png(figure: Figure, dpi: int = 100) -> bytes:
