@@ -167,14 +167,13 @@ def lesion_card(
         strips.hlines(rows, features.percentile, features.turns_percentile, color=BLACK, lw=0.8, ls=":")
         strips.plot(features.turns_percentile, rows, "o", mfc="white", mec=BLACK, ms=5)
         strips.plot(features.percentile, rows, "D", color=BLACK, ms=4.5)
-    strips.set_yticks(range(len(names)), [""] * len(names))
     row = (top - bottom) / (len(names) + 0.2)
     figure.add_artist(Paragraph(0.428, top - 0.6 * row, names, 6.3, row, right=True))
     for ax in (strips, pushes):
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(alpha=0.25, axis="x")
-    pushes.set_yticks([])
+        ax.set_yticks([])
     pushes.axvline(0, color=BLACK, lw=0.8)
     pushes.set_xlabel("push on the score\n(right: lesion)", fontsize=8)
     strips.set(xlim=(-2, 102))
@@ -245,6 +244,7 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
             x, y, piece[z].astype(np.float32), levels=[0.5], colors=[SKY], linestyles=["dotted"], linewidths=[1.6]
         )
         ax.set(xlim=(cx - half, cx + half), ylim=(cy + half, cy - half))
+        ax.locator_params(nbins=5)
         ax.set_title(f"{name}, slice {own_z} ({view.at_mm:.0f} mm)", fontsize=8, y=1)
         ax.set_xlabel("")
     words = "mm, from the right to the left of the patient; dotted: the candidate; orange: tumor in the end" + (

@@ -565,8 +565,23 @@ def preview(
     ]
     liver = labels >= 1 if labels is not None else of
     box = box_around(liver, spacing_mm, 25)
-    figure = Picture(3 * len(views), 2.7 * len(rows) + 0.9)
-    for row, name in zip(figure.subplots(len(rows), len(views), squeeze=False), rows):
+    high = 2.6 * len(rows) + 1.2
+    figure = Picture(3 * len(views) + 0.8, high)
+    figure.set_layout_engine("none")  # every part has its place: each case has such a sheet
+    cells = figure.subplots(
+        len(rows),
+        len(views),
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.055,
+            "right": 0.92,
+            "bottom": 0.95 / high,
+            "top": 1 - 0.6 / high,
+            "wspace": 0.22,
+            "hspace": 0.1,
+        },
+    )
+    for n, (row, name) in enumerate(zip(cells, rows)):
         for ax, (plane, at) in zip(row, views):
             view = View(ct.shape, spacing_mm, plane, at)
             view.ct(ax, ct, "liver")
@@ -579,13 +594,25 @@ def preview(
                     ax, p.astype(np.float32), cmap=PROBABILITY_MAPS["tumor"], vmin=0, vmax=1, interpolation="nearest"
                 )
             view.zoom(ax, box)
-            ax.set_title(view.title(), fontsize=8)
+            if n == 0:
+                ax.set_title(view.title(), fontsize=8, y=1)
+            if n < len(rows) - 1:
+                ax.set_xticks([])
+                ax.set_xlabel("")
+            if plane == "axial" and ax is not row[0]:
+                ax.set_yticks([])
+                ax.set_ylabel("")
         row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}", fontsize=8)
         if name == "tumor probability":
-            figure.colorbar(image, ax=list(row), label="probability", shrink=0.8)
-    figure.suptitle(title or "preview", fontsize=11)
+            place = row[-1].get_position()
+            bar = figure.colorbar(
+                image, cax=figure.add_axes((0.94, place.y0, 0.012, place.height)), label="probability"
+            )
+            bar.ax.tick_params(labelsize=7)
+    figure.suptitle(title or "preview", fontsize=11, y=1 - 0.2 / high)
     handles = _label_legend(labels, None) if codes is None else _ledger_legend(codes, spacing_mm, meanings)
-    legend_below(figure, handles, columns=3)
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
