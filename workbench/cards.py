@@ -58,10 +58,10 @@ class Known:
         if _LAST.get("stamp") != stamp:
             _LAST.update(stamp=stamp, known=cls._read(models, *files[:2]))
         known = _LAST["known"]
-        other = (known.table.case != but).to_numpy()
-        if other.all():
+        other = np.flatnonzero(known.table.case != but)
+        if len(other) == len(known.table):
             return known
-        table, features = (part[other].reset_index(drop=True) for part in (known.table, known.features))
+        table, features = (part.iloc[other].reset_index(drop=True) for part in (known.table, known.features))
         return cls(table, features, known.leaves[torch.from_numpy(other)])
 
     @classmethod
