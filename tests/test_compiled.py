@@ -71,6 +71,17 @@ def test_pairs_are_the_same_in_all_groups_of_segments(by_torch, monkeypatch):
         assert torch.equal(glcm.matrices(levels, group), table.int())
 
 
+def test_wider_matrices_as_on_a_gpu_give_the_same_descriptors(by_torch, monkeypatch):
+    image, labels, spacing = blobs(5, "f8")
+    narrow = radiomics.describe(image, labels, spacing, bin_width=9.0)
+    parts = []
+    monkeypatch.setitem(discretise._STEPS, "cpu", discretise._STEPS["cuda"])
+    monkeypatch.setattr(glcm, "features", lambda n, top, of=glcm.features: parts.append(n.shape[-1]) or of(n, top))
+    wide = by_torch(lambda: radiomics.describe(image, labels, spacing, bin_width=9.0))
+    assert set(parts) <= {1, 4, 8, 16, 32, 64, 128} and len(set(parts)) > 1
+    np.testing.assert_allclose(wide[list(radiomics.NAMES)], narrow[list(radiomics.NAMES)], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", ["i2", "f4", "f8"])
 def test_descriptors_are_the_same(by_torch, seed, dtype):

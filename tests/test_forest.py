@@ -402,7 +402,9 @@ def test_the_choice_is_nested(monkeypatch):
     seen = []
     monkeypatch.setattr("workbench.forest.settled", lambda x, y, p, s: seen.append(set(p)) or (s, None))
     out_of_fold(features, target, patients, None, settings, fold)
-    assert sorted(map(sorted, seen)) == sorted(sorted(set(patients[fold != n])) for n in range(3))  # folds run in threads
+    assert sorted(map(sorted, seen)) == sorted(
+        sorted(set(patients[fold != n])) for n in range(3)
+    )  # folds run in threads
 
 
 def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():

@@ -1,9 +1,11 @@
 """The boundary group on spheres whose margin is known in closed form."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from test_radiomics import blobs
 
 from workbench import radiomics
 from workbench.radiomics import boundary
@@ -55,6 +57,19 @@ def test_roughness_orders_surfaces():
     assert smooth["roughness"] < some["roughness"] < more["roughness"]
     assert smooth["radial_spread"] < some["radial_spread"] < more["radial_spread"]
     assert smooth["hull_fill"] > 0.95 > some["hull_fill"] > more["hull_fill"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_hull_is_that_of_98_half_spaces_voxel_by_voxel(seed):
+    image, labels, spacing = blobs(seed, "f4")
+    values = radiomics.describe(image, labels, spacing, groups=("boundary",)).set_index("label").boundary_hull_fill
+    at = torch.stack(torch.meshgrid(*(torch.arange(n) for n in labels.shape), indexing="ij"), -1).double()
+    ways = torch.tensor([w for w in itertools.product(range(-2, 3), repeat=3) if any(w) and math.gcd(*w) == 1])
+    height = (at * torch.tensor(spacing)) @ ways.double().T
+    for label, found in values.items():
+        own = labels == label
+        inside = (height <= height[own].amax(0) + 1e-3).all(-1)  # of the whole grid: the half-spaces bound it
+        assert len(ways) == 98 and found == pytest.approx(int(own.sum()) / int(inside.sum()), rel=1e-12)
 
 
 def test_place_and_direction_of_the_lesion_do_not_matter():

@@ -313,19 +313,24 @@ def _form(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[st
 def _hull_fill(boxes: Boxes) -> Tensor:
     """Voxels of each region / voxels of the box inside its polytope, whose 98 half-spaces touch the region."""
     voxels, l = boxes.voxels, boxes.count
-    inner = boxes.inner(0)
-    axes = [torch.arange(s.start, s.stop, device=boxes.hu.device) * mm for s, mm in zip(inner[1:], boxes.spacing_mm)]
+    depth, rows, columns = boxes.inner(0)[1:]
     zyx, lesion = voxels.edge  # a half-space touches a region at its edge
-    mm = boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
-    height = (zyx * mm) @ mm.new_tensor(_HULL).T
+    hull = torch.tensor(_HULL, dtype=torch.float64, device=zyx.device)
+    slope = hull * torch.tensor(boxes.spacing_mm, dtype=torch.float64, device=zyx.device)  # mm a voxel
+    height = zyx.double() @ slope.T
     lesion = lesion[:, None].expand_as(height)
-    lows = height.new_full((l, len(_HULL)), torch.inf).scatter_reduce(0, lesion, height, "amin") - 1e-3
-    highs = height.new_full((l, len(_HULL)), -torch.inf).scatter_reduce(0, lesion, height, "amax") + 1e-3
-    inside = torch.ones((l, *(len(a) for a in axes)), dtype=torch.bool, device=boxes.hu.device)
-    for (dz, dy, dx), low, high in zip(_HULL, lows.T, highs.T):
-        grid = dz * axes[0][:, None, None] + dy * axes[1][:, None] + dx * axes[2]
-        inside &= (grid >= low[:, None, None, None]) & (grid <= high[:, None, None, None])
-    return voxels.count / inside.sum((1, 2, 3))
+    low = height.new_full((l, len(_HULL)), torch.inf).scatter_reduce(0, lesion, height, "amin") - 1e-3
+    high = height.new_full((l, len(_HULL)), -torch.inf).scatter_reduce(0, lesion, height, "amax") + 1e-3
+    # along x each pair of half-spaces leaves one interval, so the box itself is never filled
+    z, y = (torch.arange(s.start, s.stop, dtype=torch.float64, device=zyx.device) for s in (depth, rows))
+    at = slope[:, 0, None, None] * z[:, None] + slope[:, 1, None, None] * y  # [k z y]
+    a, b, step = low[..., None, None] - at, high[..., None, None] - at, slope[:, 2, None, None]
+    level = step == 0
+    ends = (a / torch.where(level, 1, step), b / torch.where(level, 1, step))
+    nowhere = torch.where((a <= 0) & (b >= 0), -torch.inf, torch.inf)
+    first = torch.where(level, nowhere, torch.minimum(*ends)).amax(1).ceil().clamp_min(columns.start)
+    last = torch.where(level, torch.inf, torch.maximum(*ends)).amin(1).floor().clamp_max(columns.stop - 1)
+    return voxels.count / (last - first + 1).clamp_min(0).sum((1, 2))
 
 
 def _fractal(boxes: Boxes) -> Tensor:

@@ -24,7 +24,10 @@ from workbench.radiomics.ragged import Voxels
 BIN_WIDTH = 25.0
 TABLE = 32_000_000  # most counts that a table of matrices holds at once (bytes: 8 times that)
 MOST = 1000  # rule: levels in one segment, 25,000 HU; the square of it is the size of a matrix
-_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+_STEPS = {  # widths of matrices: a GPU waits for each group to be begun, a CPU for each cell
+    "cpu": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
+    "cuda": (1, 4, 8, 16, 32, 64, 128),
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Levels:
 
         A segment's matrix takes `cells_per_level` cells for each of its pairs of levels, one more column than rows.
         """
-        steps = torch.tensor([*_STEPS, 1 << 30], device=self.top.device)
+        steps = torch.tensor([*_STEPS[self.top.device.type], 1 << 30], device=self.top.device)
         size = steps[torch.searchsorted(steps, self.top)]
         size = torch.where(size == 1 << 30, (self.top + 63) // 64 * 64, size)
         order = size.argsort(stable=True)
