@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from workbench import candidates, consistency, figures, forest, radiomics
+from workbench import candidates, consistency, explain, figures, forest, radiomics
 from workbench.experiment import write_json
 from workbench.metrics import json_safe
 from workbench.segmentation import Maps, Models, Result
@@ -73,7 +73,7 @@ class Known:
         joined = table[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
         columns = ["case", "candidate", "is_lesion", "volume_ml", "score"]
         filled = pd.DataFrame(models.forest.table(joined), columns=names)
-        return cls(table[columns].reset_index(drop=True), filled, forest.leaves(models.forest, joined))
+        return cls(table[columns].reset_index(drop=True), filled, explain.leaves(models.forest, joined))
 
     @cached_property
     def ordered(self) -> np.ndarray:
@@ -135,7 +135,7 @@ def make(
 
 def _judged(model: forest.Forest, one: pd.DataFrame, known: Known | None) -> dict:
     """Score, votes, features, way and nearest training candidates of one row of lesions."""
-    says, why, way = forest.votes(model, one), forest.explain(model, one), forest.way(model, one)
+    says, why, way = explain.votes(model, one), explain.pushes(model, one), explain.way(model, one)
     card = {
         "score": float(one.forest_score.iloc[0]),
         "margin": float(one.forest_score.iloc[0] - model.threshold.threshold),
@@ -159,7 +159,7 @@ def _placed(model: forest.Forest, one: pd.DataFrame, known: Known) -> pd.DataFra
     """Where each feature stands among the training candidates, in percentiles of all of them, and where it alone would turn
     the verdict: percentile, turns_at, turns_percentile, and quantiles of lesions and look_alikes in percentiles."""
     rows = {}
-    for n, found in enumerate(forest.alone(model, one, known.features).itertuples()):
+    for n, found in enumerate(explain.alone(model, one, known.features).itertuples()):
         order = known.ordered[n]
         rows[found.name] = {
             "percentile": _percentile(order, found.value),
@@ -180,7 +180,7 @@ def _percentile(ordered: np.ndarray, value: float) -> float:
 
 def _nearest(model: forest.Forest, one: pd.DataFrame, known: Known) -> list[dict]:
     """The training lesions and look-alikes most alike to a candidate."""
-    alike = (forest.leaves(model, one) == known.leaves).double().mean(1).numpy()
+    alike = (explain.leaves(model, one) == known.leaves).double().mean(1).numpy()
     table = known.table.assign(alike=alike).sort_values("alike", ascending=False, kind="stable")
     return table.groupby("is_lesion").head(NEAREST).to_dict("records")
 

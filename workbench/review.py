@@ -20,7 +20,20 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from workbench import boundary, cards, cascade, folders, forest, liver, metrics, pipeline, radiomics, selection, slabs
+from workbench import (
+    boundary,
+    cards,
+    cascade,
+    explain,
+    folders,
+    forest,
+    liver,
+    metrics,
+    pipeline,
+    radiomics,
+    selection,
+    slabs,
+)
 from workbench.cohort import read_manifest
 from workbench.experiment import Experiment
 from workbench.ledger import CODES, tumor_after
@@ -337,14 +350,14 @@ class Decisions:
         one = self.table.iloc[place]
         row = self.features.loc[[(one.case, one.candidate)]]
         rows = self.features.loc[pd.MultiIndex.from_frame(self.known[["case", "candidate"]])]
-        own, others = forest.leaves(self.model, row)[0], forest.leaves(self.model, rows)
+        own, others = explain.leaves(self.model, row)[0], explain.leaves(self.model, rows)
         share, near = (others == own).double().mean(1).numpy(), []
         for at in np.argsort(-share, kind="stable")[: self.neighbours]:
             other, alike = self.known.iloc[at], share[at]
             words = f"{other.case}, candidate {other.candidate}\n{'lesion' if other.is_lesion else 'false positive'}, alike {alike:.2f}"
             near.append((self._seen(other), bool(other.is_lesion), words))
         votes = self.model.flat.value[torch.arange(len(own)), own].numpy()
-        return Decision(self._seen(one), votes, forest.explain(self.model, row), near)
+        return Decision(self._seen(one), votes, explain.pushes(self.model, row), near)
 
     def _seen(self, row: pd.Series) -> tuple:
         hu, labels, spacing = self.made.work(row.case)
