@@ -13,6 +13,7 @@ from workbench.volume import Refused
 @pytest.fixture(scope="module")
 def fitted() -> Forest:
     features, target, _ = candidates()
+    features.loc[5, "deep"] = np.nan
     return fit(features, target, QUICK)
 
 
