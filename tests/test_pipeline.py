@@ -257,7 +257,7 @@ def test_places_are_those_of_the_volumes_own_grid(models):
     pieces = candidates.find(truth.array == 2, (truth.array == 2).float(), liver_mask, ct.spacing_mm)
     maps = segmentation.Maps(ct.array.float(), liver_mask.float(), liver_mask, liver_mask.float(), ct.spacing_mm)
     judged = (
-        segmentation._judge(pieces, maps, own, models, radiomics.steady)[["z_mm", "y_mm", "x_mm"]]
+        segmentation._judge(pieces, maps, own, models, segmentation.Memory())[["z_mm", "y_mm", "x_mm"]]
         for own in (ct.spacing_mm, (z, y / 2, x / 2))
     )
     coarse, fine = (table.to_numpy() for table in judged)
