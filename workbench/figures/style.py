@@ -87,7 +87,7 @@ class Picture(Figure):
 
 
 class Paragraph(Artist):
-    """Lines of black text that Pillow draws: a card has a hundred of them, and Matplotlib takes some milliseconds for each.
+    """Lines of black text that Pillow draws: a card has some fifty, and Matplotlib takes some milliseconds for each.
 
     `x`, `top`: of the first line, in shares of the figure; `pitch`: from line to line, in the same. `right`: x is where lines end.
     """
