@@ -36,8 +36,8 @@ from workbench.radiomics import CATALOGUE, perturb, ragged, reference  # noqa: E
 
 SPACING_MM = (1.5, 0.75, 0.75)
 LARGEST_DIFFERENCE = 1e-6
-STANDARD = ("intensity", "texture", "shape", "wavelet")  # the 707 that PyRadiomics has too
-ORIGINAL = ("intensity", "texture", "shape")
+STANDARD = radiomics.named("intensity", "texture", "shape", "wavelet")  # the 707 that PyRadiomics has too
+ORIGINAL = radiomics.named("intensity", "texture", "shape")
 CHAIN = perturb.Perturbation("chain", "random", noise=1.0, shift=(0.25, 0.25, 0.25), turn_deg=3.0, contour_mm=0.4)
 
 
@@ -135,7 +135,7 @@ def measure(quick: bool, device: str, threads: int) -> dict:
     jobs = crops(image, labels)
     small = torch.where(labels <= 2, labels, 0).to(device)
     radiomics.describe(there[0], small, SPACING_MM)  # warm-up
-    seconds, ours = timed(lambda: radiomics.describe(*there, SPACING_MM, groups=STANDARD), device)
+    seconds, ours = timed(lambda: radiomics.describe(*there, SPACING_MM, names=STANDARD), device)
     peer, theirs = pyradiomics(jobs, threads)
     standard = CATALOGUE["pyradiomics"].notna().to_numpy()
     a, b = ours[list(CATALOGUE["name"][standard])].to_numpy(float), theirs[:, standard]
@@ -154,7 +154,7 @@ def measure(quick: bool, device: str, threads: int) -> dict:
     whole, _ = timed(lambda: radiomics.describe(*there, SPACING_MM), device)
     out["seconds"]["workbench, all 728"] = whole
     pyfast = fastrad(jobs, device)
-    original, _ = timed(lambda: radiomics.describe(*there, SPACING_MM, groups=ORIGINAL), device)
+    original, _ = timed(lambda: radiomics.describe(*there, SPACING_MM, names=ORIGINAL), device)
     out["original_image"] = {"seconds": {"workbench": original, "fastrad": pyfast}, "ratio": ratio(pyfast, original)}
     out["perturbed"] = perturbed(image, labels, device, threads)
     out["lesions_500"] = own_process("--many", "500", device, threads)
@@ -168,7 +168,7 @@ def perturbed(image: torch.Tensor, labels: torch.Tensor, device: str, threads: i
     there = image.to(device), some.to(device)
 
     def describe() -> np.ndarray:
-        return perturb.describe_perturbed(*there, SPACING_MM, perturbations=changes, groups=STANDARD)
+        return perturb.describe_perturbed(*there, SPACING_MM, perturbations=changes, names=STANDARD)
 
     seconds, _ = timed(describe, device)
     found = ragged.find(some)
@@ -179,7 +179,7 @@ def perturbed(image: torch.Tensor, labels: torch.Tensor, device: str, threads: i
         sd = perturb.noise_hu(image)
         for k in range(len(changes)):
             start = [m + a for m, a in zip(ragged.margins(SPACING_MM), more)]
-            copy = perturb.perturb(boxes, CHAIN, sd, perturb.Draw.of(found, [i], start, (0, k), SPACING_MM))
+            copy = perturb.perturb(boxes, [CHAIN], sd, [perturb.Draw.of(found, [i], start, (0, k), SPACING_MM)])
             jobs.append((copy.hu[0].numpy(), copy.region[0].numpy().astype(np.int64)))
     peer, _ = pyradiomics(jobs, threads)
     return {

@@ -881,7 +881,9 @@ def test_row_45_patients_are_not_named(tmp_path):
 def test_row_11_radiomics_of_thick_slices_are_marked():
     image, labels = torch.rand(8, 9, 10) * 100, torch.zeros(8, 9, 10, dtype=torch.long)
     labels[2:6, 2:6, 2:6] = 1
-    thick, thin = (radiomics.describe(image, labels, (mm, 1.0, 1.0), groups=["shape"]).reason[0] for mm in (5.0, 4.9))
+    thick, thin = (
+        radiomics.describe(image, labels, (mm, 1.0, 1.0), names=radiomics.named("shape")).reason[0] for mm in (5.0, 4.9)
+    )
     assert "slices of 5 mm: texture across them is coarse" in thick and "slices of" not in thin
 
 

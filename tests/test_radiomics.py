@@ -415,13 +415,17 @@ def test_groups_that_are_asked_for_are_those_of_all():
     image, labels, spacing = blobs(4, "f8", regions=3)
     whole = radiomics.describe(image, labels, spacing)
     for groups in (["intensity"], ["texture", "shape"], ["wavelet"], ["boundary", "wavelet"]):
-        part = radiomics.describe(image, labels, spacing, groups=groups)
+        part = radiomics.describe(image, labels, spacing, names=radiomics.named(*groups))
         names = list(CATALOGUE[CATALOGUE.group.isin(groups)]["name"])
         assert list(part.columns) == ["label", *names, "reason"]
         np.testing.assert_allclose(part[names].to_numpy(float), whole[names].to_numpy(float), rtol=1e-12)
-    assert not radiomics.describe(image, labels, spacing, groups=["shape"]).reason.str.contains("liver mask").any()
-    with pytest.raises(Refused, match="some of intensity"):
-        radiomics.describe(image, labels, spacing, groups=["colour"])
+    assert (
+        not radiomics.describe(image, labels, spacing, names=radiomics.named("shape"))
+        .reason.str.contains("liver mask")
+        .any()
+    )
+    with pytest.raises(Refused, match="radiomics: found descriptors colour"):
+        radiomics.describe(image, labels, spacing, names=["colour"])
 
 
 def test_a_region_of_too_many_grey_levels_leaves_the_others_alone():
@@ -441,5 +445,5 @@ def test_whole_millimetres_and_a_missing_voxel():
     np.testing.assert_allclose(given[list(NAMES)].to_numpy(), whole[list(NAMES)].to_numpy())
     holed = image.clone()
     holed[tuple((labels == 2).nonzero()[0])] = torch.nan
-    table = radiomics.describe(holed, labels, (2.0, 1.0, 1.0), groups=["intensity", "texture"])
+    table = radiomics.describe(holed, labels, (2.0, 1.0, 1.0), names=radiomics.named("intensity", "texture"))
     assert table.loc[1, "glcm_contrast"] != table.loc[1, "glcm_contrast"] and np.isfinite(table.glcm_contrast[0])

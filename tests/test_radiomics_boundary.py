@@ -62,7 +62,9 @@ def test_roughness_orders_surfaces():
 @pytest.mark.parametrize("seed", range(4))
 def test_the_hull_is_that_of_98_half_spaces_voxel_by_voxel(seed):
     image, labels, spacing = blobs(seed, "f4")
-    values = radiomics.describe(image, labels, spacing, groups=("boundary",)).set_index("label").boundary_hull_fill
+    values = (
+        radiomics.describe(image, labels, spacing, names=["boundary_hull_fill"]).set_index("label").boundary_hull_fill
+    )
     at = torch.stack(torch.meshgrid(*(torch.arange(n) for n in labels.shape), indexing="ij"), -1).double()
     ways = torch.tensor([w for w in itertools.product(range(-2, 3), repeat=3) if any(w) and math.gcd(*w) == 1])
     height = (at * torch.tensor(spacing)) @ ways.double().T

@@ -26,7 +26,7 @@ def two_lesions():
 
 def described(*changes, seed=0):
     image, labels = two_lesions()
-    return perturb.describe_perturbed(image, labels, SPACING, perturbations=changes, seed=seed)
+    return perturb.describe_perturbed(image, labels, SPACING, perturbations=changes, seed=seed)[0]
 
 
 def test_no_change_is_no_change():
@@ -63,7 +63,7 @@ def test_tiny_lesions_survive_every_default():
     image, labels = two_lesions()
     labels = torch.zeros_like(labels)
     labels[9, 20, 20], labels[0, 0, 0:3] = 1, 2
-    values = perturb.describe_perturbed(image, labels, SPACING)
+    values, _ = perturb.describe_perturbed(image, labels, SPACING)
     assert values.shape == (len(perturb.PERTURBATIONS), 2, 728)
     assert np.isfinite(values[:, :, MEAN]).all() and (values[:, :, VOLUME] > 0).all()
 
@@ -89,7 +89,13 @@ def test_a_steady_descriptor_is_the_mean_over_the_lesion_and_its_copies():
     table, values = radiomics.steady(image, labels, SPACING)
     plain = radiomics.describe(image, labels, SPACING)
     assert values.shape == (1 + len(perturb.PERTURBATIONS), len(plain), 728)
-    assert np.array_equal(values[0], plain[list(NAMES)].to_numpy(), equal_nan=True)
+    of_voxels = [n for n, name in enumerate(NAMES) if not name.startswith("boundary_")]
+    own = plain[list(NAMES)].to_numpy()
+    np.testing.assert_allclose(values[0][:, of_voxels], own[:, of_voxels], rtol=1e-12)
+    np.testing.assert_allclose(
+        values[0], own, rtol=1e-5, atol=1e-9
+    )  # the box is larger: profiles are read at other float32
+    assert (table.reason == plain.reason).all()
     assert np.allclose(table.intensity_mean, values[:, :, NAMES.index("intensity_mean")].mean(0))
     assert not np.allclose(table.intensity_mean, plain.intensity_mean, rtol=1e-9)
     own = plain[list(NAMES)].isna().to_numpy()
@@ -109,5 +115,5 @@ def test_a_lesions_copies_do_not_depend_on_its_neighbours():
 def test_growing_stays_within_the_volume():
     region = torch.ones((1, 3, 8, 8), dtype=torch.bool)
     padded = torch.nn.functional.pad(region, (6,) * 6)
-    grown = perturb._resized(padded, padded, (1.0, 1.0, 1.0), 0.15)
+    grown = perturb._resized(padded, padded, (1.0, 1.0, 1.0), torch.full((1, 1, 1, 1), 0.15))
     assert torch.equal(grown, padded)

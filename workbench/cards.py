@@ -259,7 +259,8 @@ def _appearing(maps: Maps, atlas: Atlas, lower: Lower, pieces: Tensor, models: M
     for row, piece in rows:
         labels = torch.zeros(maps.hu.shape, dtype=torch.long)
         labels[atlas.box] = piece.long()
-        table, _ = radiomics.steady(maps.hu.to(on), labels.to(on), maps.spacing_mm, maps.liver.to(on))
+        scan = (maps.hu.to(on), labels.to(on), maps.spacing_mm, maps.liver.to(on))
+        table, _ = radiomics.steady(*scan, models.forest.names)
         score = float(models.forest.score(table)[0])
         start = [s.start * mm + (mm - own) / 2 for s, mm, own in zip(atlas.box, maps.spacing_mm, own_mm)]
         z, y, x = (a + b for a, b in zip((row.z_mm, row.y_mm, row.x_mm), start))

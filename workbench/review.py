@@ -496,7 +496,9 @@ def lesion_edges(ct: Volume, truth: Volume, codes: Tensor) -> pd.DataFrame:
     masks = {when: tumor_after(codes[around], s) for when, s in (("before", "forest"), ("after", "boundary"))}
     reference = components(truth.array[around] == 2)[0]
     inside, hu = truth.array[around] >= 1, ct.array[around].float()
-    blur = radiomics.describe(hu, torch.from_numpy(reference).long(), ct.spacing_mm, inside, groups=("boundary",))
+    blur = radiomics.describe(
+        hu, torch.from_numpy(reference).long(), ct.spacing_mm, inside, names=["boundary_blur_median"]
+    )
     blur = blur.set_index("label").boundary_blur_median
     nearest = ndimage.distance_transform_edt(reference == 0, ct.spacing_mm, return_distances=False, return_indices=True)
     owner, rows = reference[tuple(nearest)], []

@@ -110,7 +110,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._found: tuple[Tensor, candidates.CandidateSettings, candidates.Candidates] | None = None
-        self._described: tuple[Tensor, tuple[pd.DataFrame, np.ndarray]] | None = None
+        self._described: tuple[Tensor, pd.DataFrame] | None = None
 
     def find(self, mask: Tensor, maps: Maps, settings: candidates.CandidateSettings) -> candidates.Candidates:
         """`candidates.find`."""
@@ -119,11 +119,12 @@ class Memory:
             self._found = mask, settings, found
         return self._found[2]
 
-    def describe(self, pieces: Tensor, maps: Maps, device: torch.device) -> tuple[pd.DataFrame, np.ndarray]:
-        """`radiomics.steady`."""
+    def describe(self, pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
+        """`radiomics.steady`, the table with what the forest asks."""
         if self._described is None or not torch.equal(self._described[0], pieces):
-            on = (maps.hu.to(device), pieces.long().to(device), maps.spacing_mm, maps.liver.to(device))
-            self._described = pieces, radiomics.steady(*on)
+            image, labels, inside = (t.to(models.device) for t in (maps.hu, pieces.long(), maps.liver))
+            table, _ = radiomics.steady(image, labels, maps.spacing_mm, inside, models.forest.names)
+            self._described = pieces, table[list(models.forest.names)]
         return self._described[1]
 
 
@@ -322,8 +323,8 @@ def _judge(pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: M
     columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
     if not len(pieces.table):
         return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
-    described, _ = memory.describe(pieces.labels, maps, models.device)
-    score = models.forest.score(described[list(models.forest.names)])
+    described = memory.describe(pieces.labels, maps, models)
+    score = models.forest.score(described)
     threshold = models.forest.threshold.threshold
     kept = score >= threshold
     reason = [
@@ -332,4 +333,4 @@ def _judge(pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: M
     table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
     # places from the volume's first voxel on: the work grid's first voxel has another centre
     table[["z_mm", "y_mm", "x_mm"]] += (np.array(maps.spacing_mm) - np.array(own_mm)) / 2
-    return pd.concat([table, described[list(models.forest.names)].reset_index(drop=True)], axis=1)[columns]
+    return pd.concat([table, described.reset_index(drop=True)], axis=1)[columns]

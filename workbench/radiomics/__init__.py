@@ -15,12 +15,12 @@ from torch import Tensor
 
 from workbench.radiomics import engine as engine_
 from workbench.radiomics import perturb, ragged, reference
-from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
+from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES, named
 from workbench.radiomics.discretise import BIN_WIDTH
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
-__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe", "steady"]
+__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe", "named", "steady"]
 
 ENGINES = ("torch", "pyradiomics")
 
@@ -33,12 +33,13 @@ def describe(
     engine: str = "torch",
     progress: Callable[[str, int, int], None] | None = None,
     bin_width: float = BIN_WIDTH,
-    groups: Collection[str] = tuple(GROUPS),
+    names: Collection[str] = NAMES,
 ) -> pd.DataFrame:
-    """All 728 descriptors of every label value, or those of some `groups`; the torch engine computes no more than was asked for.
+    """All 728 descriptors of every label value, or some by their `names` (`named` gives those of a group); the torch engine
+    leaves out the images and families of which nothing was asked.
 
     `image` HU `[z y x]`, `lesions` integer labels `[z y x]` (0 is background), `liver` a mask `[z y x]` or None. One
-    row a label, ascending: `label`, the 728 names in catalogue order (float64, NaN where one is not defined), and
+    row a label, ascending: `label`, the names in catalogue order (float64, NaN where one is not defined), and
     `reason` (why some are NaN and what else to know of it, else empty). `progress(what, done, total)` is called as lesions are done.
     `bin_width` of the grey levels, in HU.
     """
@@ -46,8 +47,10 @@ def describe(
         raise Refused("radiomics engine", repr(engine), " or ".join(ENGINES))
     if image.ndim != 3 or tuple(image.shape) != tuple(lesions.shape):
         raise Refused("radiomics", f"labels {tuple(lesions.shape)}", f"the image's grid {tuple(image.shape)}")
-    if set(groups) - set(GROUPS):
-        raise Refused("radiomics groups", ", ".join(groups), f"some of {', '.join(GROUPS)}")
+    if unknown := set(names) - set(NAMES):
+        raise Refused(
+            "radiomics", f"descriptors {', '.join(sorted(unknown))}", "names of the catalogue (docs/descriptors.md)"
+        )
     if not bin_width > 0:
         raise Refused("radiomics bin width", f"{bin_width} HU", "more than 0")
     if lesions.is_floating_point():
@@ -60,7 +63,7 @@ def describe(
         values, reasons = reference.describe(
             image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress, bin_width
         )
-        return table(labels, values, reasons, groups)
+        return table(labels, values, reasons, names)
     values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)
     at_once = ragged.BATCH_VOXELS[image.device.type]
     batches = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), at_once)
@@ -69,7 +72,7 @@ def describe(
     def work(batch: tuple[list[int], list[int]], tell: Callable) -> None:
         index, extent = batch
         boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
-        here, words = engine_.describe(boxes, bin_width, groups)
+        here, words = engine_.describe(boxes, bin_width, names)
         values[index] = here.cpu().numpy()
         for i, text in zip(index, words):
             reasons[i] = text
@@ -82,32 +85,30 @@ def describe(
             progress("regions", done, len(labels))
 
     side_by_side(work, list(batches)[::-1], tell, image.device)  # the largest first, so that no thread is left with it
-    return table(labels, values, reasons, groups)
+    return table(labels, values, reasons, names)
 
 
 def steady(
-    image: Tensor, lesions: Tensor, spacing_mm: Spacing, liver: Tensor | None = None
+    image: Tensor, lesions: Tensor, spacing_mm: Spacing, liver: Tensor | None = None, names: Collection[str] = NAMES
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Descriptors averaged over each lesion and its perturbed copies, and the values behind the averages.
+    """Descriptors, all or some by their `names`, averaged over each lesion and its perturbed copies, and the values behind the averages.
 
     The table as `describe` gives it; a descriptor that is not defined for the lesion itself stays NaN, a copy for
     which it is not defined is left out. The values `[1 + perturbation lesion 728]`, the lesion's own first, then
     those under `perturb.PERTURBATIONS`.
     """
-    described = describe(image, lesions, spacing_mm, liver)
-    own = described[list(NAMES)].to_numpy()
-    values = np.concatenate([own[None], perturb.describe_perturbed(image, lesions, spacing_mm, liver)])
+    changes = (*perturb.PERTURBATIONS, perturb.UNCHANGED)
+    values, reasons = perturb.describe_perturbed(image, lesions, spacing_mm, liver, changes, names=names)
+    own, values = values[-1], np.roll(values, 1, axis=0)
     known = np.isfinite(values)
     average = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
     average = np.where(np.isfinite(own), average, own)
-    return table(described["label"].tolist(), average, described["reason"].tolist()), values
+    return table(ragged.find(lesions).labels.tolist(), average, reasons[-1], names), values
 
 
-def table(
-    labels: list[int], values: np.ndarray, reasons: list[str], groups: Collection[str] = tuple(GROUPS)
-) -> pd.DataFrame:
+def table(labels: list[int], values: np.ndarray, reasons: list[str], names: Collection[str] = NAMES) -> pd.DataFrame:
     """The data frame that `describe` returns."""
-    asked = CATALOGUE["group"].isin(groups).to_numpy()
+    asked = CATALOGUE["name"].isin(names).to_numpy()
     frame = pd.DataFrame(values[:, asked], columns=CATALOGUE["name"][asked])
     frame.insert(0, "label", np.array(labels, dtype=np.int64))
     frame["reason"] = pd.array(reasons, dtype="str") if reasons else pd.Series(dtype="str")

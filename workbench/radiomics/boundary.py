@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -63,11 +64,13 @@ _SECTORS = torch.tensor([v for v in itertools.product((-1.0, 0.0, 1.0), repeat=3
 _HULL = [v for v in itertools.product(range(-2, 3), repeat=3) if v > (0, 0, 0) and math.gcd(*v) == 1]
 
 
-def describe(boxes: Boxes) -> Tensor:
-    """Values `[l 21]` float64 in the order of `NAMES`; NaN where the catalogue's note says so."""
+def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
+    """Values `[l 21]` float64 in the order of `NAMES`; NaN where the catalogue's note says so, and for the parts of the work of
+    which nothing was asked for."""
     l, spacing = boxes.count, boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
     faces = Faces.of(boxes, spacing)
-    out: dict[str, Tensor] = {}
+    nothing = torch.full((l,), torch.nan, dtype=torch.float64, device=boxes.hu.device)
+    out = dict.fromkeys(NAMES, nothing)
 
     t = torch.arange(-REACH_MM, REACH_MM + STEP_MM / 2, STEP_MM, device=boxes.hu.device)
     place = faces.at + faces.outward / spacing * faces.offset[:, None]  # the surface itself, in voxels
@@ -76,9 +79,14 @@ def describe(boxes: Boxes) -> Tensor:
     weight = torch.where(valid, faces.weight[:, None], 0.0)
     out |= _sigmoid(hu, weight, faces, t, l)
     out |= _shells(hu, weight, faces, t, l)
-    out |= _gradients(boxes, faces, place, spacing)
-    out |= _form(boxes, faces, place, spacing)
-    out["liver_contact"] = _contact(boxes, faces, place, spacing)
+    out |= _form(faces, place, spacing, l)
+    if any("gradient" in name for name in names):
+        out |= _gradients(boxes, faces, place, spacing)
+    for name, work in (("hull_fill", _hull_fill), ("fractal_dimension", _fractal)):
+        if name in names:
+            out[name] = work(boxes)
+    if "liver_contact" in names:
+        out["liver_contact"] = _contact(boxes, faces, place, spacing)
     return torch.stack([out[name].double() for name in NAMES], 1)
 
 
@@ -299,15 +307,14 @@ def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> di
     )
 
 
-def _form(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> dict[str, Tensor]:
-    l = boxes.count
+def _form(faces: Faces, place: Tensor, spacing: Tensor, l: int) -> dict[str, Tensor]:
     distance = ((place - faces.centre[faces.lesion]) * spacing).norm(dim=1)
     average = mean(distance, faces.weight, faces.lesion, l)
     spread = mean((distance - average[faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt() / average
     rough = (faces.rough - faces.offset).double()
     level = mean(rough, faces.weight, faces.lesion, l)
     rough = mean((rough - level[faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt()
-    return dict(radial_spread=spread, roughness=rough, hull_fill=_hull_fill(boxes), fractal_dimension=_fractal(boxes))
+    return dict(radial_spread=spread, roughness=rough)
 
 
 def _hull_fill(boxes: Boxes) -> Tensor:

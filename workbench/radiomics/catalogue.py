@@ -292,6 +292,11 @@ NAMES: tuple[str, ...] = tuple(CATALOGUE["name"])
 GROUPS = dict(intensity=18, texture=75, shape=14, boundary=21, wavelet=600)
 
 
+def named(*groups: str) -> tuple[str, ...]:
+    """The names of some groups, in the catalogue's order."""
+    return tuple(CATALOGUE["name"][CATALOGUE["group"].isin(groups)])
+
+
 def page() -> str:
     """The catalogue as a Markdown page (docs/descriptors.md): all but the wavelet group, which repeats the texture group."""
     lines = [

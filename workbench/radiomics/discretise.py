@@ -11,7 +11,7 @@ rows of all segments are numbered through, so that counts by row need no padding
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,10 +24,36 @@ from workbench.radiomics.ragged import Voxels
 BIN_WIDTH = 25.0
 TABLE = 32_000_000  # most counts that a table of matrices holds at once (bytes: 8 times that)
 MOST = 1000  # rule: levels in one segment, 25,000 HU; the square of it is the size of a matrix
-_STEPS = {  # widths of matrices: a GPU waits for each group to be begun, a CPU for each cell
-    "cpu": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
-    "cuda": (1, 4, 8, 16, 32, 64, 128),
-}
+_STEPS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+)  # widths of matrices
+PADDING = {
+    "cpu": 40_000,
+    "cuda": 4_000_000,
+}  # empirical: cells that take as long as to begin the work on one more width
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,13 @@ class Levels:
     top: Tensor
     constant: Tensor
     beyond: Tensor
+
+    def of(self, images: Sequence[int]) -> Levels:
+        """The levels of some of the images."""
+        if list(images) == list(range(self.images)):
+            return self
+        by_segment = (v.view(self.images, -1)[[*images]].flatten() for v in (self.top, self.constant, self.beyond))
+        return Levels(self.voxels, self.level[[*images]], *by_segment)
 
     @property
     def images(self) -> int:
@@ -113,17 +146,19 @@ class Levels:
         """How many voxels each row has `[r]`."""
         return torch.bincount(self.row.flatten(), minlength=self.row_segment.numel())
 
-    def groups(self, cells_per_level: int) -> Iterator[Group]:
+    def groups(self, cells_per_level: int, dear: int = 1) -> Iterator[Group]:
         """Segments with about as many levels, at most `TABLE` cells at once.
 
-        A segment's matrix takes `cells_per_level` cells for each of its pairs of levels, one more column than rows.
+        A segment's matrix takes `cells_per_level` cells for each of its pairs of levels, one more column than rows. A
+        width joins the next where filling up to it costs less than work of its own (`PADDING`, for cells `dear` times as dear).
         """
-        steps = torch.tensor([*_STEPS[self.top.device.type], 1 << 30], device=self.top.device)
+        steps = torch.tensor([*_STEPS, 1 << 30], device=self.top.device)
         size = steps[torch.searchsorted(steps, self.top)]
         size = torch.where(size == 1 << 30, (self.top + 63) // 64 * 64, size)
         order = size.argsort(stable=True)
-        held, cells = [], 0
-        for width, count in zip(*(v.tolist() for v in torch.unique(size, return_counts=True))):
+        held, cells, spare = [], 0, PADDING[self.top.device.type] // (cells_per_level * dear)
+        widths, counts = (v.tolist() for v in torch.unique(size, return_counts=True))
+        for width, count in _joined(widths, counts, spare):
             each = width * (width + 1)
             here, order = order[:count], order[count:]
             for some in here.split(max(1, TABLE // (each * cells_per_level))):
@@ -150,6 +185,17 @@ class Group:
             self.parts.append((some, width, slice(at, at + each * some.numel())))
             at += each * some.numel()
         self.cells = at
+
+
+def _joined(widths: list[int], counts: list[int], spare: int) -> Iterator[tuple[int, int]]:
+    """Widths and their counts, ascending, each with the narrower ones that it takes in for at most `spare` more cells."""
+    waiting, filled = 0, 0
+    for k, (width, count) in enumerate(zip(widths, counts)):
+        waiting, filled = waiting + count, filled + count * width**2
+        if k + 1 < len(widths) and waiting * widths[k + 1] ** 2 - filled <= spare:
+            continue
+        yield width, waiting
+        waiting, filled = 0, 0
 
 
 def picked(values: Tensor, at: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The torch engine: all 728 descriptors of a batch of boxes, and the words for what is not defined.
+"""The torch engine: the 728 descriptors of a batch of boxes, or some of them, and the words for what is not defined.
 
 Order of work for a batch: sub-bands at the region's voxels, levels of all nine images, then each family for all lesions
 and images at once. On CPU and CUDA alike; integer counts and float64 formulas.
@@ -13,68 +13,89 @@ import torch
 from torch import Tensor
 
 from workbench.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, intensity, ngtdm, shape, wavelet
-from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES
+from workbench.radiomics.catalogue import BANDS, NAMES
 from workbench.radiomics.ragged import Boxes
 
 THICK_MM = 5.0  # a choice: slices from here on are marked in each row
 _TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
 _IMAGES = ("", *(f"wavelet_{band.lower()}_" for band in BANDS))
-_TEXTURE_NAMES = [f"{kind}_{name}" for kind, module in _TEXTURE.items() for name in module.NAMES]
-_ORDER = (
-    [f"intensity_{name}" for name in intensity.NAMES]
-    + [f"shape_{name}" for name in shape.NAMES]
-    + [f"boundary_{name}" for name in boundary.NAMES]
-    + [image + name for image in _IMAGES for name in _TEXTURE_NAMES]
-)
-_FIRST = dict(intensity=0, shape=len(intensity.NAMES), boundary=len(intensity.NAMES + shape.NAMES))
-_FIRST["texture"] = _FIRST["boundary"] + len(boundary.NAMES)
-_COLUMN = {name: column for column, name in enumerate(_ORDER)}
-_TO_CATALOGUE = [_COLUMN[name] for name in NAMES]
-_IF_CONSTANT = [name.split("_", 1)[1] in _TEXTURE[name.split("_")[0]].UNDEFINED_IF_CONSTANT for name in _TEXTURE_NAMES]
+_COLUMN = {name: column for column, name in enumerate(NAMES)}
 
 
 def describe(
-    boxes: Boxes, bin_width: float = discretise.BIN_WIDTH, groups: Collection[str] = tuple(GROUPS)
+    boxes: Boxes, bin_width: float = discretise.BIN_WIDTH, names: Collection[str] = NAMES
 ) -> tuple[Tensor, list[str]]:
-    """Values `[l 728]` float64 in catalogue order, NaN in the groups that were not asked for, and for each lesion why
-    others are NaN (empty if none is)."""
+    """Values `[l 728]` float64 in catalogue order, NaN for names that were not asked for, and for each lesion why
+    others are NaN (empty if none is). Images and families of which nothing was asked are not computed."""
     voxels, l = boxes.voxels, boxes.count
+    wanted = {k: [i for i, image in enumerate(_IMAGES) if _of(names, f"{image}{k}_")] for k in _TEXTURE}
+    counted = sorted(
+        {i for kind, some in wanted.items() if kind != "glcm" for i in some}
+    )  # compiled code counts all at once
+    images = sorted({0, *wanted["glcm"], *counted})  # HU always
+
     hu = boxes.hu.flatten()[voxels.at]
     # a range below the rounding of the transform is no texture
     noise = 32 * torch.finfo(boxes.hu.dtype).eps * boxes.hu.abs().amax((1, 2, 3))
-    images = [hu[None], wavelet.bands(boxes)] if "wavelet" in groups else [hu[None]]
-    levels = discretise.discretise(torch.cat(images), voxels, noise, bin_width)
-    flat = levels.constant.view(-1, l)
-    out = torch.full((l, len(_ORDER)), torch.nan, dtype=torch.float64, device=hu.device)
-    texture = out[:, _FIRST["texture"] :].view(l, len(_IMAGES), -1)  # the images one after the other
+    bands = [BANDS[i - 1] for i in images[1:]]
+    values = torch.cat([hu[None], wavelet.bands(boxes, bands)]) if bands else hu[None]
+    levels = discretise.discretise(values, voxels, noise, bin_width)
+    flat, beyond = levels.constant.view(-1, l), levels.beyond.view(-1, l)
+    columns, parts = [], []
 
-    if "texture" in groups or "wavelet" in groups:
-        found = torch.cat([module.describe(levels) for module in _TEXTURE.values()], 1)
-        undefined = torch.tensor(_IF_CONSTANT, device=found.device)
-        undefined = levels.constant[:, None] & undefined | levels.beyond[:, None]
-        found = torch.where(undefined, torch.nan, found).view(len(flat), l, -1)
-        first = 0 if "texture" in groups else 1
-        texture[:, first : len(flat)] = found[first:].transpose(0, 1)
-    if "intensity" in groups:
+    def add(prefixes: Collection[str], own: Collection[str], found: Tensor) -> None:
+        columns.extend(_COLUMN[prefix + name] for prefix in prefixes for name in own)
+        parts.append(found)
+
+    if own := _of(names, "intensity_"):
         found = intensity.describe(hu, voxels, levels, math.prod(boxes.spacing_mm))
-        undefined = torch.tensor([n in intensity.UNDEFINED_IF_CONSTANT for n in intensity.NAMES], device=found.device)
-        binned = torch.tensor([n in intensity.BINNED for n in intensity.NAMES], device=found.device)
-        undefined = flat[0][:, None] & undefined | levels.beyond[:l, None] & binned
-        out[:, : _FIRST["shape"]] = torch.where(undefined, torch.nan, found)
-    if "shape" in groups:
-        out[:, _FIRST["shape"] : _FIRST["boundary"]] = shape.describe(boxes)
-    if "boundary" in groups:
-        out[:, _FIRST["boundary"] : _FIRST["texture"]] = boundary.describe(boxes)
-    values = out[:, _TO_CATALOGUE]
-    return values, _reasons(values, boxes, flat, levels.beyond.view(-1, l), groups)
+        undefined, binned = (
+            _among(intensity.NAMES, n, hu) for n in (intensity.UNDEFINED_IF_CONSTANT, intensity.BINNED)
+        )
+        undefined = flat[0][:, None] & undefined | beyond[0][:, None] & binned
+        add(["intensity_"], intensity.NAMES, torch.where(undefined, torch.nan, found))
+    for family in (shape, boundary):
+        prefix = family.__name__.rpartition(".")[2] + "_"
+        if own := _of(names, prefix):
+            add([prefix], family.NAMES, family.describe(boxes, own))
+    together = levels.of([images.index(i) for i in counted])
+    for kind, module in _TEXTURE.items():
+        if not wanted[kind]:
+            continue
+        if module is glcm:
+            some, mine = wanted[kind], levels.of([images.index(i) for i in wanted[kind]])
+            found = glcm.describe(mine, any(name.endswith("glcm_mcc") for name in names))
+        else:
+            some, mine = counted, together
+            found = module.describe(mine)
+        undefined = mine.constant[:, None] & _among(module.NAMES, module.UNDEFINED_IF_CONSTANT, hu)
+        found = torch.where(undefined | mine.beyond[:, None], torch.nan, found)
+        found = found.view(len(some), l, -1).transpose(0, 1).flatten(1)
+        add([f"{_IMAGES[i]}{kind}_" for i in some], module.NAMES, found)
+
+    out = torch.full((l, len(NAMES)), torch.nan, dtype=torch.float64, device=hu.device)
+    if parts:
+        out[:, columns] = torch.cat(parts, 1)
+    asked = _among(NAMES, frozenset(names), hu)
+    out = torch.where(asked, out, torch.nan)
+    return out, _reasons(out, boxes, flat, beyond, names)
 
 
-def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, groups: Collection[str]) -> list[str]:
+def _of(names: Collection[str], prefix: str) -> list[str]:
+    """What follows the prefix in those that begin with it."""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _among(names: Collection[str], some: Collection[str], like: Tensor) -> Tensor:
+    """Which of the names are among some of them, bool `[n]`."""
+    return torch.tensor([name in some for name in names], device=like.device)
+
+
+def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, asked: Collection[str]) -> list[str]:
     count, flat = boxes.voxels.count.tolist(), flat.T.tolist()
     edge = (_at_border(boxes)).tolist()
     many = beyond.any(0).tolist()
-    asked = torch.tensor([group in groups for group in CATALOGUE["group"]])
-    missing = values.isnan().cpu() & asked
+    missing = (values.isnan() & _among(NAMES, frozenset(asked), values)).cpu()
     out = []
     for lesion in range(boxes.count):
         names = [NAMES[i] for i in missing[lesion].nonzero().flatten().tolist()]
@@ -92,7 +113,7 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, groups:
         margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]
         if margin:
             words.append("boundary not defined: " + " ".join(name.removeprefix("boundary_") for name in margin))
-        if boxes.liver is None and "boundary" in groups:
+        if boxes.liver is None and "boundary_liver_contact" in asked:
             words.append("no liver mask: liver_contact")
         if edge[lesion]:
             words.append("at the border of the volume")

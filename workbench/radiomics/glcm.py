@@ -42,18 +42,18 @@ def matrices(levels: Levels, group: Group) -> Tensor:
     return torch.stack([torch.bincount(key, minlength=group.cells + 1)[: group.cells] for key in keys])
 
 
-def describe(levels: Levels) -> Tensor:
-    """Values `[s 24]`; NaN where no two region voxels are neighbours."""
+def describe(levels: Levels, mcc: bool = True) -> Tensor:
+    """Values `[s 24]`; NaN where no two region voxels are neighbours, and for the MCC, which takes longest, where it is left out."""
     out = torch.full((levels.segments, len(NAMES)), torch.nan, dtype=torch.float64, device=levels.top.device)
-    for group in levels.groups(len(DIRECTIONS)):
+    for group in levels.groups(len(DIRECTIONS), 8 if mcc else 1):
         table = matrices(levels, group)
         for some, width, part in group.parts:
             counts = table[:, part].view(len(DIRECTIONS), len(some), width, width + 1)[..., 1:]
-            out[some] = features(counts.transpose(0, 1).double(), levels.top[some])
+            out[some] = features(counts.transpose(0, 1).double(), levels.top[some], mcc)
     return out
 
 
-def features(counts: Tensor, top: Tensor) -> Tensor:
+def features(counts: Tensor, top: Tensor, mcc: bool = True) -> Tensor:
     """Values `[s 24]` of matrices `[s 13 l l]` with `top` `[s]` levels in use."""
     width = counts.shape[-1]
     counts = counts + counts.mT
@@ -95,7 +95,7 @@ def features(counts: Tensor, top: Tensor) -> Tensor:
         joint_average=mx,
         joint_energy=(p**2).sum((2, 3)),
         joint_entropy=hxy,
-        mcc=_mcc(p, px, top),
+        mcc=_mcc(p, px, top) if mcc else torch.full_like(mx, torch.nan),
         maximum_probability=p.amax((2, 3)),
         sum_average=(plus * k_plus).sum(2),
         sum_entropy=_entropy(plus).sum(2),

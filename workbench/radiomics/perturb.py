@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.radiomics import engine, wavelet
-from workbench.radiomics.catalogue import GROUPS, NAMES
+from workbench.radiomics.catalogue import NAMES
 from workbench.radiomics.ragged import (
     BATCH_VOXELS,
     Boxes,
@@ -85,6 +85,9 @@ PERTURBATIONS = (  # empirical choices, of the size that Zwanenburg et al. use
 )
 
 
+UNCHANGED = Perturbation("none", "systematic")
+
+
 def describe_perturbed(
     image: Tensor,
     lesions: Tensor,
@@ -93,12 +96,13 @@ def describe_perturbed(
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
-    groups: Collection[str] = tuple(GROUPS),
-) -> np.ndarray:
-    """Descriptors `[perturbation lesion 728]` float64; lesions in ascending order of label, as `describe` has them;
-    NaN in groups that were not asked for."""
+    names: Collection[str] = NAMES,
+) -> tuple[np.ndarray, list[list[str]]]:
+    """Descriptors `[perturbation lesion 728]` float64, NaN for names that were not asked for, and for each why others are
+    NaN; lesions in ascending order of label, as `describe` has them. A perturbation's draws depend on its place in the list."""
     found = find(lesions)
     out = np.full((len(perturbations), found.labels.numel(), len(NAMES)), np.nan)
+    reasons = [[""] * out.shape[1] for _ in perturbations]
     sd = noise_hu(image, liver) if any(p.noise for p in perturbations) else 0.0
     extent = found.high - found.low + 1
     more = _room(perturbations, extent, spacing_mm)
@@ -116,9 +120,12 @@ def describe_perturbed(
         number, some = item
         index = batches[number][0]
         draws = [Draw.of(found, index, margin, (seed, k), spacing_mm) for k in some]
-        copies = [perturb(boxes[number], perturbations[k], sd, draw) for k, draw in zip(some, draws)]
-        values, _ = engine.describe(joined(copies), groups=groups)
+        values, words = engine.describe(
+            perturb(boxes[number], perturbations[some.start : some.stop], sd, draws), names=names
+        )
         out[some.start : some.stop, index] = values.cpu().numpy().reshape(len(some), len(index), -1)
+        for at, text in enumerate(words):
+            reasons[some[at // len(index)]][index[at % len(index)]] = text
         tell(perturbations[some[-1]].name, len(index) * len(some))
 
     def tell(name: str, count: int) -> None:
@@ -128,7 +135,7 @@ def describe_perturbed(
             progress(name, done, whole)
 
     side_by_side(work, items, tell, image.device)
-    return out
+    return out, reasons
 
 
 def _room(perturbations: Sequence[Perturbation], extent: Tensor, spacing_mm: Spacing) -> tuple[int, int, int]:
@@ -183,25 +190,44 @@ class Draw:
         seeds = [_seed((*key, *a, *b)) for a, b in zip(low, high)]
         return Draw(seeds, start, [[n - m + 1 for m, n in zip(a, b)] for a, b in zip(low, high)], spacing_mm)
 
+    @staticmethod
+    def joined(draws: Sequence[Draw]) -> Draw:
+        """Those of several copies of the same boxes, one after the other."""
+        seeds, extent = ([one for draw in draws for one in getattr(draw, what)] for what in ("seeds", "extent"))
+        return replace(draws[0], seeds=seeds, extent=extent)
+
     def white(self, like: Tensor) -> Tensor:
         """White noise, sd 1, around each lesion in boxes `[l z y x]`; 0 further away than any descriptor reads."""
-        return self._fields(like, [m + _NEAR for m in margins(self.spacing_mm)], 0, lambda field: field)
+        reach = [m + _NEAR for m in margins(self.spacing_mm)]
+        return self._placed(self._drawn(reach, 0).to(like), reach, like)
 
     def smooth(self, like: Tensor, blur_mm: float) -> Tensor:
         """The same noise blurred to a smooth field, sd 1."""
         shares = [torch.exp(-0.5 * (torch.arange(-60, 61) / (max(blur_mm, s) / s)) ** 2) for s in self.spacing_mm]
         sd = math.prod(float((w / w.sum()).square().sum().sqrt()) for w in shares)
-        return self._fields(like, [_NEAR] * 3, 1, lambda field: blur(field[None], self.spacing_mm, blur_mm)[0] / sd)
+        reach = [_NEAR] * 3
+        field = blur(self._drawn(reach, 1).to(like), self.spacing_mm, blur_mm) / sd
+        size = torch.tensor(self.extent, device=like.device) + 2 * _NEAR
+        for axis in (1, 2, 3):  # the blur reaches beyond what was drawn
+            at = torch.arange(field.shape[axis], device=like.device) < size[:, axis - 1, None]
+            field = field * at.view(len(at), *[n if a == axis else 1 for a, n in enumerate(field.shape)][1:])
+        return self._placed(field, reach, like)
 
-    def _fields(self, like: Tensor, reach: Sequence[int], more: int, made: Callable[[Tensor], Tensor]) -> Tensor:
-        out = torch.zeros(like.shape, dtype=torch.float32)
-        for one, seed, extent in zip(out, self.seeds, self.extent):
-            draw = torch.Generator().manual_seed(seed + more)
-            field = made(torch.randn([n + 2 * r for n, r in zip(extent, reach)], generator=draw))
-            first = [s - r for s, r in zip(self.start, reach)]
-            inside = [slice(max(0, f), min(n, f + m)) for f, n, m in zip(first, one.shape, field.shape)]
-            one[tuple(inside)] = field[tuple(slice(s.start - f, s.stop - f) for s, f in zip(inside, first))]
-        return out.to(like)
+    def _drawn(self, reach: Sequence[int], more: int) -> Tensor:
+        """White noise on each lesion's own box and `reach` voxels around it, filled up with 0 to a common size."""
+        sizes = [[n + 2 * r for n, r in zip(extent, reach)] for extent in self.extent]
+        out = torch.zeros((len(sizes), *(max(size) for size in zip(*sizes))))
+        for one, seed, (z, y, x) in zip(out, self.seeds, sizes):
+            one[:z, :y, :x] = torch.randn((z, y, x), generator=torch.Generator().manual_seed(seed + more))
+        return out
+
+    def _placed(self, field: Tensor, reach: Sequence[int], like: Tensor) -> Tensor:
+        out = torch.zeros_like(like)
+        first = [s - r for s, r in zip(self.start, reach)]
+        inside = [slice(max(0, f), min(n, f + m)) for f, n, m in zip(first, like.shape[1:], field.shape[1:])]
+        cut = [slice(s.start - f, s.stop - f) for s, f in zip(inside, first)]
+        out[:, *inside] = field[:, *cut]
+        return out
 
 
 def _seed(numbers: Sequence[int]) -> int:
@@ -211,24 +237,52 @@ def _seed(numbers: Sequence[int]) -> int:
     return seed
 
 
-def perturb(boxes: Boxes, change: Perturbation, noise_sd: float, draw: Draw) -> Boxes:
-    """The same lesions with image and mask changed."""
-    hu, region, seen, liver = boxes.hu, boxes.region, boxes.seen, boxes.liver
-    if change.turn_deg or any(change.shift):
-        grid, up = _grid(boxes, change), change.shift[0]
-        seen = _sampled(seen, grid, up, "nearest") > 0.5
-        liver = None if liver is None else _sampled(liver, grid, up, "nearest") > 0.5
-        region = _kept((_sampled(region, grid, up) >= 0.5) & seen, region)
-        hu = _sampled(hu, grid, up).to(hu.dtype)
-    if change.noise and noise_sd:
-        hu = hu + change.noise * noise_sd * draw.white(hu)
-    if change.volume:
-        region = _kept(_resized(region, seen, boxes.spacing_mm, change.volume), region)
-    if change.contour_mm:
-        region = _kept(
-            _moved(region, boxes.spacing_mm, change.contour_mm * draw.smooth(region.float(), _FIELD_MM)) & seen, region
+def perturb(boxes: Boxes, changes: Sequence[Perturbation], noise_sd: float, draws: Sequence[Draw]) -> Boxes:
+    """The same lesions with image and mask changed, a copy for each change, one after the other."""
+    l, out = boxes.count, joined([boxes] * len(changes))
+    hu, region, seen, liver = (
+        None if v is None else v.view(len(changes), *boxes.hu.shape) for v in (out.hu, out.region, out.seen, out.liver)
+    )
+
+    def those(which: Callable[[Perturbation], bool]) -> tuple[list[int], list[Perturbation]]:
+        some = [k for k, change in enumerate(changes) if which(change)]
+        return some, [changes[k] for k in some]
+
+    def each(values: Sequence[float]) -> Tensor:
+        """A number of each change at its copies, `[k l 1 1 1]` flattened to `[n 1 1 1]`."""
+        return hu.new_tensor(values).repeat_interleave(l).view(-1, 1, 1, 1)
+
+    some, own = those(lambda change: bool(change.turn_deg) or any(change.shift))
+    if some:
+        grid, up = _grid(boxes, own), each([change.shift[0] for change in own])
+        seen[some] = (there := _sampled(_flat(seen[some]), grid, up, "nearest") > 0.5).view_as(seen[some])
+        if liver is not None:
+            liver[some] = (_sampled(_flat(liver[some]), grid, up, "nearest") > 0.5).view_as(liver[some])
+        before = _flat(region[some])
+        region[some] = _kept((_sampled(before, grid, up) >= 0.5) & there, before).view_as(region[some])
+        hu[some] = _sampled(_flat(hu[some]), grid, up).to(hu.dtype).view_as(hu[some])
+    some, own = those(lambda change: bool(change.noise and noise_sd))
+    if some:
+        here = _flat(hu[some])
+        noise = Draw.joined([draws[k] for k in some]).white(here)
+        hu[some] = (here + each([change.noise * noise_sd for change in own]) * noise).view_as(hu[some])
+    some, own = those(lambda change: bool(change.volume))
+    if some:
+        before = _flat(region[some])
+        grown = _resized(before, _flat(seen[some]), boxes.spacing_mm, each([change.volume for change in own]))
+        region[some] = _kept(grown, before).view_as(region[some])
+    some, own = those(lambda change: bool(change.contour_mm))
+    if some:
+        before = _flat(region[some])
+        field = each([change.contour_mm for change in own]) * Draw.joined([draws[k] for k in some]).smooth(
+            before.float(), _FIELD_MM
         )
-    return Boxes(hu, region, seen, liver, boxes.spacing_mm)
+        region[some] = _kept(_moved(before, boxes.spacing_mm, field) & _flat(seen[some]), before).view_as(region[some])
+    return out
+
+
+def _flat(copies: Tensor) -> Tensor:
+    return copies.flatten(0, 1)
 
 
 def _kept(region: Tensor, before: Tensor) -> Tensor:
@@ -240,8 +294,9 @@ def _kept(region: Tensor, before: Tensor) -> Tensor:
     return torch.where(some[:, None, None, None], clear, before)
 
 
-def _grid(boxes: Boxes, change: Perturbation) -> Tensor:
-    """Where each column of the changed box lies in the old one, turned about its centroid and shifted, `[l y x 2]`.
+def _grid(boxes: Boxes, changes: Sequence[Perturbation]) -> Tensor:
+    """Where each column of the changed boxes lies in the old ones, turned about its centroid and shifted, `[k l y x 2]`
+    flattened to `[n y x 2]`.
 
     In the units of `grid_sample`: x, y, from -1 to 1. Columns stay upright: the turn is about the body's axis.
     """
@@ -249,24 +304,31 @@ def _grid(boxes: Boxes, change: Perturbation) -> Tensor:
     device, (_, mm_y, mm_x) = boxes.hu.device, boxes.spacing_mm
     voxels = boxes.voxels
     centre = torch.zeros((boxes.count, 3), device=device).index_add(0, voxels.lesion, voxels.zyx.float())
-    centre = centre / voxels.count[:, None]
-    turn = math.radians(change.turn_deg)
-    b = (torch.arange(y, device=device) - centre[:, 1, None])[:, :, None] * mm_y
-    a = (torch.arange(x, device=device) - centre[:, 2, None])[:, None, :] * mm_x
-    at_y = (math.cos(turn) * b - math.sin(turn) * a) / mm_y + centre[:, 1, None, None] + change.shift[1]
-    at_x = (math.cos(turn) * a + math.sin(turn) * b) / mm_x + centre[:, 2, None, None] + change.shift[2]
-    return torch.stack([2 * at_x / (x - 1) - 1, 2 * at_y / (y - 1) - 1], -1)
+    centre = (centre / voxels.count[:, None])[:, :, None, None]
+    turn = [math.radians(change.turn_deg) for change in changes]
+    numbers = (
+        [math.cos(a) for a in turn],
+        [math.sin(a) for a in turn],
+        *([c.shift[k] for c in changes] for k in (1, 2)),
+    )
+    cos, sin, shift_y, shift_x = (torch.tensor(v, device=device).view(-1, 1, 1, 1) for v in numbers)
+    b = (torch.arange(y, device=device)[:, None] - centre[:, 1]) * mm_y
+    a = (torch.arange(x, device=device) - centre[:, 2]) * mm_x
+    at_y = (cos * b - sin * a) / mm_y + centre[:, 1] + shift_y
+    at_x = (cos * a + sin * b) / mm_x + centre[:, 2] + shift_x
+    return torch.stack([2 * at_x / (x - 1) - 1, 2 * at_y / (y - 1) - 1], -1).flatten(0, 1)
 
 
-def _sampled(values: Tensor, grid: Tensor, up: float, mode: str = "bilinear") -> Tensor:
-    """`values` `[l z y x]` at the columns of `grid` and `up` voxels further along z, linear or nearest, float32."""
+def _sampled(values: Tensor, grid: Tensor, up: Tensor, mode: str = "bilinear") -> Tensor:
+    """`values` `[n z y x]` at the columns of `grid` and `up` `[n 1 1 1]` voxels further along z, linear or nearest, float32."""
     out = torch.nn.functional.grid_sample(values.float(), grid, mode, "border", align_corners=True)
     if mode == "nearest":
-        up = float(round(up))
-    low = math.floor(up)
-    z = torch.arange(values.shape[1], device=values.device) + low
-    below, above = (out[:, k.clamp(0, values.shape[1] - 1)] for k in (z, z + 1))
-    return below if up == low else below.lerp(above, up - low)
+        up = up.round()
+    low, last = up.floor(), values.shape[1] - 1
+    z = torch.arange(last + 1, device=values.device) + low.long().view(-1, 1)
+    each = torch.arange(len(z), device=values.device)[:, None]
+    below = out[each, z.clamp(0, last)]
+    return below if mode == "nearest" else below.lerp(out[each, (z + 1).clamp(0, last)], (up - low).float())
 
 
 def _around(region: Tensor) -> tuple[slice, ...]:
@@ -275,15 +337,17 @@ def _around(region: Tensor) -> tuple[slice, ...]:
     return (slice(None), *cuts)
 
 
-def _resized(region: Tensor, seen: Tensor, spacing_mm: Spacing, share: float) -> Tensor:
-    """Add (or take) the voxels next to the contour that the blurred region ranks first: volume changes by a share."""
+def _resized(region: Tensor, seen: Tensor, spacing_mm: Spacing, share: Tensor) -> Tensor:
+    """Add (or take) the voxels next to the contour that the blurred region ranks first: volumes change by a share `[n 1 1 1]`."""
     cut = _around(region)
     own, out = region[cut], region.clone()
     rank, inside = blur(own.float(), spacing_mm, _SMOOTH_MM).flatten(1), own.flatten(1)
-    change = (inside.sum(1) * abs(share)).round().long()
-    rank = torch.where(inside | ~seen[cut].flatten(1), -1.0, rank) if share > 0 else torch.where(inside, -rank, -2.0)
-    if share > 0:
-        change = torch.minimum(change, (rank >= 0).sum(1))  # no more than there is room for in the volume
+    share = share.flatten()
+    change = (inside.sum(1) * share.abs()).round().long()
+    more = torch.where(inside | ~seen[cut].flatten(1), -1.0, rank)
+    rank = torch.where(share[:, None] > 0, more, torch.where(inside, -rank, -2.0))
+    room = torch.where(share > 0, (more >= 0).sum(1), change)  # in the volume
+    change = torch.minimum(change, room)
     order = rank.argsort(dim=1, descending=True, stable=True)
     first = torch.arange(inside.shape[1], device=inside.device) < change[:, None]
     out[cut] = (inside ^ torch.zeros_like(inside).scatter(1, order, first)).view_as(own)
@@ -297,9 +361,9 @@ def _moved(region: Tensor, spacing_mm: Spacing, field_mm: Tensor) -> Tensor:
     sigma = max(_SMOOTH_MM, *spacing_mm)
     depth = sigma * torch.special.ndtri(blur(own.float(), spacing_mm, _SMOOTH_MM).clamp(0.001, 0.999))
     # a blurred small region is below one half at its own edge: the level that holds its volume is its contour
-    rank = own[0].numel() - own.flatten(1).sum(1)
-    level = torch.stack([one.flatten().kthvalue(k).values for one, k in zip(depth, rank.tolist())])
-    depth = depth - level[:, None, None, None]
+    volume = own.flatten(1).sum(1)
+    level = depth.flatten(1).topk(int(volume.max()) + 1).values.gather(1, volume[:, None])
+    depth = depth - level[..., None, None]
     depth = torch.where(own, depth.clamp_min(0.05), depth.clamp_max(-0.05))  # mm inside; the mask itself without a move
     out[cut] = torch.where(depth.abs() < 2 * sigma, depth + field_mm[cut] > 0, own)
     return out

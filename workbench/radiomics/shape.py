@@ -14,6 +14,7 @@ only the points that end their lines along each of 13 directions (4 in a plane) 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import lru_cache
 
 import torch
@@ -74,13 +75,17 @@ def tables(spacing_mm: Spacing) -> tuple[Tensor, Tensor]:
     return area + area.flip(0), terms - terms.flip(0)
 
 
-def describe(boxes: Boxes) -> Tensor:
-    """Values `[l 14]`; NaN for the axes' ratios of a single voxel."""
+def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
+    """Values `[l 14]`; NaN for the axes' ratios of a single voxel, and on a GPU for diameters where none was asked for."""
     voxels, l, spacing_mm = boxes.voxels, boxes.count, boxes.spacing_mm
     voxel_mm3 = math.prod(spacing_mm)
-    area, volume, d_xy, d_xz, d_yz, d_3d = (
-        _compiled(boxes) if compiled.usable(boxes.hu) else (*_surface(boxes), *diameters(boxes))
-    )
+    if compiled.usable(boxes.hu):
+        area, volume, *across = _compiled(boxes)
+    else:
+        area, volume = _surface(boxes)
+        far = any("diameter" in name for name in names)
+        across = diameters(boxes) if far else [torch.full_like(area, torch.nan)] * 4
+    d_xy, d_xz, d_yz, d_3d = across
     axes = _axes(voxels, spacing_mm)
     least, minor, major = (4 * axes.sqrt()).unbind(1)
     several = voxels.count > 1

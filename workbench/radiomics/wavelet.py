@@ -10,6 +10,7 @@ decides a bin.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,17 +43,18 @@ def filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
     return out
 
 
-def bands(boxes: Boxes) -> Tensor:
-    """The sub-bands in the order of `catalogue.BANDS` at the region's voxels `[8 n]`, in the image's floating type."""
+def bands(boxes: Boxes, names: Sequence[str] = BANDS) -> Tensor:
+    """Sub-bands at the region's voxels `[b n]`, in the image's floating type."""
     inner = boxes.inner(0)
     cut = (inner[0], *(slice(s.start - BEFORE, s.stop + AFTER) for s in inner[1:]))
     where = boxes.voxels.within(inner)
     values = {}
     image = boxes.hu[cut]
-    for a, along_x in (("L", LOW), ("H", HIGH)):
-        x = filtered(image, along_x, 3)
-        for b, along_y in (("L", LOW), ("H", HIGH)):
-            xy = filtered(x, along_y, 2)
-            for c, along_z in (("L", LOW), ("H", HIGH)):
-                values[a + b + c] = filtered(xy, along_z, 1).flatten()[where]
-    return torch.stack([values[band] for band in BANDS])
+    taps = {"L": LOW, "H": HIGH}
+    for a in sorted({band[0] for band in names}):
+        x = filtered(image, taps[a], 3)
+        for b in sorted({band[1] for band in names if band[0] == a}):
+            xy = filtered(x, taps[b], 2)
+            for c in sorted({band[2] for band in names if band[:2] == a + b}):
+                values[a + b + c] = filtered(xy, taps[c], 1).flatten()[where]
+    return torch.stack([values[band] for band in names])
