@@ -59,7 +59,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import ndimage
 from torch import Tensor, nn
@@ -71,6 +71,7 @@ from workbench.volume import Box, Refused, Spacing, bounding_box
 FORMAT = 3  # of the saved model
 CHANNELS = 4  # CT, tumor probability, signed distance to the mask, contrast relative to the lesion's own
 CORE_MM, AROUND_MM, LEAST_HU = 1.5, (4.0, 12.0), 8.0  # choices: where a lesion and its surroundings are read
+CONTRAST_MM = AROUND_MM[1] + 1  # how far distances are known for that
 MIDDLE = 8  # features of the unpooled middle of a patch
 
 Size = tuple[int, int, int]
@@ -222,33 +223,41 @@ def relative_contrast(
     mask: Bool[Tensor, "z y x"],
     liver: Bool[Tensor, "z y x"] | None,
     spacing_mm: Spacing,
+    distance: Float[Tensor, "z y x"] | None = None,
+    nearest: Int[np.ndarray, "3 z y x"] | None = None,
 ) -> Float[Tensor, "z y x"]:
     """How like the nearest lesion, 1, or like the tissue around it, -1, each voxel's HU is; cut at twice that.
 
     Zero is the middle between the medians of the lesion's inside and of the liver around it (Chan & Vese 2001), where a
-    blurred edge runs. Zero everywhere near a lesion that has no contrast, or no liver around it.
+    blurred edge runs. Zero everywhere near a lesion that has no contrast, or no liver around it. `distance` (cut at `CONTRAST_MM` or
+    beyond) and `nearest` of the mask, where known already.
     """
     hu, inside = image.float().cpu().numpy(), mask.cpu().numpy()
     lesions, n = ndimage.label(inside, np.ones((3, 3, 3)))
     out = np.zeros(hu.shape, np.float32)
     if n:
-        distance = signed_distance(mask, spacing_mm, AROUND_MM[1] + 1).cpu().numpy()
-        nearest = ndimage.distance_transform_edt(~inside, spacing_mm, return_distances=False, return_indices=True)
-        owner = lesions[tuple(nearest)]
+        distance = signed_distance(mask, spacing_mm, CONTRAST_MM) if distance is None else distance
+        distance = distance.cpu().numpy()
+        owner = lesions[tuple(_nearest(mask, spacing_mm) if nearest is None else nearest)]
         tissue = (distance > AROUND_MM[0]) & (distance < AROUND_MM[1])
         if liver is not None:
             tissue &= liver.cpu().numpy()
-        for k in range(1, n + 1):
-            own = owner == k
-            around, core = hu[own & tissue], hu[own & (distance < -CORE_MM)]
+        for k, box in enumerate(ndimage.find_objects(owner), 1):
+            own, values, deep = owner[box] == k, hu[box], distance[box] < -CORE_MM
+            around, core = values[own & tissue[box]], values[own & deep]
             if len(core) < 4:
-                core = hu[lesions == k]
+                core = values[lesions[box] == k]
             if len(around) < 10:
                 continue
             high, low = np.median(core), np.median(around)
             if abs(high - low) >= LEAST_HU:
-                out[own] = np.clip((hu[own] - low) / (high - low) * 2 - 1, -2, 2)
+                out[box][own] = np.clip((values[own] - low) / (high - low) * 2 - 1, -2, 2)
     return torch.as_tensor(out, device=image.device)
+
+
+def _nearest(mask: Tensor, spacing_mm: Spacing) -> Int[np.ndarray, "3 z y x"]:
+    """Everywhere the indices of the nearest voxel of the mask."""
+    return ndimage.distance_transform_edt(~mask.cpu().numpy(), spacing_mm, return_distances=False, return_indices=True)
 
 
 # ------------------------------------------------------------------------------------------------ the net
@@ -342,9 +351,9 @@ def _weights(n_in: int, start_in: int, n_out: int, start_out: int, scale: float,
 
 
 def _carry(array: Tensor, box_in: Box, spacing_in: Spacing, box_out: Box, spacing_out: Spacing) -> Tensor:
-    """The part `array` (voxels `box_in` of one grid) at the voxels `box_out` of another grid in mm; float32."""
+    """The part `array` `[.. z y x]` (voxels `box_in` of one grid) at the voxels `box_out` of another grid in mm; float32."""
     out = array.float()
-    for axis in range(3):
+    for axis in (-3, -2, -1):
         a, b = box_in[axis], box_out[axis]
         scale = spacing_out[axis] / spacing_in[axis]
         if scale == 1 and (a.start, a.stop) == (b.start, b.stop):
@@ -363,6 +372,7 @@ class _OnGrid(NamedTuple):
     native_box: Box
     grid_box: Box
     distance: Tensor  # native, signed, mm
+    nearest: Int[np.ndarray, "3 z y x"]  # voxel of the mask, native
 
 
 def _onto_grid(
@@ -381,7 +391,8 @@ def _onto_grid(
     native = bounding_box(mask, spacing_mm, margin)
     if native is None:
         return None
-    distance = signed_distance(mask[native], spacing_mm, 1.01 * settings.band_mm)
+    far = signed_distance(mask[native], spacing_mm, max(CONTRAST_MM, 1.01 * settings.band_mm))
+    distance = far.clamp(-1.01 * settings.band_mm, 1.01 * settings.band_mm)
     near = distance.abs() <= settings.band_mm
     if not bool(near.any()):
         return None
@@ -390,18 +401,20 @@ def _onto_grid(
         for b, s, g, n in zip(native, spacing_mm, grid, full)
     )
     low, high = settings.window_hu
-    hu = _carry(image[native], native, spacing_mm, box, grid)
-    contrast = relative_contrast(image[native], mask[native], None if liver is None else liver[native], spacing_mm)
+    nearest = _nearest(mask[native], spacing_mm)
+    around = None if liver is None else liver[native]
+    contrast = relative_contrast(image[native], mask[native], around, spacing_mm, far, nearest)
+    parts = (image[native], tumor_probability[native], distance, contrast, mask[native], near)
+    hu, p, away, contrast, drawn, near = _carry(torch.stack([v.float() for v in parts]), native, spacing_mm, box, grid)
     channels = torch.stack(
         [
             (hu.clamp(low, high) - low) / (high - low) * 2 - 1,
-            _carry(tumor_probability[native], native, spacing_mm, box, grid) * 2 - 1,
-            (_carry(distance, native, spacing_mm, box, grid) / settings.band_mm).clamp(-1, 1),
-            _carry(contrast, native, spacing_mm, box, grid),
+            p * 2 - 1,
+            (away / settings.band_mm).clamp(-1, 1),
+            contrast,
         ]
     )
-    drawn = _carry(mask[native], native, spacing_mm, box, grid) >= 0.5
-    return _OnGrid(channels, _carry(near, native, spacing_mm, box, grid) > 0, drawn, native, box, distance)
+    return _OnGrid(channels, near > 0, drawn >= 0.5, native, box, distance, nearest)
 
 
 def _block(array: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -560,7 +573,7 @@ def _bank(cases: Sequence[Case], settings: BoundarySettings, device: torch.devic
         if part is None:
             skipped += 1
             continue
-        bank.parts.append(part)
+        bank.parts.append(part._replace(nearest=np.empty((3, 0, 0, 0), np.int32)))  # not needed here, and large
         bank.truths.append(
             _carry(truth[part.native_box] > 0, part.native_box, case.spacing_mm, part.grid_box, settings.grid_mm)
         )
@@ -813,7 +826,10 @@ def relabel(
     logits = _carry(dense_logits(model.net, part.channels, part.band), part.grid_box, own.grid_mm, box, spacing_mm)
     drawn = mask[box]
     p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + probability[box] * settings.blend, drawn.float())
-    lesion = (2 * _nearest(chance[box], drawn, spacing_mm)).clamp_max(1) if chance.is_floating_point() else 1.0
+    lesion = 1.0
+    if chance.is_floating_point():
+        at = tuple(torch.as_tensor(a, device=device, dtype=torch.long) for a in part.nearest)
+        lesion = (2 * chance[box][at]).clamp_max(1)
     allowed = drawn if liver is None else drawn | _near_liver(liver[box], spacing_mm, settings.liver_margin_mm)
     sharp = torch.where(near, p * lesion >= settings.threshold, drawn)
     smooth = torch.where(near, _gaussian(p, spacing_mm, settings.smooth_mm) * lesion >= settings.threshold, drawn)
@@ -842,12 +858,6 @@ def chances(labels: Tensor, numbers: ArrayLike, scores: ArrayLike) -> Float[Tens
     of = torch.zeros(int(labels.max()) + 1)
     of[torch.tensor(np.asarray(numbers, np.int64))] = torch.tensor(np.asarray(scores, np.float32)).clamp_min(1e-6)
     return of.to(labels.device)[labels.long()]
-
-
-def _nearest(values: Tensor, mask: Tensor, spacing_mm: Spacing) -> Tensor:
-    """Everywhere the value of the nearest voxel of the mask."""
-    at = ndimage.distance_transform_edt(~mask.cpu().numpy(), spacing_mm, return_distances=False, return_indices=True)
-    return values[tuple(torch.as_tensor(a, device=values.device, dtype=torch.long) for a in at)]
 
 
 def _near_liver(liver: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:

@@ -54,10 +54,11 @@ def find(
     liver: Tensor,
     spacing_mm: Spacing,
     settings: CandidateSettings = CandidateSettings(),
+    wide: Tensor | None = None,
 ) -> Candidates:
-    """Candidates of a refined mask [z y x], largest first."""
+    """Candidates of a refined mask [z y x], largest first. `wide`: the liver and its margin (`near`), where known already."""
     voxel_ml = math.prod(spacing_mm) / 1000
-    inside = mask & near(liver, spacing_mm, settings.liver_margin_mm)
+    inside = mask & (near(liver, spacing_mm, settings.liver_margin_mm) if wide is None else wide)
     pieces, count = components(inside)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     kept = [i + 1 for i in np.argsort(-sizes, kind="stable") if sizes[i] * voxel_ml >= settings.minimum_ml]

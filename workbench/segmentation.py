@@ -105,19 +105,22 @@ def _agree(level: Tensor, mask: Tensor) -> Tensor:
 
 
 class Memory:
-    """Of one scan: the candidates of a mask and their descriptors, given again while they are asked of the same mask. Without it all is
-    worked out anew."""
+    """Of one scan and one experiment: the candidates of a mask and their descriptors, given again while they are asked of the same mask.
+    Without it all is worked out anew."""
 
     def __init__(self) -> None:
-        self._found: tuple[Tensor, candidates.CandidateSettings, candidates.Candidates] | None = None
+        self._found: tuple[Tensor, candidates.Candidates] | None = None
+        self._wide: Tensor | None = None
         self._described: tuple[Tensor, pd.DataFrame] | None = None
 
     def find(self, mask: Tensor, maps: Maps, settings: candidates.CandidateSettings) -> candidates.Candidates:
         """`candidates.find`."""
-        if self._found is None or self._found[1] != settings or not torch.equal(self._found[0], mask):
-            found = candidates.find(mask, maps.p, maps.liver, maps.spacing_mm, settings)
-            self._found = mask, settings, found
-        return self._found[2]
+        if self._wide is None:
+            self._wide = candidates.near(maps.liver, maps.spacing_mm, settings.liver_margin_mm)
+        if self._found is None or not torch.equal(self._found[0], mask):
+            found = candidates.find(mask, maps.p, maps.liver, maps.spacing_mm, settings, self._wide)
+            self._found = mask, found
+        return self._found[1]
 
     def describe(self, pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
         """`radiomics.steady`, the table with what the forest asks."""

@@ -100,7 +100,8 @@ class WhatIf:
     def _measure(self, mask: Tensor) -> dict:
         where = bounding_box(mask | (self.truth == 2), self.maps.spacing_mm, 0) or (slice(0, 1),) * 3
         pair, spacing = (self._tumor[where], mask[where].numpy()), self.maps.spacing_mm
-        whole, counts = metrics.compare(*pair, spacing), metrics.match_lesions(*pair, spacing)["detection"]["iou0"]
+        whole = metrics.compare(*pair, spacing)
+        counts = metrics.match_lesions(*pair, spacing, measured=False)["detection"]["iou0"]
         return {
             "dice": whole["dice"],
             "found": counts["tp"],

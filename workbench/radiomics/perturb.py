@@ -111,9 +111,10 @@ def describe_perturbed(
     at_once = 2 * BATCH_VOXELS[image.device.type]
     batches = list(groups_by_size(extent, margin, at_once))
     boxes = [crop(image, lesions, liver, spacing_mm, found, index, common, more) for index, common in batches]
-    items = []
-    for number in reversed(range(len(batches))):  # as many copies in one batch as fit
-        share = max(1, min(len(perturbations), at_once // boxes[number].hu.numel()))
+    items, cores = [], torch.get_num_threads() if image.device.type == "cpu" else 1
+    for number in reversed(range(len(batches))):  # as many copies in one batch as fit and leave work for each core
+        share = math.ceil(len(perturbations) * len(batches) / cores)
+        share = max(1, min(len(perturbations), share, at_once // boxes[number].hu.numel()))
         items += [(number, range(k, min(k + share, len(perturbations)))) for k in range(0, len(perturbations), share)]
 
     def work(item: tuple[int, range], tell: Callable) -> None:
