@@ -59,12 +59,14 @@ def find(
     """Candidates of a refined mask [z y x], largest first. `wide`: the liver and its margin (`near`), where known already."""
     voxel_ml = math.prod(spacing_mm) / 1000
     inside = mask & (near(liver, spacing_mm, settings.liver_margin_mm) if wide is None else wide)
-    pieces, count = components(inside)
+    box = bounding_box(inside, spacing_mm, 0) or (slice(0, 0),) * 3
+    pieces, count = components(inside[box])
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     kept = [i + 1 for i in np.argsort(-sizes, kind="stable") if sizes[i] * voxel_ml >= settings.minimum_ml]
     renumber = np.zeros(count + 1, np.int16)
     renumber[kept] = np.arange(1, len(kept) + 1)
-    labels = renumber[pieces]
+    labels = np.zeros(mask.shape, np.int16)
+    labels[box] = renumber[pieces]
     rows = [
         _row(number, labels, probability, spacing_mm, box) for number, box in enumerate(ndimage.find_objects(labels), 1)
     ]

@@ -28,6 +28,7 @@ from workbench import (
     radiomics,
     tumor,
 )
+from workbench.connected import true_at
 from workbench.experiment import (
     Experiment,
     Progress,
@@ -101,7 +102,10 @@ class Result:
 
 def _agree(level: Tensor, mask: Tensor) -> Tensor:
     """A level field whose sign says the mask: where it disagrees it is mirrored at zero."""
-    return torch.where((level >= 0) == mask, level, -level - 1e-4 * (~mask).float())
+    wrong = true_at(((level >= 0) != mask).flatten())  # a few
+    out, values = level.clone(), level.flatten()[wrong]
+    out.view(-1)[wrong] = -values - 1e-4 * (values >= 0)
+    return out
 
 
 class Memory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import pandas as pd
 import torch
@@ -18,7 +19,7 @@ from workbench import boundary, forest, metrics, segmentation
 from workbench.experiment import Experiment
 from workbench.ledger import ABLATION, write
 from workbench.segmentation import Maps, Models
-from workbench.volume import bounding_box
+from workbench.volume import Box, bounding_box
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class WhatIf:
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
         self._memory = segmentation.Memory()
-        self._tumor = (self.truth == 2).numpy()
-        self._measured: list[tuple[Tensor, dict]] = []  # what the last choice gave
+        self._tumor = self.truth == 2
+        self._measured: list[tuple[int, Tensor, dict]] = []  # what the last choice gave: voxels, mask, measures
 
     @property
     def start(self) -> Choice:
@@ -91,15 +92,17 @@ class WhatIf:
     def _measures(self, masks: dict[str, Tensor]) -> pd.DataFrame:
         seen, rows = self._measured, {}
         self._measured = []
+        either = reduce(torch.logical_or, masks.values(), self._tumor)
+        where = bounding_box(either, self.maps.spacing_mm, 0) or (slice(0, 1),) * 3
         for stage, mask in masks.items():  # many a stage changes nothing, and many a choice only the last ones
-            known = (row for other, row in [*self._measured, *seen] if torch.equal(other, mask))
-            rows[stage] = next(known, None) or self._measure(mask)
-            self._measured.append((mask, rows[stage]))
+            count = int(mask.count_nonzero())
+            known = (row for n, other, row in [*self._measured, *seen] if n == count and torch.equal(other, mask))
+            rows[stage] = next(known, None) or self._measure(mask, where)
+            self._measured.append((count, mask, rows[stage]))
         return pd.DataFrame([{"stage": stage} | row for stage, row in rows.items()])
 
-    def _measure(self, mask: Tensor) -> dict:
-        where = bounding_box(mask | (self.truth == 2), self.maps.spacing_mm, 0) or (slice(0, 1),) * 3
-        pair, spacing = (self._tumor[where], mask[where].numpy()), self.maps.spacing_mm
+    def _measure(self, mask: Tensor, where: Box) -> dict:
+        pair, spacing = (self._tumor[where].numpy(), mask[where].numpy()), self.maps.spacing_mm
         whole = metrics.compare(*pair, spacing)
         counts = metrics.match_lesions(*pair, spacing, measured=False)["detection"]["iou0"]
         return {
