@@ -6,6 +6,7 @@ from the ledger alone, and the cascade's mask with the ledger applied to it is t
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,16 +36,16 @@ CODES = {0: "background", 1: "liver, never tumor"} | {code: meaning for code, (m
 def tumor_after(ledger: Tensor, stage: str) -> Tensor:
     """The tumor mask after a stage of the ablation, bool, from the ledger alone."""
     column = ABLATION.index(stage)
-    on = torch.zeros(256, dtype=torch.bool, device=ledger.device)
+    on = torch.zeros(256, dtype=torch.bool)
     on[[code for code, (_, history) in HISTORY.items() if history[column]]] = True
     return _looked_up(on, ledger)
 
 
 def _looked_up(table: Tensor, codes: Tensor) -> Tensor:
-    """table[codes], slice by slice: an index is int64, eight times the codes."""
-    out = torch.empty(codes.shape, dtype=table.dtype, device=codes.device)
-    for given, found in zip(codes, out):
-        found.copy_(table[given.long()])
+    """table[codes] of small codes, on the CPU; slice by slice, since an index is int64, eight times the codes."""
+    out = torch.empty(codes.shape, dtype=table.dtype)
+    for given, found in zip(codes.numpy(), out.numpy()):
+        np.take(table.numpy(), given, out=found, mode="clip")
     return out
 
 

@@ -152,6 +152,11 @@ class Maps:
         p_liver, inside = made.array("liver", "maps", case).float(), made.array("liver", "masks", case).bool()
         return cls(hu.float(), p_liver, inside, made.array("tumor", "maps", case).float(), spacing)
 
+    def to(self, device: torch.device) -> Maps:
+        """The same on a device."""
+        on = (v.to(device) for v in (self.hu, self.p_liver, self.liver, self.p))
+        return Maps(*on, self.spacing_mm)
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -218,8 +223,8 @@ def decide(
                 maps.spacing_mm,
                 s.boundary,
             )
-            moved = torch.where(edge.band.cpu(), edge.probability.cpu() - s.boundary.threshold, level)
-            levels.append(_agree(moved, edge.mask.cpu()))
+            band, inside, drawn = (v.to(p.device) for v in (edge.band, edge.probability, edge.mask))
+            levels.append(_agree(torch.where(band, inside - s.boundary.threshold, level), drawn))
             change_ml = {"boundary": edge.volume_change_ml, "smoothing": edge.smoothing_change_ml}
         else:
             levels.append(level)

@@ -53,6 +53,7 @@ class WhatIf:
         for stage in ("liver", "tumor", "forest", "boundary"):
             made.need(stage)
         self.truth, self.case, self.maps = made.work(case)[1], case, Maps.of(made, case)
+        self._there = self.maps.to(made.device)
         s = made.settings
         edge = boundary.load(made.path("boundary"), s.boundary, made.device)
         self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
@@ -79,8 +80,8 @@ class WhatIf:
         )
         cut = self.models.forest.threshold._replace(threshold=choice.score)
         models = replace(self.models, settings=settings, forest=self.models.forest.with_threshold(cut))
-        decided = segmentation.decide(self.maps, models, memory=self._memory)
-        masks = dict(zip(ABLATION, decided.masks))
+        decided = segmentation.decide(self._there, models, memory=self._memory)
+        masks = {stage: mask.cpu() for stage, mask in zip(ABLATION, decided.masks)}
         return Outcome(
             masks,
             decided.lesions,
