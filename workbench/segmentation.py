@@ -154,8 +154,8 @@ class Maps:
 
     def to(self, device: torch.device) -> Maps:
         """The same on a device."""
-        on = (v.to(device) for v in (self.hu, self.p_liver, self.liver, self.p))
-        return Maps(*on, self.spacing_mm)
+        hu, p_liver, inside, p = (v.to(device) for v in (self.hu, self.p_liver, self.liver, self.p))
+        return Maps(hu, p_liver, inside, p, self.spacing_mm)
 
 
 @dataclass(frozen=True)
