@@ -279,11 +279,16 @@ def test_a_result_folder_is_whole(segmented, tmp_path):
     about = json.loads((folder / "result.json").read_text())
     assert about["status"] == "ok" and str(int(result.ledger.max())) in about["ledger_codes"]
     assert len(pd.read_csv(folder / "lesions.csv")) == len(result.lesions)
-    changed = segmentation.decide(result.maps, result.models).masks
-    voxel_ml = float(np.prod(result.maps.spacing_mm)) / 1000
-    assert about["change_ml"]["boundary"] == pytest.approx(
-        float(changed[4].sum() - changed[3].sum()) * voxel_ml, abs=1e-6
+    added, removed = (
+        sum(
+            int((result.ledger == code).sum())
+            for code, (_, (*_, forest, edge)) in ledger.HISTORY.items()
+            if (forest, edge) == both
+        )
+        for both in ((0, 1), (1, 0))
     )
+    assert added + removed > 0
+    assert about["change_ml"]["boundary"] == pytest.approx((added - removed) * result.volume.voxel_ml, abs=1e-6)
     assert set(about["change_ml"]) == {"boundary", "smoothing"}
 
 

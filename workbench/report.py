@@ -199,7 +199,9 @@ def case_report(folder: str | Path) -> str:
         if info.get(name) is not None
     ]
     if change := info.get("change_ml"):
-        facts.append(f"contour: {change['boundary']:+.2f} ml, by its smoothing alone {change['smoothing']:+.2f} ml")
+        facts.append(
+            f"contour: {change['boundary']:+.2f} ml, on the work grid by its smoothing alone {change['smoothing']:+.2f} ml"
+        )
     features = lesions.drop(columns=[c for c in shown if c != "candidate"])
     return _page(
         f"Case {case.case}",

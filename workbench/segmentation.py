@@ -86,7 +86,9 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     maps: Maps | None = None  # on the work grid, for decisions anew
     pieces: Tensor | None = None  # the candidates there, numbered as in `lesions`
-    change_ml: dict[str, float] = field(default_factory=dict)  # as in `Decided`
+    change_ml: dict[str, float] = field(
+        default_factory=dict
+    )  # of the tumor by the boundary stage; on the work grid by its smoothing
     models: Models | None = None
 
     @property
@@ -160,18 +162,15 @@ class Maps:
 
 @dataclass(frozen=True)
 class Decided:
-    """What the stages after the nets made of the maps, on the work grid: for each stage of the ablation a field `[z y x]`
-    whose sign is its mask, the table of lesions, and the candidates `[z y x]`, numbered as there. `change_ml`: of the tumor's volume, by
-    the boundary stage and by its smoothing alone."""
+    """What the stages after the nets made of the maps, on the work grid `[z y x]`: the mask after each stage of the ablation, a field
+    whose sign is the last one (`contour`), the table of lesions, and the candidates, numbered as there. `smoothing_ml`: what the
+    boundary stage's smoothing alone changes of the tumor's volume."""
 
-    levels: list[Tensor]
+    masks: list[Tensor]
+    contour: Tensor
     lesions: pd.DataFrame
     pieces: Tensor
-    change_ml: dict[str, float]
-
-    @property
-    def masks(self) -> list[Tensor]:
-        return [level >= 0 for level in self.levels]
+    smoothing_ml: float
 
 
 DECIDING = ("consistency", "forest", "boundary")  # stages that can be left out
@@ -198,22 +197,24 @@ def decide(
     if set(skip) - set(DECIDING):
         raise Refused("stages to leave out", ", ".join(skip), "some of " + ", ".join(DECIDING))
     with timed("consistency"):
-        level = p - s.consistency.threshold
-        levels = [level]
-        mask = level >= 0 if "consistency" in skip else consistency.refine(p, maps.spacing_mm[0], s.consistency).mask
-        levels.append(level := _agree(level, mask))
+        mask = p >= s.consistency.threshold
+        masks = [mask]
+        if "consistency" not in skip:
+            mask = consistency.refine(p, maps.spacing_mm[0], s.consistency).mask
+        masks.append(mask)
     with timed("candidates"):
         pieces = memory.find(mask, maps, s.candidates)
-        levels.append(level := _agree(level, pieces.labels > 0))
+        masks.append(pieces.labels > 0)
     with timed("forest"):
         lesions = _judge(pieces, maps, own_mm or maps.spacing_mm, models, memory)
         if "forest" in skip:
             lesions = lesions.assign(kept=True)
         own = lesions[lesions.kept]
         chance = boundary.chances(pieces.labels, own.candidate, own.forest_score)
-        levels.append(level := _agree(level, chance > 0))
+        masks.append(chance > 0)
+    contour, smoothing_ml = masks[-1].float() - 0.5, 0.0
     with timed("boundary"):
-        if bool(chance.any()) and "boundary" not in skip:
+        if "boundary" not in skip and bool(masks[-1].any()):
             edge = boundary.relabel(
                 models.boundary,
                 maps.hu.to(models.device),
@@ -224,20 +225,18 @@ def decide(
                 s.boundary,
             )
             band, inside, drawn = (v.to(p.device) for v in (edge.band, edge.probability, edge.mask))
-            levels.append(_agree(torch.where(band, inside - s.boundary.threshold, level), drawn))
-            change_ml = {"boundary": edge.volume_change_ml, "smoothing": edge.smoothing_change_ml}
-        else:
-            levels.append(level)
-            change_ml = {"boundary": 0.0, "smoothing": 0.0}
-    return Decided(levels, lesions, pieces.labels, change_ml)
+            contour = _agree(torch.where(band, inside - s.boundary.threshold, contour), drawn)
+            smoothing_ml = edge.smoothing_change_ml
+    return Decided([*masks, contour >= 0], contour, lesions, pieces.labels, smoothing_ml)
 
 
 def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
-    """The mask after each stage on a volume's own grid, bool `[z y x]` each."""
-    masks = [resample(v, shape) >= 0 for v in decided.levels]
-    for n in (2, 3):  # candidates and forest only take away; interpolation must not say otherwise
-        masks[n] &= masks[n - 1]
-    return masks
+    """The mask after each stage on a volume's own grid, bool `[z y x]` each.
+
+    All but the last are carried as masks, half of a voxel being the edge, so that none gains by how it is carried (decision 0014); of
+    the last the boundary net knows the edge more finely.
+    """
+    return [resample(v, shape) >= 0 for v in (*(mask.float() - 0.5 for mask in decided.masks[:-1]), decided.contour)]
 
 
 def _numbers_on(candidates: Tensor, mask: Tensor) -> Tensor:
@@ -325,7 +324,10 @@ def segment(
         liver.doubts(liver_mask, volume.spacing_mm) if liver_given is None else [],
         maps=maps,
         pieces=decided.pieces,
-        change_ml=decided.change_ml,
+        change_ml={
+            "boundary": float(masks[4].sum() - masks[3].sum()) * volume.voxel_ml,
+            "smoothing": decided.smoothing_ml,
+        },
         models=models,
     )
 
