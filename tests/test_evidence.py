@@ -146,14 +146,16 @@ def test_fresh_lesions_are_tested_at_the_cuts_that_were_fixed_before(trained):
     gain = np.tile([-0.5, 0.5, 1.0], 8)
     lesions = pd.DataFrame({"patient": np.repeat([f"p{n}" for n in range(8)], 3), "blur_mm": blur, "assd_mm_before": 2.0,
                             "assd_mm_after": 2.0 - gain, "surface_dice_before": 0.5, "surface_dice_after": 0.5,
-                            "dice_before": 0.7, "dice_after": None})  # fmt: skip
-    whole = {f"{m}_{when}": 0.5 for m in ("dice", "assd_mm", "surface_dice") for when in ("before", "after")}
+                            "dice_before": 0.7, "dice_after": None, "assd_mm_redrawn": 1.8, "surface_dice_redrawn": 0.5,
+                            "dice_redrawn": 0.7})  # fmt: skip
+    whole = {f"{m}_{when}": 0.5 for m in ("dice", "assd_mm", "surface_dice") for when in ("before", "redrawn", "after")}
     patients = [
         {"patient": f"p{n}", "tumor": n < 8} | whole | {"dice_after": 0.6 if n < 8 else 0.0} for n in range(9)
     ]  # the last has none
     held = {
         "cut_mm": 1.05,
         "more_mm": 1.5,
+        "redrawn": 0.45,
         "lesions": metrics.json_safe(lesions.to_dict("records")),
         "patients": patients,
     }
@@ -167,9 +169,11 @@ def test_fresh_lesions_are_tested_at_the_cuts_that_were_fixed_before(trained):
     assert "-0.750 [-0.750, -0.750], p 0.0078, n 16" in lines[0] and "**supported**" in lines[0]
     assert "median patient" in lines[1] and "-0.750 [-0.750, -0.750], p 0.0078, n 8" in lines[1]
     assert "edges blurred by 1.5 mm or more" in lines[3] and "-1.000 [-1.000, -1.000]" in lines[3]
+    assert "own contour at 0.45, a patient" in lines[6] and "+0.100" in lines[6]
+    assert "own contour at 0.45, edges blurred by 1.05 mm" in lines[7] and "-0.550 [-0.550, -0.550]" in lines[7]
     assert "not shown" in lines[2] and "fresh" in pictures and "on 8 fresh phantoms" in page
     table = evidence.edges_table(lesions.astype({"dice_after": float}), 1.05, 1.5).set_index("blur of the edge")
-    assert table.lesions.tolist() == [24, 8, 16, 8] and table.loc["below 1.1 mm", "assd_mm"].startswith(
+    assert table.lesions.tolist() == [24, 8, 16, 8] and table.loc["below 1.05 mm", "assd_mm"].startswith(
         "2.000 to 2.500: +0.500"
     )
 
@@ -182,13 +186,13 @@ def test_the_benchmark_measures_fresh_phantoms(trained):
     table, patients = benchmark.measure(trained.folder, range(benchmark.SEED, benchmark.SEED + 2))
     assert len(patients) == 2 and patients.tumor.any() and {"dice_before", "assd_mm_after"} <= set(patients.columns)
     assert set(table.patient) <= {f"phantom-{benchmark.SEED + n}" for n in range(2)} and len(table) > 0
-    assert {"blur_mm", "assd_mm_before", "assd_mm_after"} <= set(table.columns)
+    assert {"blur_mm", "assd_mm_before", "assd_mm_after", "assd_mm_redrawn"} <= set(table.columns)
 
 
 def test_a_scan_without_lesions_has_no_edges(trained):
     ct, truth = review.original(trained, trained.cases("test").case[0])
     healthy = truth.with_array(truth.array.clamp(max=1))
-    table = review.lesion_edges(ct, healthy, torch.zeros(ct.shape, dtype=torch.uint8))
+    table = review.lesion_edges(ct, healthy, {"after": torch.zeros(ct.shape, dtype=torch.bool)})
     assert len(table) == 0 and "assd_mm_after" in table
 
 

@@ -476,24 +476,26 @@ def edges(made: Experiment) -> pd.DataFrame:
     for row in made.cases("test").itertuples():
         ct, truth = original(made, row.case)
         codes = folders.result(made.folder / "results" / row.case).volume("ledger")[0]
-        found = lesion_edges(ct, truth, torch.from_numpy(np.ascontiguousarray(codes)))
+        codes = torch.from_numpy(np.ascontiguousarray(codes))
+        masks = {when: tumor_after(codes, stage) for when, stage in (("before", "forest"), ("after", "boundary"))}
+        found = lesion_edges(ct, truth, masks)
         tables.append(found.assign(case=row.case, patient=row.patient))
     return pd.concat(tables, ignore_index=True)
 
 
-def lesion_edges(ct: Volume, truth: Volume, codes: Tensor) -> pd.DataFrame:
-    """Each reference lesion of a scan and its contour before and after the boundary stage, read from the ledger `codes` `[z y x]`.
+def lesion_edges(ct: Volume, truth: Volume, masks: dict[str, Tensor]) -> pd.DataFrame:
+    """Each reference lesion of a scan and its contour in some tumor masks (bool `[z y x]`, by name).
 
     Columns lesion, volume_ml, blur_mm (of the reference's own edge, as the descriptor boundary_blur_median has it), and dice,
-    assd_mm and surface_dice, each with _before and _after; NaN where nothing touches the lesion. A piece that touches several
+    assd_mm and surface_dice, each with _ and the mask's name; NaN where nothing touches the lesion. A piece that touches several
     lesions is shared out, each voxel to the nearest.
     """
     columns = ["lesion", "volume_ml", "blur_mm"]
-    columns += [f"{m}_{when}" for m in ("dice", "assd_mm", "surface_dice") for when in ("before", "after")]
+    columns += [f"{m}_{name}" for m in ("dice", "assd_mm", "surface_dice") for name in masks]
     around = bounding_box(truth.array == 2, ct.spacing_mm, 30)
     if around is None:
         return pd.DataFrame(columns=columns)
-    masks = {when: tumor_after(codes[around], s) for when, s in (("before", "forest"), ("after", "boundary"))}
+    masks = {name: mask[around] for name, mask in masks.items()}
     reference = components(truth.array[around] == 2)[0]
     inside, hu = truth.array[around] >= 1, ct.array[around].float()
     blur = radiomics.describe(
