@@ -31,6 +31,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from workbench import candidates, cohort, experiment, metrics, phantom, pipeline, segmentation
+from workbench.boundary import BoundarySettings
 from workbench.experiment import STAGES, Experiment, Settings, write_json
 from workbench.ledger import ABLATION
 from workbench.readers import nifti
@@ -317,7 +318,12 @@ def main() -> int:
     if asked.json:
         pieces = [json.loads(f.read_text()) for f in sorted(work.glob("?-*.json"))]
         about = {"begin": asdict(begin(quick)), "go_on": asdict(go_on(quick)), "variants": VARIANTS}
-        held = {"settings": about, "pieces": pieces, "summary": table.to_dict("records")}
+        held = {
+            "settings": about,
+            "pieces": pieces,
+            "summary": table.to_dict("records"),
+            "boundary_threshold": BoundarySettings().threshold,
+        }
         write_json(asked.json, metrics.json_safe(held))
     return 0
 

@@ -315,6 +315,18 @@ FAULTS = [
     (5, "infinity", lambda d: nifti(d, np.where(np.isnan(one_nan()), -np.inf, one_nan())), READ,
      "found 1 of 336 voxels NaN or infinite, the first at (3, 2, 1); expected finite HU. Repair the file, or "
      "fill them: in Python, readers.read(path, fill_nonfinite=-1024)."),
+    (13, "scaled to -1..1", lambda d: nifti(d, (ct() / 400).clip(-1, 1).astype(np.float32)), READ,
+     "found values from -0.16 to 0.395, not whole; expected HU. They look normalised (-1..1, or by mean and "
+     "deviation); give the CT itself."),
+    (13, "a signed 8-bit picture", lambda d: nifti(d, ct().clip(-128, 127).astype(np.int8)), READ,
+     "found values from -63 to 127, as in an 8-bit picture; expected HU. Undo the windowing: HU = lower + "
+     "grey * (upper - lower) / 255."),
+    (13, "an offset of 1024 and padding below", lambda d: nifti(d, np.where(np.arange(336).reshape(SHAPE) < 60, -2000, ct() + 1024).astype(np.int16)), READ,
+     "found values from -2000 to 1207 with soft tissue near 1060, an offset of 1024; expected HU, with water "
+     "at 0. Subtract 1024 (set the intercept, scl_inter, to -1024)."),
+    (10, "a field of three metres", lambda d: nifti(d, np.tile(ct(), (4, 1, 1)), affine=np.diag([-45.0, -45, 45, 1])), READ,
+     "found a field of view of 270 x 315 x 1440 mm (z y x); expected at most 2500 x 1200 x 1200. The voxel size "
+     "may be in another unit."),
     (6, "sform and qform disagree", conflict, READ,
      "found an sform (LPS) and a qform (RPS) that put the same voxel up to 32 mm apart; expected at most 0.1 "
      "mm. Programs disagree on where left is: set the wrong one's code to 0."),
@@ -812,6 +824,16 @@ def test_row_17_one_of_several_series_can_be_asked_for(tmp_path):
     assert readers.read(folder, series="1.2.3").shape == (4, 7, 8)
     with pytest.raises(Refused, match=r"no CT series 9.9; expected one of \[CT series 2"):
         readers.read(folder, series="9.9")
+
+
+def test_row_13_a_series_without_rescale_is_told_of(tmp_path):
+    folder = series(tmp_path / "s", PixelData=lambda k: (40 + np.arange(56).reshape(7, 8)).astype(np.uint16).tobytes())
+    for file in sorted(folder.iterdir())[:2]:
+        ds = pydicom.dcmread(file)
+        del ds.RescaleIntercept
+        ds.save_as(file)
+    with pytest.warns(WorkbenchWarning, match="2 of 5 slices have no RescaleIntercept"):
+        readers.read(folder)
 
 
 def test_row_18_rescale_that_varies_by_slice(tmp_path):

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from scipy import ndimage
 
-from workbench import __version__, batch, folders, liver, radiomics
+from workbench import __main__, __version__, batch, folders, liver, radiomics
 from workbench.readers import nifti
 from workbench.threads import in_processes
 from workbench.volume import Refused
@@ -170,6 +171,76 @@ def test_radiomics_takes_label_values_as_they_are(call, files):
         == 0
     )
     assert pd.read_csv(files / "x.csv").label.tolist() == [1, 7]
+
+
+def test_radiomics_keeps_the_value_of_a_single_piece(call, files):
+    stored = nibabel.load(files / "tumor.nii.gz")
+    one = ndimage.label(np.asarray(stored.dataobj))[0] == 1
+    nibabel.save(nibabel.Nifti1Image((one * 300).astype(np.int16), stored.affine), files / "m300.nii.gz")
+    where = ["-o", files / "x.csv", "--device", "cpu"]
+    assert call("radiomics", files / "toy.nii.gz", files / "m300.nii.gz", *where)[0] == 0
+    assert pd.read_csv(files / "x.csv").label.tolist() == [300]
+    assert "one value, 1, in" in call("radiomics", files / "toy.nii.gz", files / "tumor.nii.gz", *where)[2]
+
+
+def test_an_input_is_never_overwritten(call, files):
+    for name in ("toy", "labels"):
+        before = (files / f"{name}.nii.gz").read_bytes()
+        for out in (files / f"{name}.nii.gz", files / "link.csv"):
+            if out.name == "link.csv":
+                out.symlink_to(files / f"{name}.nii.gz")
+            refused(call("radiomics", files / "toy.nii.gz", files / "labels.nii.gz", "-o", out), "one of the inputs")
+            refused(call("evaluate", files / "toy.nii.gz", files / "labels.nii.gz", "-o", out), "one of the inputs")
+        (files / "link.csv").unlink()
+        assert (files / f"{name}.nii.gz").read_bytes() == before
+    os.mkfifo(files / "pipe.json")
+    refused(call("evaluate", files / "labels.nii.gz", files / "labels.nii.gz", "-o", files / "pipe.json"), "pipe")
+
+
+def test_a_link_stays_a_link(call, files, trained):
+    (files / "elsewhere.json").write_text("{}")
+    (files / "e.json").symlink_to("elsewhere.json")
+    assert call("evaluate", files / "labels.nii.gz", files / "labels.nii.gz", "-o", files / "e.json")[0] == 0
+    assert (files / "e.json").is_symlink() and "liver" in (files / "elsewhere.json").read_text()
+    (files / "there").mkdir()
+    (files / "out").mkdir()
+    (files / "out" / "toy").symlink_to("../there")
+    for _ in range(2):
+        status, _, err = call(
+            "segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--device", "cpu"
+        )
+        assert status == 0, err
+    assert (files / "out" / "toy").is_symlink() and (files / "there" / "labels.nii.gz").is_file()
+    assert sorted(p.name for p in (files / "out").iterdir()) == ["toy"]
+
+
+@pytest.mark.parametrize(
+    "names, own",
+    [
+        (["a", "a-1", "a"], ["a", "a-1", "a-2"]),
+        (["a-2", "b", "a", "a"], ["a-2", "b", "a", "a-3"]),
+        (["a", "a", "a"], ["a", "a-1", "a-2"]),
+    ],
+)
+def test_each_input_has_a_name_of_its_own(names, own):
+    assert __main__._each_its_own(names) == own
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "new\nline", "n" * 240])
+def test_a_name_that_no_case_can_have_is_refused(call, files, trained, name):
+    refused(
+        call("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--name", name), "--name"
+    )
+    assert not (files / "out").exists()
+
+
+def test_a_refused_training_leaves_no_experiment(call, tmp_path, toy_cohort):
+    rows = pd.read_csv(toy_cohort)
+    for column in ("ct", "labels"):
+        rows[column] = [str(toy_cohort.parent / path) for path in rows[column]]
+    rows[rows.patient.isin(rows[rows.split == "train"].patient.unique()[:2])].to_csv(tmp_path / "two.csv", index=False)
+    refused(call("train", "all", "--cohort", tmp_path / "two.csv", "-o", tmp_path / "e"), "2 training patients")
+    assert not (tmp_path / "e").exists()
 
 
 @pytest.mark.parametrize("name", ["other_grid.nii.gz", "empty.nii.gz", "missing.nii.gz"])

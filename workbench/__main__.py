@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -192,15 +194,20 @@ def train(
         return
     _writable(experiment)
     wanted = folder.read_settings(settings) if settings else folder.PRESETS[preset]()
-    made = folder.Experiment.create(
-        experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
-    )
-    processes.wait()
+    new = not experiment.exists()
     try:
+        made = folder.Experiment.create(
+            experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
+        )
+        processes.wait()
         if fold is not None:
             print(pipeline.train_fold(made, stage, fold))
             return
         pipeline.train(made, stage, results.keep)
+    except Refused:
+        if new and processes.count() == 1 and not any((experiment / s / "stage.json").is_file() for s in folder.STAGES):
+            shutil.rmtree(experiment, ignore_errors=True)  # nothing was made: the mended command begins anew
+        raise
     except KeyboardInterrupt:
         print(tracking.sync(experiment), file=sys.stderr)  # what is finished, and that the run was killed
         raise
@@ -217,8 +224,8 @@ def segment(
     workers: Annotated[int, typer.Option(help="Processes that share the inputs; 0: as many as pay.")] = 0,
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
+    from workbench import cohort, readers, results, segmentation
     from workbench import experiment as folder
-    from workbench import readers, results, segmentation
     from workbench.threads import at_once, in_processes
     from workbench.volume import Refused
 
@@ -226,13 +233,12 @@ def segment(
         raise Refused("--workers", str(workers), "0 or more")
     if name and len(inputs) > 1:
         raise Refused("--name", f"{len(inputs)} inputs", "one input")
+    if name:
+        cohort.conform_name("--name", name)
     for path in inputs:  # all are there before the first is worked on
         readers.gates.existing(path)
     _writable(out)
-    names: list[str] = []
-    for path in inputs:
-        case = name or readers.case_name(path)
-        names.append(f"{case}-{len(names)}" if case in names else case)
+    names = _each_its_own([name or readers.case_name(path) for path in inputs])
     if not workers:  # each one starts for some seconds
         workers = at_once(folder.pick_device(device)) if len(inputs) > 2 else 1
     jobs = [(path, out / case) for path, case in zip(inputs, names)]
@@ -264,14 +270,14 @@ def radiomics(
     engine: Annotated[str, typer.Option(help="torch or pyradiomics")] = "torch",
     device: Device = "auto",
 ) -> None:
-    """728 descriptors of each region of a mask, a row each."""
+    """728 descriptors of each region of a mask, a row each: of each value, or, of a mask with one value only, of each piece."""
     from workbench import experiment as folder
     from workbench import radiomics as r
     from workbench import readers
     from workbench.files import write_atomic
     from workbench.volume import Refused, numbered
 
-    _file(out)
+    _file(out, image, mask)
     if catalogue:
         if out.suffix == ".md":
             write_atomic(out, r.catalogue.page().encode())
@@ -291,8 +297,12 @@ def radiomics(
     values = labels[labels > 0].unique()
     if len(values) == 0:
         raise Refused(mask, "an empty mask", "at least one region on background 0", "Draw a region first.")
-    if len(values) == 1:
-        labels = numbered(labels > 0).long()
+    if len(values) == 1 and int((pieces := numbered(labels > 0)).max()) > 1:
+        print(
+            f"{mask}: one value, {int(values[0])}, in {int(pieces.max())} pieces: each is a row, numbered from 1",
+            file=sys.stderr,
+        )
+        labels = pieces.long()
     table = r.describe(hu.to(on), labels.to(on), spacing_mm, engine=engine, progress=_count)
     folder.write_table(out, table)
     print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}")
@@ -304,9 +314,10 @@ def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-
     from workbench import experiment as folder
     from workbench import metrics, readers
 
-    _file(out)
+    pairs = readers.pair_labels(truth, prediction)
+    _file(out, *(path for _, *both in pairs for path in both))
     cases = []
-    for name, a, b in readers.pair_labels(truth, prediction):
+    for name, a, b in pairs:
         with _said():
             reference = readers.read_labels(a, allowed={0, 1, 2})
             found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
@@ -591,13 +602,30 @@ def _writable(folder: Path) -> None:
         raise Refused(folder, f"{place} is {why}", "a folder that can be written", "Choose another with -o.")
 
 
-def _file(out: Path) -> None:
-    """The same for a file to be written."""
+def _file(out: Path, *inputs: Path | None) -> None:
+    """The same for a file to be written, which is none of the inputs."""
     from workbench.volume import Refused
 
     if out.is_dir():
         raise Refused(out, "a folder", "a file to write", "Name the file with -o.")
-    _writable(out.parent)
+    if out.exists() and not out.is_file():
+        raise Refused(out, "a device or pipe", "a file to write", "Name the file with -o.")
+    if out.is_file() and any(path is not None and path.exists() and path.samefile(out) for path in inputs):
+        raise Refused(
+            out, "one of the inputs", "another file to write", "Name it with -o; an input is never overwritten."
+        )
+    _writable(out.resolve().parent)
+
+
+def _each_its_own(names: list[str]) -> list[str]:
+    """The names, those that stood before with a number that makes them new."""
+    taken, out = set(names), []
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            name = next(new for n in count(at) if (new := f"{name}-{n}") not in taken)
+            taken.add(name)
+        out.append(name)
+    return out
 
 
 def _count(what: str, done: int, total: int) -> None:

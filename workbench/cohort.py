@@ -152,6 +152,13 @@ def conform(subject: object, row: dict[str, str]) -> None:
             raise Refused(subject, f"{'the ' * (name == 'case')}{name} {value[:100]!r}", words)
 
 
+def conform_name(subject: object, name: str) -> None:
+    """Refuse what no case can be called."""
+    pattern, words = SCHEMA["case"]
+    if not re.fullmatch(pattern, name) or len(name.encode()) > NAME_BYTES:
+        raise Refused(subject, f"the name {name[:100]!r}", words)
+
+
 def each_patient_on_one_side(subject: object, cases: Iterable[Case]) -> None:
     """Refuse a patient who is in train and in test."""
     seen: dict[str, Case] = {}

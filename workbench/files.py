@@ -22,8 +22,9 @@ from workbench.volume import Refused
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that is the one at `path` at the end, or nothing: it lies beside it until it is flushed to disk.
 
-    What the system refuses (no room, read-only) is told of `path`.
+    What the system refuses (no room, read-only) is told of `path`. A link stays one: what it points to is written.
     """
+    path = path.resolve() if path.is_symlink() else path
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as f:
@@ -51,7 +52,7 @@ def sweep(folder: Path, name: str = "*") -> None:
     for part in [*folder.glob(f".{name}.*.part"), *folder.glob(f".{name}.*.old")]:
         writer = part.name.split(".")[-2]
         if writer.isdigit() and not Path("/proc", writer).exists():
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
 
 
 def read_json(path: Path, *keys: str, **kinds: Any) -> dict:

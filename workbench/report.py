@@ -29,6 +29,7 @@ ABLATION_METRICS = (
     "precision_iou0",
     "false_positives",
 )
+SHOWN = 12  # held-out cases on the page of an experiment
 DATA = ("data", "")
 PARTS = ("part", "version")
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
@@ -299,11 +300,18 @@ def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> 
     )
 
 
+def _learnt_from(experiment: folders.ExperimentFolder) -> int | None:
+    """How many training patients have a candidate, from which selection and forest learn."""
+    scores = experiment.table("forest", "scores.csv")
+    if scores is None or "split" not in scores:
+        return experiment.patients()
+    return int(scores[scores.split == "train"].patient.nunique())
+
+
 def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
     """The standing figures, drawn from the tables that there are."""
-    patients = experiment.patients()
     table = experiment.table
-    images = []
+    patients, images = _learnt_from(experiment), []
 
     def add(figure, name):
         images.append(_image(figures.png(figure), name))
@@ -312,10 +320,11 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         if (curves := table(stage, "curves.csv")) is not None and len(curves):
             add(figures.curves(curves, f"{stage}: learning curves"), f"{stage}: learning curves")
     kept = table("selection", "table.csv")
+    bound = experiment.info.get("settings", {}).get("selection", {}).get("icc_bound")
     if kept is not None and {"name", "group", "kept"} <= set(kept) and {"icc", "icc21"} & set(kept):
         add(
             figures.icc_forest(
-                kept[kept["kept"].astype(bool)], patients=patients, title="stability of the kept features"
+                kept[kept["kept"].astype(bool)], bound, patients=patients, title="stability of the kept features"
             ),
             "stability",
         )
@@ -398,13 +407,14 @@ def experiment_report(folder: str | Path) -> str:
     ]
     baselines = experiment.table("forest", "baselines.csv")
     left_out = experiment.table("metrics", "leave_one_out.csv")
+    results = experiment.results()
     previews = [
         _image(
             (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.png(figures.preview_of(p)),
             f"held out: {p.name}",
             fold=True,
         )
-        for p in experiment.results()[:12]
+        for p in results[:SHOWN]
     ]
     has_ablation = ablation is not None and len(ablation) > 0
     shown = ablation_metrics(ablation) if has_ablation else []
@@ -415,7 +425,9 @@ def experiment_report(folder: str | Path) -> str:
             "Ablation",
             [_table(ablation_table(whole, shown)), every] if has_ablation else [],
             [_image(figures.png(figures.ablation(whole, cases, shown)), "ablation")] if has_ablation else [],
-            "Held-out patients: mean, 95 % interval over patients, and n, after each stage, and with all stages but one."
+            "Held-out patients: mean, 95 % interval over patients, and n, after each stage, and with all stages but one. VOE is 1 - intersection / union, RVD the "
+            "relative difference of volumes, ASSD the mean distance of surfaces, surface Dice the share of them within 1 mm; recall and precision of lesions at "
+            "an overlap (IoU) above 0 and above 0.5, false positives a patient at above 0."
             if has_ablation
             else "",
             "The stage `metrics` has not run.",
@@ -442,11 +454,17 @@ def experiment_report(folder: str | Path) -> str:
         _section(
             "The forest beside simpler filters",
             [_table(baselines)] if baselines is not None else [],
+            words="Out of fold, each filter at its own threshold for the same recall; what the selected descriptors gain over it, in pairs.",
             missing="The stage `forest` has not run.",
         ),
         _section("Figures", images=_drawn(experiment), missing="No figure yet."),
         _section("Figures of the notebooks", images=saved, missing="No figure yet."),
-        _section("Held-out cases", images=previews, missing="No result yet."),
+        _section(
+            "Held-out cases",
+            images=previews,
+            words=f"{len(previews)} of {len(results)}; each has a page of its own, results/CASE/report.html.",
+            missing="No result yet.",
+        ),
         _section("Ledger colours", [_table(pd.DataFrame(ledger, columns=["colour", "code", "meaning"], dtype=object))]),
         _section(
             "Metrics of each stage",

@@ -27,6 +27,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     A former result makes room, but for what a reader said of it; a folder that holds anything else is refused and left alone.
     """
     folder = Path(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays one
     free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, glob.escape(folder.name))

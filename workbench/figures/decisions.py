@@ -124,7 +124,7 @@ def importance(table: pd.DataFrame, patients: int | None = None, groups: dict | 
             ax.plot([row.low, row.high], [at, at], color=BLACK, lw=1.2)
     ax.set_yticks(range(len(rows)), rows["name"], fontsize=7)
     ax.axvline(0, color=BLACK, lw=0.8)
-    ax.set(xlabel="permutation importance (loss of score), interval")
+    ax.set(xlabel="fall of the area under the curve when permuted, 95 % interval")
     who = f" ({patients} patients)" if patients is not None else ""
     figure.suptitle(f"{title or 'what the forest looks at'}{who}", fontsize=11)
     return figure

@@ -143,7 +143,13 @@ def timings(seconds: dict, title: str = "") -> Figure:
     names = list(seconds)[::-1]
     ax.barh(names, [seconds[n] for n in names], color=[stage_colour(n) for n in names])
     for at, name in enumerate(names):
-        ax.text(seconds[name], at, f" {seconds[name]:.2g} s", va="center", fontsize=8)
+        ax.text(
+            seconds[name],
+            at,
+            f" {seconds[name]:.2g} s" if seconds[name] < 10 else f" {seconds[name]:.0f} s",
+            va="center",
+            fontsize=8,
+        )
     ax.set_xlabel("seconds")
     ax.margins(x=0.15)
     figure.suptitle(title or f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)

@@ -384,8 +384,10 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
     of = truth == 2 if (truth == 2).any() else codes > 1 if (codes > 1).any() else labels
     view = View(ct.shape, spacing_mm, "axial", slice_with_most(of) if at is None else at)
     box = box_around(np.maximum(labels, truth), spacing_mm, 20)
-    figure = Picture(13, 4.8)
-    left, right, beside = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
+    figure = Picture(13, 5)
+    figure.set_layout_engine("none")  # laid out by hand: a table beside pictures of a fixed aspect is too much for it
+    place = {"left": 0.05, "right": 0.99, "top": 0.88, "bottom": 0.22, "wspace": 0.14}
+    left, right, beside = figure.subplots(1, 3, width_ratios=[1, 1, 0.95], gridspec_kw=place)
     for ax, name in ((left, "ledger"), (right, "final contours, reference dashed")):
         view.ct(ax, ct, "liver")
         view.zoom(ax, box)
@@ -409,7 +411,6 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.6)
-    table.set_in_layout(False)  # it fills its axes and no more
     figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
     legend_below(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=5)
     return figure

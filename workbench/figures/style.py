@@ -1,6 +1,7 @@
 """Colours, windows and small habits that every figure shares."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -122,13 +123,15 @@ def _font(pixels: float) -> ImageFont.FreeTypeFont:
 def png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as PNG; the same figure gives the same bytes."""
     data = io.BytesIO()
-    if isinstance(
-        figure.get_layout_engine(), PlaceHolderLayoutEngine
-    ):  # nothing to lay out: drawn once, where savefig draws twice
-        figure.set_dpi(dpi)
-        FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
-    else:
-        figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a case's name in a script that the font lacks
+        if isinstance(
+            figure.get_layout_engine(), PlaceHolderLayoutEngine
+        ):  # nothing to lay out: drawn once, where savefig draws twice
+            figure.set_dpi(dpi)
+            FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+        else:
+            figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
     return data.getvalue()
 
 

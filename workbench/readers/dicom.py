@@ -313,17 +313,23 @@ def _pixels(slices: list[Slice], folder: Path) -> np.ndarray:
     """HU `[column row slice]`; slope and intercept are each slice's own."""
     _decoders(slices, folder)
     hu = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
+    bare = 0
     for k, s in enumerate(slices):
-        stored, slope, intercept = _stored(s)
+        stored, slope, intercept, told = _stored(s)
+        bare += not told
         value = stored.astype(np.float64) * slope + intercept
         if hu.dtype == np.int16 and gates.smallest(value).dtype != np.int16:
             hu = hu.astype(np.float32)  # one slice with fractions makes the volume float32
         hu[k] = value
+    if bare:
+        gates.warn(
+            folder, f"{bare} of {len(slices)} slices have no RescaleIntercept: their stored values are taken for HU"
+        )
     return hu.transpose(2, 1, 0)
 
 
-def _stored(s: Slice) -> tuple[np.ndarray, float, float]:
-    """Stored values [row column] of one image, its slope and intercept."""
+def _stored(s: Slice) -> tuple[np.ndarray, float, float, bool]:
+    """Stored values [row column] of one image, its slope and intercept, and whether the header told the latter."""
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
@@ -338,7 +344,7 @@ def _stored(s: Slice) -> tuple[np.ndarray, float, float]:
                       "The file is truncated or damaged; fetch it again.") from None  # fmt: skip
     if stored.shape != (s.rows, s.columns):
         raise Refused(s.file, f"pixels of shape {stored.shape}", f"{(s.rows, s.columns)} as its header says")
-    return stored, slope, intercept
+    return stored, slope, intercept, "RescaleIntercept" in whole
 
 
 def _decoders(slices: list[Slice], folder: Path) -> None:

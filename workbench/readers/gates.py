@@ -25,6 +25,8 @@ MIN_SLICES = 3  # fixed: the 2.5D net and the three-slice rule both look at a sl
 MAX_AXIS = 8192  # rule: four times the finest CT matrix; a longer axis is a broken header
 MAX_VOXELS = 2**31  # rule: 2048 slices of 1024 x 1024
 SPACING_MM = (0.05, 50.0)  # rule: beyond these a length in another unit was taken for mm
+FIELD_MM = (2500.0, 1200.0, 1200.0)  # rule: a standing person along z, more than any gantry across it
+NORMALISED = 20.0  # rule: HU that a scan's noise alone covers
 SKEW = 1e-3  # rule: cosine between two axes; half a mm over a 500 mm field of view
 
 GENERIC = {"ct", "image", "images", "img", "volume", "scan", "series", "dicom", "dicom_anon", "patient_dicom"} | {
@@ -176,12 +178,17 @@ def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> N
         return
     if low >= 0 and high <= 2:
         raise Refused(subject, seen, "HU", "This looks like a mask or a picture scaled to 0..1; give the CT itself.")
-    if low >= 0 and high <= 255 and (eight_bit or (low == 0 and high == 255)):
+    some = array.reshape(-1)[:: max(1, array.size // 1_000_000)]
+    if high - low <= NORMALISED and not np.array_equal(some, np.rint(some)):
+        raise Refused(subject, f"{seen}, not whole", "HU",
+                      "They look normalised (-1..1, or by mean and deviation); give the CT itself.")  # fmt: skip
+    signed = eight_bit and -128 <= low < 0 and high <= 127
+    if signed or low >= 0 and high <= 255 and (eight_bit or (low == 0 and high == 255)):
         raise Refused(subject, f"{seen}, as in an 8-bit picture", "HU",
                       "Undo the windowing: HU = lower + grey * (upper - lower) / 255.")  # fmt: skip
-    if low >= 0 and high > 900:
-        some = array.reshape(-1)[:: max(1, array.size // 1_000_000)]
-        if float(((some > 900) & (some < 1300)).mean()) > 0.2:
+    if high > 900:
+        some = some[some > low] if low < 0 else some  # without padding
+        if some.size and float(((some > 900) & (some < 1300)).mean()) > 0.2:
             raise Refused(subject, f"{seen} with soft tissue near 1060, an offset of 1024", "HU, with water at 0",
                           "Subtract 1024 (set the intercept, scl_inter, to -1024).")  # fmt: skip
     if low >= 0:
@@ -231,6 +238,10 @@ def ct(
                       f"at least {MIN_SLICES} slices", "Give the whole scan, not one image of it.")  # fmt: skip
     hounsfield(array, path, eight_bit)
     volume = canonical(array, matrix, path)
+    field = [n * s for n, s in zip(volume.shape, volume.spacing_mm)]
+    if any(length > most for length, most in zip(field, FIELD_MM)):
+        raise Refused(path, f"a field of view of {_numbers(np.array(field))} mm (z y x)", f"at most {_numbers(np.array(FIELD_MM))}",
+                      "The voxel size may be in another unit.")  # fmt: skip
     if volume.spacing_mm == (1.0, 1.0, 1.0):
         warn(path, "spacing is exactly 1 x 1 x 1 mm, which often means that it was lost; sizes in mm may be wrong")
     return volume

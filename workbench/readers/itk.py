@@ -50,7 +50,7 @@ def list_cases(path: str | Path) -> list[Path]:
 def read(path: str | Path, *, fill_nonfinite: float | None = None) -> Volume:
     """A CT as canonical `[z y x]` HU."""
     array, affine = voxels(path)
-    return gates.ct(array, affine, path, fill_nonfinite, eight_bit=array.dtype == np.uint8)
+    return gates.ct(array, affine, path, fill_nonfinite, eight_bit=array.dtype.itemsize == 1)
 
 
 def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:

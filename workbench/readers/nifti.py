@@ -40,7 +40,7 @@ def list_cases(path: str | Path) -> list[Path]:
 def read(path: str | Path, *, fill_nonfinite: float | None = None, form: str | None = None) -> Volume:
     """A CT as canonical `[z y x]` HU. `form` ("sform", "qform", "pixdim") settles what the header leaves open."""
     array, affine, dtype = voxels(path, form)
-    return gates.ct(array, affine, path, fill_nonfinite, eight_bit=dtype == np.uint8)
+    return gates.ct(array, affine, path, fill_nonfinite, eight_bit=dtype.itemsize == 1)
 
 
 def read_labels(path: str | Path, *, allowed: Collection[int] | None = None, form: str | None = None) -> Volume:
