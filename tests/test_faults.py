@@ -316,10 +316,10 @@ FAULTS = [
      "found 1 of 336 voxels NaN or infinite, the first at (3, 2, 1); expected finite HU. Repair the file, or "
      "fill them: in Python, readers.read(path, fill_nonfinite=-1024)."),
     (13, "scaled to -1..1", lambda d: nifti(d, (ct() / 400).clip(-1, 1).astype(np.float32)), READ,
-     "found values from -0.16 to 0.395, not whole; expected HU. They look normalised (-1..1, or by mean and "
+     "found values from -0.2275 to 0.4575, not whole; expected HU. They look normalised (-1..1, or by mean and "
      "deviation); give the CT itself."),
     (13, "a signed 8-bit picture", lambda d: nifti(d, ct().clip(-128, 127).astype(np.int8)), READ,
-     "found values from -63 to 127, as in an 8-bit picture; expected HU. Undo the windowing: HU = lower + "
+     "found values from -91 to 127, as in an 8-bit picture; expected HU. Undo the windowing: HU = lower + "
      "grey * (upper - lower) / 255."),
     (13, "an offset of 1024 and padding below", lambda d: nifti(d, np.where(np.arange(336).reshape(SHAPE) < 60, -2000, ct() + 1024).astype(np.int16)), READ,
      "found values from -2000 to 1207 with soft tissue near 1060, an offset of 1024; expected HU, with water "
