@@ -188,7 +188,7 @@ def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> N
                       "Undo the windowing: HU = lower + grey * (upper - lower) / 255.")  # fmt: skip
     if high > 900:
         some = some[some > low] if low < 0 else some  # without padding
-        if some.size and float(((some > 900) & (some < 1300)).mean()) > 0.2:
+        if some.size and some.min() > -100 and float(((some > 900) & (some < 1300)).mean()) > 0.2:
             raise Refused(subject, f"{seen} with soft tissue near 1060, an offset of 1024", "HU, with water at 0",
                           "Subtract 1024 (set the intercept, scl_inter, to -1024).")  # fmt: skip
     if low >= 0:
