@@ -140,7 +140,7 @@ def test_writing_is_atomic_and_repeatable(tmp_path, monkeypatch):
 
 def test_scale_and_intercept_give_hu(tmp_path):
     for slope, inter, stored, expected in (
-        (1.0, -1024.0, np.uint16([0, 1024, 2000, 1084]), torch.int16),
+        (1.0, -1024.0, np.uint16([0, 1024, 1500, 1084]), torch.int16),
         (2.0, -1000.0, np.int16([0, 500, 900, 530]), torch.int16),
         (0.5, 10.5, np.int16([-2000, 0, 99, 100]), torch.float32),
     ):

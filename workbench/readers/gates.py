@@ -187,12 +187,9 @@ def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> N
         raise Refused(subject, f"{seen}, as in an 8-bit picture", "HU",
                       "Undo the windowing: HU = lower + grey * (upper - lower) / 255.")  # fmt: skip
     if high > 900:
-        tissue = np.array([((some > a) & (some < b)).mean() for a, b in ((900, 1300), (20, 200))])
-        if low < 0:  # padding below an offset: nothing else is
-            rest = some[some > low]
-            padded = rest.size and rest.min() > -100 and tissue[0] > 1.5 * tissue[1]
-            tissue = tissue * some.size / rest.size if padded else np.zeros(2)
-        if tissue[0] > 0.2:
+        body = some[some > -200]  # without padding; bone has more voxels from 200 to 900 HU than above
+        between, near = (((body > a) & (body < b)).mean() for a, b in ((200, 900), (900, 1300)))
+        if near > 0.2 and near > 3 * between:
             raise Refused(subject, f"{seen} with soft tissue near 1060, an offset of 1024", "HU, with water at 0",
                           "Subtract 1024 (set the intercept, scl_inter, to -1024).")  # fmt: skip
     if low >= 0:
