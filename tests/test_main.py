@@ -234,6 +234,17 @@ def test_a_name_that_no_case_can_have_is_refused(call, files, trained, name):
     assert not (files / "out").exists()
 
 
+def test_a_result_that_another_process_writes_is_left_to_it(call, files, trained):
+    words = ["segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out", "--device", "cpu"]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (files / "out" / f".toy.{other.pid}.part").mkdir(parents=True)
+        refused(call(*words), "out/toy: found in use by process", str(other.pid))
+        assert [p.name for p in (files / "out").iterdir()] == [f".toy.{other.pid}.part"]
+        other.communicate(b"\n")
+    assert call(*words)[0] == 0  # what a process that is no more left is swept away
+    assert [p.name for p in (files / "out").iterdir()] == ["toy"]
+
+
 def test_a_refused_training_leaves_no_experiment(call, tmp_path, toy_cohort):
     rows = pd.read_csv(toy_cohort)
     for column in ("ct", "labels"):

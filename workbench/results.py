@@ -6,6 +6,8 @@ import glob
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, glob.escape(folder.name))
-    making = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    making = _making(folder)
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
     try:
@@ -51,6 +53,32 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     return folder
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A place for a result that no other process writes to meanwhile; refused where one does. Nothing of the claim stays."""
+    folder = folder.resolve() if folder.is_symlink() else folder
+    new = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
+    if not new:
+        sweep(folder.parent, glob.escape(folder.name))
+        for other in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+            who = other.name.split(".")[-2]
+            fix = "Wait for it or choose another folder with -o."
+            raise Refused(folder, f"in use by process {who}", "a result that nobody else writes", fix)
+    making = _making(folder)
+    making.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        for place in new:
+            with suppress(OSError):  # not empty: something was written
+                place.rmdir()
+
+
+def _making(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.part")
+
+
 def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, str]:
     """Segment one CT (a path) into a folder: what is to be warned of, and the line that says how it went or why it was refused.
 
@@ -62,10 +90,11 @@ def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, s
         try:
             volume = readers.read(path)
             free(folder)
-            result = segment(replace(volume, name=folder.name), models, tell)
-            doubts = [f"{folder.name}: {line}" for line in result.warnings]
-            result.warnings += said
-            keep(result, folder, path)
+            with claimed(folder):
+                result = segment(replace(volume, name=folder.name), models, tell)
+                doubts = [f"{folder.name}: {line}" for line in result.warnings]
+                result.warnings += said
+                keep(result, folder, path)
         except Refused as error:
             return said, "", str(error)
     line = (

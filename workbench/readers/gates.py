@@ -178,7 +178,7 @@ def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> N
         return
     if low >= 0 and high <= 2:
         raise Refused(subject, seen, "HU", "This looks like a mask or a picture scaled to 0..1; give the CT itself.")
-    some = array.reshape(-1)[:: max(1, array.size // 1_000_000)]
+    some = array.ravel(order="K")[:: max(1, array.size // 1_000_000)]  # a view, whatever the order
     if high - low <= NORMALISED and not np.array_equal(some, np.rint(some)):
         raise Refused(subject, f"{seen}, not whole", "HU",
                       "They look normalised (-1..1, or by mean and deviation); give the CT itself.")  # fmt: skip
