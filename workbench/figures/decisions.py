@@ -108,7 +108,10 @@ def tradeoff(table: pd.DataFrame, threshold: float | None = None, title: str = "
     )
     roc.grid(alpha=0.3)
     _draw_tradeoff(right, table, threshold)
-    figure.suptitle(f"{title or 'the forest as a filter'} ({patients_of(table)}, {len(table)} candidates)", fontsize=11)
+    figure.suptitle(
+        f"{title or 'the forest as a filter'} ({patients_of(table)}, {int(true[-1])} lesions, {int(false[-1])} false candidates)",
+        fontsize=11,
+    )
     return figure
 
 
