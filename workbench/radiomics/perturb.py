@@ -245,45 +245,51 @@ def perturb(boxes: Boxes, changes: Sequence[Perturbation], noise_sd: float, draw
         None if v is None else v.view(len(changes), *boxes.hu.shape) for v in (out.hu, out.region, out.seen, out.liver)
     )
 
-    def those(which: Callable[[Perturbation], bool]) -> tuple[list[int], list[Perturbation]]:
+    def those(which: Callable[[Perturbation], bool]) -> tuple[slice | list[int], list[Perturbation], list[Draw]]:
+        """Which changes, as a slice (no copy is made of it) where they stand side by side, and what is theirs."""
         some = [k for k, change in enumerate(changes) if which(change)]
-        return some, [changes[k] for k in some]
+        aside = bool(some) and some[-1] - some[0] + 1 == len(some)
+        place = slice(some[0], some[-1] + 1) if aside else some
+        return place, [changes[k] for k in some], [draws[k] for k in some]
 
     def each(values: Sequence[float]) -> Tensor:
         """A number of each change at its copies, `[k l 1 1 1]` flattened to `[n 1 1 1]`."""
         return hu.new_tensor(values).repeat_interleave(l).view(-1, 1, 1, 1)
 
-    some, own = those(lambda change: bool(change.turn_deg) or any(change.shift))
-    if some:
+    some, own, _ = those(lambda change: bool(change.turn_deg) or any(change.shift))
+    if own:
         grid, up = _grid(boxes, own), each([change.shift[0] for change in own])
-        seen[some] = (there := _sampled(_flat(seen[some]), grid, up, "nearest") > 0.5).view_as(seen[some])
+        there = _sampled(_flat(seen[some]), grid, up, "nearest") > 0.5
+        seen[some] = _copies(there, l)
         if liver is not None:
-            liver[some] = (_sampled(_flat(liver[some]), grid, up, "nearest") > 0.5).view_as(liver[some])
+            liver[some] = _copies(_sampled(_flat(liver[some]), grid, up, "nearest") > 0.5, l)
         before = _flat(region[some])
-        region[some] = _kept((_sampled(before, grid, up) >= 0.5) & there, before).view_as(region[some])
-        hu[some] = _sampled(_flat(hu[some]), grid, up).to(hu.dtype).view_as(hu[some])
-    some, own = those(lambda change: bool(change.noise and noise_sd))
-    if some:
+        region[some] = _copies(_kept((_sampled(before, grid, up) >= 0.5) & there, before), l)
+        hu[some] = _copies(_sampled(_flat(hu[some]), grid, up).to(hu.dtype), l)
+    some, own, drawn = those(lambda change: bool(change.noise and noise_sd))
+    if own:
         here = _flat(hu[some])
-        noise = Draw.joined([draws[k] for k in some]).white(here)
-        hu[some] = (here + each([change.noise * noise_sd for change in own]) * noise).view_as(hu[some])
-    some, own = those(lambda change: bool(change.volume))
-    if some:
+        hu[some] = _copies(here + each([change.noise * noise_sd for change in own]) * Draw.joined(drawn).white(here), l)
+    some, own, _ = those(lambda change: bool(change.volume))
+    if own:
         before = _flat(region[some])
         grown = _resized(before, _flat(seen[some]), boxes.spacing_mm, each([change.volume for change in own]))
-        region[some] = _kept(grown, before).view_as(region[some])
-    some, own = those(lambda change: bool(change.contour_mm))
-    if some:
+        region[some] = _copies(_kept(grown, before), l)
+    some, own, drawn = those(lambda change: bool(change.contour_mm))
+    if own:
         before = _flat(region[some])
-        field = each([change.contour_mm for change in own]) * Draw.joined([draws[k] for k in some]).smooth(
-            before.float(), _FIELD_MM
-        )
-        region[some] = _kept(_moved(before, boxes.spacing_mm, field) & _flat(seen[some]), before).view_as(region[some])
+        field = each([change.contour_mm for change in own]) * Draw.joined(drawn).smooth(before.float(), _FIELD_MM)
+        moved = _moved(before, boxes.spacing_mm, field) & _flat(seen[some])
+        region[some] = _copies(_kept(moved, before), l)
     return out
 
 
 def _flat(copies: Tensor) -> Tensor:
     return copies.flatten(0, 1)
+
+
+def _copies(flat: Tensor, lesions: int) -> Tensor:
+    return flat.unflatten(0, (-1, lesions))
 
 
 def _kept(region: Tensor, before: Tensor) -> Tensor:
