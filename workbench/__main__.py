@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -194,19 +194,20 @@ def train(
         return
     _writable(experiment)
     wanted = folder.read_settings(settings) if settings else folder.PRESETS[preset]()
-    new = not experiment.exists()
+    new = fold is None and processes.count() == 1 and not experiment.exists()
+    made = folder.Experiment.create(
+        experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
+    )
+    processes.wait()
     try:
-        made = folder.Experiment.create(
-            experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
-        )
-        processes.wait()
         if fold is not None:
             print(pipeline.train_fold(made, stage, fold))
             return
         pipeline.train(made, stage, results.keep)
     except Refused:
-        if new and processes.count() == 1 and not any((experiment / s / "stage.json").is_file() for s in folder.STAGES):
-            shutil.rmtree(experiment, ignore_errors=True)  # nothing was made: the mended command begins anew
+        if new and not any((experiment / s / "stage.json").is_file() for s in folder.STAGES):
+            with suppress(Refused), folder.held(experiment):  # nobody else has begun there
+                shutil.rmtree(experiment)  # nothing was made: the mended command begins anew
         raise
     except KeyboardInterrupt:
         print(tracking.sync(experiment), file=sys.stderr)  # what is finished, and that the run was killed
@@ -233,8 +234,8 @@ def segment(
         raise Refused("--workers", str(workers), "0 or more")
     if name and len(inputs) > 1:
         raise Refused("--name", f"{len(inputs)} inputs", "one input")
-    if name:
-        cohort.conform_name("--name", name)
+    if name and not cohort.fits("case", name):
+        raise Refused("--name", repr(name[:100]), cohort.SCHEMA["case"][1])
     for path in inputs:  # all are there before the first is worked on
         readers.gates.existing(path)
     _writable(out)

@@ -709,7 +709,6 @@ class Relabelled:
     added: Tensor
     removed: Tensor
     band: Tensor
-    volume_change_ml: float  # of the whole stage
     smoothing_change_ml: float  # of the contour's smoothing alone
     lesions: pd.DataFrame  # lesion, voxels_before, added, removed, voxels_after, parts, restored, unmerged
 
@@ -820,7 +819,7 @@ def relabel(
     part = _onto_grid(image, probability, mask, liver, spacing_mm, own, tuple(p // 2 for p in own.patch))
     if part is None:
         lesions = _one_for_one(mask, mask, spacing_mm)[1]
-        return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, 0.0, lesions)
+        return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, lesions)
     box = part.native_box
     near = part.distance.abs() <= settings.band_mm
     logits = _carry(dense_logits(model.net, part.channels, part.band), part.grid_box, own.grid_mm, box, spacing_mm)
@@ -847,7 +846,6 @@ def relabel(
         final & ~mask,
         mask & ~final,
         whole_band,
-        float(final.sum() - mask.sum()) * voxel_ml,
         float(smooth.sum() - sharp.sum()) * voxel_ml,
         lesions,
     )

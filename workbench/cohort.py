@@ -145,18 +145,15 @@ def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def conform(subject: object, row: dict[str, str]) -> None:
     """Refuse a cell that is not what `SCHEMA` says."""
-    for name, (pattern, words) in SCHEMA.items():
+    for name, (_, words) in SCHEMA.items():
         value = row.get(name, "")
-        fits = re.fullmatch(pattern, value) and (name != "case" or len(value.encode()) <= NAME_BYTES)
-        if not fits and not (value == "" and name in MEASURED):
+        if not fits(name, value) and not (value == "" and name in MEASURED):
             raise Refused(subject, f"{'the ' * (name == 'case')}{name} {value[:100]!r}", words)
 
 
-def conform_name(subject: object, name: str) -> None:
-    """Refuse what no case can be called."""
-    pattern, words = SCHEMA["case"]
-    if not re.fullmatch(pattern, name) or len(name.encode()) > NAME_BYTES:
-        raise Refused(subject, f"the name {name[:100]!r}", words)
+def fits(column: str, value: str) -> bool:
+    """Whether a cell of a column is what `SCHEMA` says; the name of a case is no longer than a file's can be."""
+    return bool(re.fullmatch(SCHEMA[column][0], value)) and (column != "case" or len(value.encode()) <= NAME_BYTES)
 
 
 def each_patient_on_one_side(subject: object, cases: Iterable[Case]) -> None:

@@ -518,9 +518,8 @@ def _real(held: dict) -> tuple[list[str], Figure]:
         "so no step is more than a hint here, whatever its interval says.",
         ""
         if held.get("boundary_threshold") == BoundarySettings().threshold
-        else "Measured with the boundary stage of an earlier version, trained more "
-        "briefly and cut at one half, and with masks carried to the scan's grid otherwise: decisions 0013 and 0014 tell what has changed, the log what "
-        "the present rule makes of the same nets.",
+        else "Measured before decisions 0013 and 0014, with an earlier boundary stage and another way of carrying masks to the scan's grid; the log tells "
+        "what the present rule makes of the same nets.",
     ]
     stages = []
     for variant, part in ill.groupby("variant"):

@@ -88,7 +88,7 @@ class Result:
     pieces: Tensor | None = None  # the candidates there, numbered as in `lesions`
     change_ml: dict[str, float] = field(
         default_factory=dict
-    )  # of the tumor by the boundary stage; on the work grid by its smoothing
+    )  # by the boundary stage; by its smoothing, on the work grid
     models: Models | None = None
 
     @property
@@ -236,7 +236,11 @@ def on_own_grid(decided: Decided, shape: tuple[int, int, int]) -> list[Tensor]:
     All but the last are carried as masks, half of a voxel being the edge, so that none gains by how it is carried (decision 0014); of
     the last the boundary net knows the edge more finely.
     """
-    return [resample(v, shape) >= 0 for v in (*(mask.float() - 0.5 for mask in decided.masks[:-1]), decided.contour)]
+    levels = (*(mask.float() - 0.5 for mask in decided.masks[:-1]), decided.contour)
+    masks = [resample(level, shape) >= 0 for level in levels]
+    for n in (2, 3):  # candidates and forest only take away; rounding must not say otherwise
+        masks[n] &= masks[n - 1]
+    return masks
 
 
 def _numbers_on(candidates: Tensor, mask: Tensor) -> Tensor:
