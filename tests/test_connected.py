@@ -14,7 +14,7 @@ def numbered(values: np.ndarray) -> np.ndarray:
     at = connected.true_at((padded > 0).flatten())
     ahead, _ = connected.neighbours(padded > 0, at)
     level = torch.cat([padded.flatten()[at], torch.zeros(1, dtype=padded.dtype)])
-    piece, voxel = connected.pieces([(level[a] == level[:-1])[None] for a in ahead], ahead)
+    piece, voxel = connected.pieces(torch.stack([(level[a] == level[:-1])[None] for a in ahead]), ahead)
     assert torch.equal(piece[0][voxel[piece[0].long()].long()], piece[0])  # a piece's own voxel belongs to it
     out = torch.zeros(padded.numel(), dtype=torch.int64)
     out[at] = piece[0].long() + 1
@@ -51,7 +51,7 @@ def test_several_images_share_the_voxels_and_not_the_pieces():
     inside = torch.nn.functional.pad(torch.ones((1, 2, 2, 3)), (1, 1, 1, 1, 1, 1)) > 0
     at = connected.true_at(inside.flatten())
     ahead, _ = connected.neighbours(inside, at)
-    joined = [torch.stack([a < at.numel(), torch.zeros_like(a, dtype=torch.bool)]) for a in ahead]
+    joined = torch.stack([torch.stack([a < at.numel(), torch.zeros_like(a, dtype=torch.bool)]) for a in ahead])
     piece, _ = connected.pieces(joined, ahead)
     assert (
         len(piece[0].unique()) == 1

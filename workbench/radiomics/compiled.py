@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workbench.connected import BEFORE, DIRECTIONS, ORDER
+from workbench.connected import DIRECTIONS
 
 if TYPE_CHECKING:
     from workbench.radiomics.discretise import Levels
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 FILTERS = {torch.float32: "workbench_filter_float", torch.float64: "workbench_filter_double"}
 VERSION = 1  # of loops.c
 MOST_EQUAL = 3**3  # a voxel and its 26 neighbours
+
+
+# Along an axis first: such a neighbour touches most of the others. BEFORE: which earlier ones touch a neighbour.
+ORDER = sorted(range(len(DIRECTIONS)), key=lambda d: (sum(map(abs, DIRECTIONS[d])), -DIRECTIONS[d][0]))
+BEFORE = {
+    d: [e for e in ORDER[:k] if all(abs(a - b) <= 1 for a, b in zip(DIRECTIONS[d], DIRECTIONS[e]))]
+    for k, d in enumerate(ORDER)
+}
 
 
 class _Work(Structure):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workbench.radiomics.compiled import Tally, tally, usable
-from workbench.radiomics.ragged import Voxels
+from workbench.radiomics.ragged import Voxels, counted
 
 BIN_WIDTH = 25.0
 TABLE = 32_000_000  # most counts that a table of matrices holds at once (bytes: 8 times that)
@@ -92,12 +92,15 @@ class Levels:
     @cached_property
     def ahead(self) -> Tensor:
         """Level of the neighbour in each of the 13 directions `[13 i n]`, 0 where there is none."""
-        return torch.stack([picked(self.level, at) for at in self.voxels.beside[0]])
+        return self._beside(self.voxels.beside[0])
 
     @cached_property
     def behind(self) -> Tensor:
         """Level of the neighbour against each direction."""
-        return torch.stack([picked(self.level, at) for at in self.voxels.beside[1]])
+        return self._beside(self.voxels.beside[1])
+
+    def _beside(self, at: Tensor) -> Tensor:
+        return picked(self.level, at.flatten()).view(self.images, *at.shape).transpose(0, 1)
 
     @cached_property
     def tally(self) -> Tally | None:
@@ -117,6 +120,11 @@ class Levels:
     def equal(self) -> Tensor:
         """Whether the neighbour ahead has the same level `[13 i n]`."""
         return self.ahead == self.own
+
+    @cached_property
+    def equal_behind(self) -> Tensor:
+        """Whether the neighbour against each direction has the same level `[13 i n]`."""
+        return self.behind == self.own
 
     def by_voxel(self, values: Tensor) -> Tensor:
         """`[s]` values of the segments at their voxels `[i n]`."""
@@ -142,7 +150,7 @@ class Levels:
     @cached_property
     def row_count(self) -> Tensor:
         """How many voxels each row has `[r]`."""
-        return torch.bincount(self.row.flatten(), minlength=self.row_segment.numel())
+        return counted(self.row.flatten(), self.row_segment.numel())
 
     def groups(self, cells_per_level: int, dear: int = 1) -> Iterator[Group]:
         """Segments with about as many levels, at most `TABLE` cells at once.

@@ -64,7 +64,7 @@ def describe(
             continue
         if module is glcm:
             some, mine = wanted[kind], levels.of([images.index(i) for i in wanted[kind]])
-            found = glcm.describe(mine, any(name.endswith("glcm_mcc") for name in names))
+            found = glcm.describe(mine, {name.rpartition("glcm_")[2] for name in names if "glcm_" in name})
         else:
             some, mine = counted, together
             found = module.describe(mine)

@@ -11,13 +11,16 @@ px(j)), which is symmetric here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from workbench.connected import DIRECTIONS
 from workbench.radiomics import compiled
-from workbench.radiomics.discretise import Group, Levels
+from workbench.radiomics.discretise import MOST, Group, Levels
+from workbench.radiomics.ragged import counted
 
 NAMES = (
     "autocorrelation", "cluster_prominence", "cluster_shade", "cluster_tendency", "contrast", "correlation",
@@ -37,72 +40,142 @@ def matrices(levels: Levels, group: Group) -> Tensor:
         return compiled.pairs(levels, group.start, group.width, group.cells)
     width, start = (levels.by_voxel(v.int()) for v in (group.width, group.start))
     row = torch.where(start >= 0, start + (levels.own - 1) * (width + 1), group.cells)
-    some = bool((group.start < 0).any())
-    keys = ((row + (ahead * (start >= 0) if some else ahead)).flatten() for ahead in levels.ahead)
-    return torch.stack([torch.bincount(key, minlength=group.cells + 1)[: group.cells] for key in keys])
+    wide = group.cells + MOST + 1  # what is beyond `cells` belongs to other groups
+    first = wide * torch.arange(len(DIRECTIONS), dtype=torch.int32, device=row.device)[:, None, None]
+    keys = levels.ahead + row + first
+    return counted(keys.flatten(), len(DIRECTIONS) * wide).view(-1, wide)[:, : group.cells]
 
 
-def describe(levels: Levels, mcc: bool = True) -> Tensor:
-    """Values `[s 24]`; NaN where no two region voxels are neighbours, and for the MCC, which takes longest, where it is left out."""
+def describe(levels: Levels, names: Collection[str] = NAMES) -> Tensor:
+    """Values `[s 24]`; NaN where no two region voxels are neighbours, and for names that were not asked for."""
     out = torch.full((levels.segments, len(NAMES)), torch.nan, dtype=torch.float64, device=levels.top.device)
-    for group in levels.groups(len(DIRECTIONS), 8 if mcc else 1):
+    for group in levels.groups(len(DIRECTIONS), 8 if "mcc" in names else 1):
         table = matrices(levels, group)
         for some, width, part in group.parts:
             counts = table[:, part].view(len(DIRECTIONS), len(some), width, width + 1)[..., 1:]
-            out[some] = features(counts.transpose(0, 1).double(), levels.top[some], mcc)
+            out[some] = features(counts.transpose(0, 1).double(), levels.top[some], names)
     return out
 
 
-def features(counts: Tensor, top: Tensor, mcc: bool = True) -> Tensor:
-    """Values `[s 24]` of matrices `[s 13 l l]` with `top` `[s]` levels in use."""
-    width = counts.shape[-1]
-    counts = counts + counts.mT
-    whole = counts.sum((2, 3))
-    p = counts / whole.clamp_min(1)[..., None, None]
-    i = torch.arange(1, width + 1, dtype=p.dtype, device=p.device)
-    px = p.sum(3)
-    plus, minus = _skewed(p), _skewed(p.flip(3))
-    k_plus = torch.arange(2, 2 * width + 1, dtype=p.dtype, device=p.device)
-    minus = minus[..., width - 1 :] + torch.nn.functional.pad(minus[..., : width - 1].flip(-1), (1, 0))  # abs(i - j)
-    k = torch.arange(width, dtype=p.dtype, device=p.device)
-    n = top.to(p.dtype)[:, None, None]
+def features(counts: Tensor, top: Tensor, names: Collection[str] = NAMES) -> Tensor:
+    """Values `[s 24]` of matrices `[s 13 l l]` with `top` `[s]` levels in use; NaN for names that were not asked for."""
+    pairs = Pairs(counts, top)
+    held = (pairs.whole > 0).double()
+    nothing = torch.full_like(held[:, 0], torch.nan)
+    values = {name: (of(pairs) * held).sum(1) / held.sum(1) for name, of in FORMULAS.items() if name in names}
+    return torch.stack([values.get(name, nothing) for name in NAMES], 1)
 
-    mx = (px * i).sum(2)
-    variance = (px * (i - mx[..., None]) ** 2).sum(2)
-    about = k_plus - 2 * mx[..., None]
-    tendency = (plus * about**2).sum(2)
-    contrast = (minus * k**2).sum(2)
-    difference = (minus * k).sum(2)
-    hx, hxy = _entropy(px).sum(2), _entropy(p).sum((2, 3))
-    mutual = 2 * hx - hxy
-    values = dict(
-        autocorrelation=((plus * k_plus**2).sum(2) - contrast) / 4,
-        cluster_prominence=(plus * about**4).sum(2),
-        cluster_shade=(plus * about**3).sum(2),
-        cluster_tendency=tendency,
-        contrast=contrast,
-        correlation=torch.where(variance > 0, (tendency - contrast) / 4 / variance.clamp_min(1e-300), 1.0),
-        difference_average=difference,
-        difference_entropy=_entropy(minus).sum(2),
-        difference_variance=(minus * (k - difference[..., None]) ** 2).sum(2),
-        id=(minus / (1 + k)).sum(2),
-        idm=(minus / (1 + k**2)).sum(2),
-        idmn=(minus / (1 + k**2 / n**2)).sum(2),
-        idn=(minus / (1 + k / n)).sum(2),
-        imc1=torch.where(hx > 0, -mutual / hx.clamp_min(1e-300), 0.0),
-        imc2=(1 - torch.exp(-2 * mutual.clamp_min(0))).sqrt(),
-        inverse_variance=(minus[..., 1:] / k[1:] ** 2).sum(2),
-        joint_average=mx,
-        joint_energy=(p**2).sum((2, 3)),
-        joint_entropy=hxy,
-        mcc=_mcc(p, px, top) if mcc else torch.full_like(mx, torch.nan),
-        maximum_probability=p.amax((2, 3)),
-        sum_average=(plus * k_plus).sum(2),
-        sum_entropy=_entropy(plus).sum(2),
-        sum_squares=variance,
-    )
-    held = (whole > 0).to(p.dtype)
-    return torch.stack([(values[name] * held).sum(1) / held.sum(1) for name in NAMES], 1)
+
+class Pairs:
+    """Matrices `[s 13 l l]` and what the formulas share of them, each worked out when it is asked for first."""
+
+    def __init__(self, counts: Tensor, top: Tensor):
+        counts = counts + counts.mT
+        self.whole, self.top = counts.sum((2, 3)), top
+        self.p = counts / self.whole.clamp_min(1)[..., None, None]
+        self.width = counts.shape[-1]
+
+    def steps(self, first: int, last: int) -> Tensor:
+        """The numbers first .. last."""
+        return torch.arange(first, last + 1, dtype=self.p.dtype, device=self.p.device)
+
+    @cached_property
+    def px(self) -> Tensor:
+        """The distribution of a level `[s 13 l]`."""
+        return self.p.sum(3)
+
+    @cached_property
+    def k_plus(self) -> Tensor:
+        """The values of i + j."""
+        return self.steps(2, 2 * self.width)
+
+    @cached_property
+    def plus(self) -> Tensor:
+        """The distribution of i + j."""
+        return _skewed(self.p)
+
+    @cached_property
+    def k(self) -> Tensor:
+        """The values of abs(i - j)."""
+        return self.steps(0, self.width - 1)
+
+    @cached_property
+    def minus(self) -> Tensor:
+        """The distribution of abs(i - j)."""
+        skewed, l = _skewed(self.p.flip(3)), self.width
+        return skewed[..., l - 1 :] + torch.nn.functional.pad(skewed[..., : l - 1].flip(-1), (1, 0))
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return (self.px * self.steps(1, self.width)).sum(2)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        return (self.px * (self.steps(1, self.width) - self.mean[..., None]) ** 2).sum(2)
+
+    @cached_property
+    def about(self) -> Tensor:
+        """i + j less its mean."""
+        return self.k_plus - 2 * self.mean[..., None]
+
+    @cached_property
+    def tendency(self) -> Tensor:
+        return (self.plus * self.about**2).sum(2)
+
+    @cached_property
+    def contrast(self) -> Tensor:
+        return (self.minus * self.k**2).sum(2)
+
+    @cached_property
+    def difference(self) -> Tensor:
+        return (self.minus * self.k).sum(2)
+
+    @cached_property
+    def hx(self) -> Tensor:
+        return _entropy(self.px).sum(2)
+
+    @cached_property
+    def hxy(self) -> Tensor:
+        return _entropy(self.p).sum((2, 3))
+
+    @property
+    def mutual(self) -> Tensor:
+        return 2 * self.hx - self.hxy
+
+    @property
+    def n(self) -> Tensor:
+        """Levels in use."""
+        return self.top.to(self.p.dtype)[:, None, None]
+
+
+FORMULAS: dict[str, Callable[[Pairs], Tensor]] = dict(
+    autocorrelation=lambda t: ((t.plus * t.k_plus**2).sum(2) - t.contrast) / 4,
+    cluster_prominence=lambda t: (t.plus * t.about**4).sum(2),
+    cluster_shade=lambda t: (t.plus * t.about**3).sum(2),
+    cluster_tendency=lambda t: t.tendency,
+    contrast=lambda t: t.contrast,
+    correlation=lambda t: torch.where(
+        t.variance > 0, (t.tendency - t.contrast) / 4 / t.variance.clamp_min(1e-300), 1.0
+    ),
+    difference_average=lambda t: t.difference,
+    difference_entropy=lambda t: _entropy(t.minus).sum(2),
+    difference_variance=lambda t: (t.minus * (t.k - t.difference[..., None]) ** 2).sum(2),
+    id=lambda t: (t.minus / (1 + t.k)).sum(2),
+    idm=lambda t: (t.minus / (1 + t.k**2)).sum(2),
+    idmn=lambda t: (t.minus / (1 + t.k**2 / t.n**2)).sum(2),
+    idn=lambda t: (t.minus / (1 + t.k / t.n)).sum(2),
+    imc1=lambda t: torch.where(t.hx > 0, -t.mutual / t.hx.clamp_min(1e-300), 0.0),
+    imc2=lambda t: (1 - torch.exp(-2 * t.mutual.clamp_min(0))).sqrt(),
+    inverse_variance=lambda t: (t.minus[..., 1:] / t.k[1:] ** 2).sum(2),
+    joint_average=lambda t: t.mean,
+    joint_energy=lambda t: (t.p**2).sum((2, 3)),
+    joint_entropy=lambda t: t.hxy,
+    mcc=lambda t: _mcc(t.p, t.px, t.top),
+    maximum_probability=lambda t: t.p.amax((2, 3)),
+    sum_average=lambda t: (t.plus * t.k_plus).sum(2),
+    sum_entropy=lambda t: _entropy(t.plus).sum(2),
+    sum_squares=lambda t: t.variance,
+)
 
 
 def _entropy(p: Tensor) -> Tensor:

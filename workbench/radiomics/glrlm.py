@@ -1,9 +1,8 @@
 """Grey level runs (Galloway 1975): 16 values of each segment.
 
-A run is a stretch of equal level along one of 13 directions. The order of voxels along each direction's lines depends
-on the region alone and is shared by all images. Only runs of two voxels and more are looked for; the other voxels are
-runs of one. Values per direction, then their mean over the directions in which some line holds two region voxels
-(PyRadiomics drops the others).
+A run is a stretch of equal level along one of 13 directions. It begins where the voxel before has another level; how
+long it is follows by doubling, for all voxels and directions at once. Values per direction, then their mean over the
+directions in which some line holds two region voxels (PyRadiomics drops the others).
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from workbench.connected import DIRECTIONS, true_at
 from workbench.radiomics import emphasis
-from workbench.radiomics.discretise import Levels, picked
-from workbench.radiomics.ragged import Voxels
+from workbench.radiomics.discretise import Levels
+from workbench.radiomics.ragged import Voxels, counted
 
 NAMES = {
     "gray_level_non_uniformity": "level_non_uniformity",
@@ -35,26 +34,7 @@ NAMES = {
     "short_run_low_gray_level_emphasis": "small_low",
 }
 UNDEFINED_IF_CONSTANT = ()
-
-
-def along(voxels: Voxels, d: int) -> tuple[Tensor, Tensor]:
-    """Voxels in order along the lines of direction d, as positions `[n]`, and which is next to the one after it `[n]`.
-
-    In flat memory a line is an arithmetic progression: a table as wide as its step holds each line in a column.
-    """
-    z, y, x = voxels.shape
-    step = sum(s * m for s, m in zip(DIRECTIONS[d], (y * x, x, 1)))
-    n = voxels.at.numel()
-    ahead = voxels.beside[0][d]
-    if step == 1:
-        order = torch.arange(n, dtype=torch.int32, device=ahead.device)  # the list runs along x already
-    else:
-        size = voxels.count.numel() * z * y * x
-        place = torch.full(((size + step - 1) // step * step,), -1, dtype=torch.int32, device=ahead.device)
-        place[voxels.local] = torch.arange(n, dtype=torch.int32, device=ahead.device)
-        order = place.view(-1, step).T.flatten()
-        order = order.index_select(0, true_at(order >= 0))
-    return order, ahead.index_select(0, order) < n
+AT_ONCE = 30_000_000  # rule: voxels of images and directions looked at together, about 40 bytes each
 
 
 def lines(voxels: Voxels, d: int) -> Tensor:
@@ -66,39 +46,45 @@ def lines(voxels: Voxels, d: int) -> Tensor:
         if a != moving:  # where the line meets the plane t = 0: the same for all its voxels
             key = key * (size[a] + 2 * size[moving]) + place[:, a] - place[:, moving] * step[a] + size[moving]
             wide *= size[a] + 2 * size[moving]
-    return torch.bincount(key, minlength=voxels.count.numel() * wide).view(-1, wide).amax(1) > 1
+    return counted(key, voxels.count.numel() * wide).view(-1, wide).amax(1) > 1
 
 
-def counted(levels: Levels) -> Tensor:
-    """For which directions each lesion counts, `[13 l]`: some line along it holds two of the lesion's voxels."""
+def directions(levels: Levels) -> Tensor:
+    """Which directions count for each lesion `[13 l]`: some line along it holds two of the lesion's voxels."""
     held = levels.paired.clone()
     for d in (~held).any(1).nonzero().flatten().tolist():  # two voxels of a line need not touch
         held[d] = lines(levels.voxels, d)
     return held
 
 
-def runs(levels: Levels, d: int) -> Tensor:
-    """Count of runs along direction d by row (`Levels`) and length less 1, `[r longest]`."""
-    order, linked = along(levels.voxels, d)
-    row = picked(levels.row, order)
-    same = torch.zeros_like(row, dtype=torch.bool)  # the next voxel goes on with the run
-    torch.eq(row[:, 1:], row[:, :-1], out=same[:, :-1])
-    same &= linked
-    same = same.flatten()
-    turn = same.clone()
-    turn[1:] ^= same[:-1]
-    first, last = true_at(turn).view(-1, 2).unbind(1)  # of the runs of two and more
-    rows, wide = levels.row_segment.numel(), max(levels.voxels.shape)
-    table = torch.bincount(row.flatten()[first] * wide + (last - first), minlength=rows * wide).view(rows, wide)
-    table[:, 0] = levels.row_count - (table * torch.arange(1, wide + 1, device=table.device)).sum(1)
-    return table
+def runs(levels: Levels) -> Tensor:
+    """Count of runs by row (`Levels`), direction and length less 1, `[r 13 longest]`."""
+    rows, longest, each = levels.row_segment.numel(), max(levels.voxels.shape), levels.equal[0].numel()
+    counts = torch.zeros((rows, len(DIRECTIONS), longest), dtype=torch.int64, device=levels.top.device)
+    for some in torch.arange(len(DIRECTIONS)).split(max(1, AT_ONCE // max(1, each))):
+        d = slice(int(some[0]), int(some[-1]) + 1)
+        equal = levels.equal[d]
+        place = torch.arange(equal.numel(), dtype=torch.int32, device=equal.device).view(equal.shape)
+        ahead = levels.voxels.beside[0][d, None] + place[..., :1]
+        end = torch.tensor([equal.numel()], dtype=torch.int32, device=equal.device)
+        ahead = torch.cat([torch.where(equal, ahead, end).flatten(), end])
+        length = (torch.arange(ahead.numel(), device=equal.device) < end).int()
+        reach = 1
+        while reach < longest:  # the voxels of the run from here on, within twice as many steps
+            length = length + length.index_select(0, ahead)
+            ahead = ahead.index_select(0, ahead)
+            reach *= 2
+        first = true_at(~levels.equal_behind[d].flatten())
+        row = levels.row.flatten().index_select(0, first % each)
+        key = (row * len(some) + first // each) * longest + length.index_select(0, first) - 1
+        counts[:, d] = counted(key, rows * len(some) * longest).view(rows, len(some), longest)
+    return counts
 
 
 def describe(levels: Levels) -> Tensor:
     """Values `[s 16]`; NaN where no line holds two region voxels."""
-    s, directions = levels.segments, range(len(DIRECTIONS))
-    held = counted(levels).repeat(1, levels.images)
-    table = levels.tally.runs if levels.tally else torch.stack([runs(levels, d) for d in directions], 1)
+    s, held = levels.segments, directions(levels).repeat(1, levels.images)
+    table = levels.tally.runs if levels.tally else runs(levels)
     cells = emphasis.Cells.counted(levels, table)
     values = emphasis.describe(cells)
     values["percentage"] = values["count"] / values["voxels"]

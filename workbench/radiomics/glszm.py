@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench.connected import pieces, true_at
 from workbench.radiomics import emphasis
 from workbench.radiomics.discretise import Levels
+from workbench.radiomics.ragged import counted
 
 NAMES = {
     "gray_level_non_uniformity": "level_non_uniformity",
@@ -38,7 +39,7 @@ def zones(levels: Levels) -> tuple[Tensor, Tensor]:
     if levels.tally:
         return levels.tally.zone_row, levels.tally.zone_size
     piece, voxel = pieces(levels.equal, levels.voxels.beside[0])
-    size = torch.bincount(piece.flatten(), minlength=voxel.numel())
+    size = counted(piece.flatten(), voxel.numel())
     zone = true_at(size > 0)
     return levels.row.flatten()[voxel[zone]], size[zone]
 

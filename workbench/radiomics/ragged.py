@@ -99,7 +99,7 @@ class Voxels:
             [local // (y * x) % z + cut[0].start, local // x % y + cut[1].start, local % x + cut[2].start], 1
         )
         at = ((lesion * region.shape[1] + zyx[:, 0]) * full_y + zyx[:, 1]) * full_x + zyx[:, 2]
-        return cls(at, lesion, zyx, torch.bincount(lesion, minlength=l), local, inner)
+        return cls(at, lesion, zyx, counted(lesion, l), local, inner)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -136,12 +136,19 @@ class Voxels:
 
 
 def total(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sums of `values` `[n]` by group, float64 `[groups]`."""
-    return torch.bincount(group, weights=values.double(), minlength=groups)
+    """Sums of `values` `[n]` or `[n k]` by group, float64 `[groups]` or `[groups k]`."""
+    sums = torch.zeros((groups, *values.shape[1:]), dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, group, values.double())
+
+
+def counted(group: Tensor, groups: int) -> Tensor:
+    """How many of each group there are, int64 `[groups]`; a GPU need not be waited for, as `bincount` does."""
+    count = torch.zeros(groups, dtype=torch.int64, device=group.device)
+    return count.index_add_(0, group, count.new_ones(()).expand(group.shape))
 
 
 def mean(values: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Weighted means by group; NaN where a group has no weight."""
+    """Weighted means by group of `values` `[n]`, or `[n k]` with `weights` `[n 1]`; NaN where a group has no weight."""
     return total(values * weights, group, groups) / total(weights, group, groups)
 
 
@@ -152,7 +159,7 @@ def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, .
     """
     kept = ~values.isnan()
     values, group = values[kept], group[kept]
-    count = torch.bincount(group, minlength=groups)
+    count = counted(group, groups)
     table = values.new_full((groups, max(1, int(count.max()))), torch.inf)
     table[group, torch.arange(group.numel(), device=group.device) - (count.cumsum(0) - count)[group]] = values
     table = table.sort(1).values
