@@ -29,7 +29,7 @@ def neighbours(region: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     place[at] = torch.arange(n, dtype=torch.int32, device=region.device)
     steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], dtype=torch.int32, device=at.device)
     near, steps = at.int(), steps[:, None]
-    return tuple(place.index_select(0, there.flatten()).view(-1, n) for there in (near + steps, near - steps))
+    return tuple(place.index_select(0, there.flatten()).view(there.shape) for there in (near + steps, near - steps))
 
 
 def true_at(flags: Tensor) -> Tensor:
