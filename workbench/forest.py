@@ -423,22 +423,29 @@ class TensorForest:
 
     def paths(self, features: Tensor) -> Tensor:
         """The nodes that every row passes, `[candidate tree step]`; a leaf repeats to the end."""
-        return torch.stack([*self._steps(features)], dim=-1)
+        return torch.stack([*self._steps(features)], dim=-1) - self._first[:, None]
 
     def leaves(self, features: Tensor) -> Tensor:
         """The leaf in which every row ends, `[candidate tree]`."""
         *_, last = self._steps(features)
-        return last
+        return last - self._first
+
+    @property
+    def _first(self) -> Tensor:
+        """The number of each tree's first node where the nodes of all trees are numbered through `[tree]`."""
+        trees, nodes = self.feature.shape
+        return nodes * torch.arange(trees, device=self.feature.device)
 
     def _steps(self, features: Tensor) -> Iterator[Tensor]:
+        """Nodes `[candidate tree]`, numbered through."""
         x = features.to(torch.float32)
         x = torch.where(torch.isfinite(x), x, self.medians)
-        tree = torch.arange(len(self.feature), device=x.device)
-        node = torch.zeros(len(x), len(tree), dtype=torch.int64, device=x.device)
+        node = self._first.expand(len(x), -1)
+        children = torch.stack([self.left, self.right], 2) + self._first[:, None, None]
         yield node
         for _ in range(self.depth):
-            goes_left = x.gather(1, self.feature[tree, node]) <= self.threshold[tree, node]
-            node = torch.where(goes_left, self.left[tree, node], self.right[tree, node])
+            goes_right = x.gather(1, self.feature.take(node)) > self.threshold.take(node)
+            node = children.take(2 * node + goes_right)
             yield node
 
     def __call__(self, features: Tensor) -> Tensor:

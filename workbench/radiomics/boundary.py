@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.radiomics.ragged import REACH_MM, Boxes, blur, linear, mean, nearest, quantiles, total
+from workbench.connected import true_at
+from workbench.radiomics.ragged import REACH_MM, Boxes, blur, counted, linear, mean, nearest, quantiles, total
 
 NAMES = (
     "contrast_median",
@@ -60,6 +61,7 @@ CENTRE_MM = 2.0  # range of t0
 GRADIENT_BIN = 5.0  # HU/mm
 CONTACT_MM = 1.5
 FACES = 1500  # most faces a lesion that carry a profile; larger lesions are thinned evenly
+_SHELLS = (lambda t: t <= -SHELL_MM, lambda t: abs(t) <= SHELL_MM, lambda t: t >= SHELL_MM)  # inner, margin, outer
 _SECTORS = torch.tensor([v for v in itertools.product((-1.0, 0.0, 1.0), repeat=3) if any(v)])
 _HULL = [v for v in itertools.product(range(-2, 3), repeat=3) if v > (0, 0, 0) and math.gcd(*v) == 1]
 
@@ -113,39 +115,37 @@ class Faces:
         cut = boxes.region[inner]
         soft, softer = (blur(cut.float(), boxes.spacing_mm, mm) for mm in (SMOOTH_MM, ROUGH_MM))
         slope = torch.stack(torch.gradient(soft, dim=(1, 2, 3)), -1) / spacing  # [l z y x 3], 1/mm
-        origin = torch.tensor([s.start for s in inner[1:]], device=cut.device)
-        parts = []
-        for axis in range(3):
-            n = cut.shape[axis + 1] - 1
-            a = (cut.narrow(axis + 1, 0, n) ^ cut.narrow(axis + 1, 1, n)).nonzero()
-            b = a.clone()
-            b[:, axis + 1] += 1
-            at = (a[:, 1:] + origin).float()
-            at[:, axis] += 0.5
-            a, b = tuple(a.T), tuple(b.T)
-            normal = -(slope[a] + slope[b]) / 2
-            normal[:, axis] = (soft[a] - soft[b]) / spacing[axis]
-            normal = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            # thin parts can turn the smoothed normal against the face; such a face keeps a little weight
-            upright = (normal[:, axis] * torch.where(cut[a], 1.0, -1.0)).clamp_min(0.05)
-            weight = spacing.prod() / spacing[axis] * upright
-            parts.append((a[0], at, normal, weight, (soft[a] + soft[b]) / 2, (softer[a] + softer[b]) / 2))
-        lesion, at, normal, weight, value, rough = (torch.cat(p) for p in zip(*parts))
-        keep = _thinned(lesion, boxes.count)
-        lesion, at, normal, weight, value, rough = (v[keep] for v in (lesion, at, normal, weight, value, rough))
+        _, z, y, x = cut.shape
+        edges = torch.zeros((3, *cut.shape), dtype=torch.bool, device=cut.device)
+        for axis, n in enumerate((z - 1, y - 1, x - 1), 1):
+            torch.ne(cut.narrow(axis, 0, n), cut.narrow(axis, 1, n), out=edges[axis - 1].narrow(axis, 0, n))
+        found = true_at(edges.flatten())
+        found = found[_thinned(found % cut.numel() // (z * y * x), boxes.count)]
+        axis, a = found // cut.numel(), found % cut.numel()  # between a voxel and the next one along the axis
+        b = a + torch.tensor([y * x, x, 1], device=cut.device)[axis]
+        across = axis[:, None] == torch.arange(3, device=cut.device)
+        lesion, first = a // (z * y * x), torch.tensor([s.start for s in inner[1:]], device=cut.device)
+        at = (torch.stack([a // (y * x) % z, a // x % y, a % x], 1) + first).float() + 0.5 * across
+        inside, soft, softer, slope = cut.flatten(), soft.flatten(), softer.flatten(), slope.view(-1, 3)
+        steep = (soft[a] - soft[b]) / spacing[axis]
+        normal = torch.where(across, steep[:, None], -(slope[a] + slope[b]) / 2)
+        normal = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        # thin parts can turn the smoothed normal against the face; such a face keeps a little weight
+        upright = (normal.gather(1, axis[:, None])[:, 0] * torch.where(inside[a], 1.0, -1.0)).clamp_min(0.05)
+        weight = (spacing.prod() / spacing)[axis] * upright
+        value, rough = (soft[a] + soft[b]) / 2, (softer[a] + softer[b]) / 2
         extent = 0.5 * (normal.abs() * spacing).sum(1)  # half a voxel along the normal
         offset = _depth(value, _sigma(boxes.spacing_mm, SMOOTH_MM, normal))
         offset = torch.maximum(torch.minimum(offset, extent), -extent)
         rough = _depth(rough, _sigma(boxes.spacing_mm, ROUGH_MM, normal))
         voxels = boxes.voxels
-        one = torch.ones_like(voxels.lesion)
-        centre = torch.stack([mean(voxels.zyx[:, a], one, voxels.lesion, boxes.count) for a in range(3)], 1).float()
+        centre = (total(voxels.zyx, voxels.lesion, boxes.count) / voxels.count[:, None]).float()
         return cls(lesion, at, normal, weight, offset, rough, centre)
 
 
 def _thinned(lesion: Tensor, lesions: int) -> Tensor:
     """Positions of at most `FACES` faces a lesion, evenly spread; all of them for most lesions."""
-    count = torch.bincount(lesion, minlength=lesions)
+    count = counted(lesion, lesions)
     order = lesion.argsort(stable=True)
     first = count.cumsum(0) - count
     rank = torch.arange(lesion.numel(), device=lesion.device) - first[lesion[order]]
@@ -179,8 +179,8 @@ def _by_step(hu: Tensor, weight: Tensor, group: Tensor, groups: int) -> tuple[Te
     """Sums of HU times weight and of weight by group and step, float64 `[group t]`."""
     steps = hu.shape[1]
     key = (group[:, None] * steps + torch.arange(steps, device=hu.device)).flatten()
-    sums = [total(v.flatten(), key, groups * steps).view(groups, steps) for v in (hu.double() * weight, weight)]
-    return sums[0], sums[1]
+    sums = total(torch.stack([hu.double() * weight, weight.double()], 2).flatten(0, 1), key, groups * steps)
+    return sums.view(groups, steps, 2).unbind(2)
 
 
 def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict[str, Tensor]:
@@ -196,14 +196,9 @@ def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dic
     profile = torch.where(valid, value / mass.clamp_min(1e-12), 0.0)[row]
     contrast, blur, r2 = fit(profile, valid[row].double(), t.double())
     lesion = row // s
-
-    def over(v):
-        return quantiles(v, lesion, l, (0.25, 0.5, 0.75)).unbind(1)
-
-    c25, c50, c75 = over(contrast)
-    b25, b50, b75 = over(blur)
-    kept = ~r2.isnan()
-    r2 = mean(r2[kept], torch.ones_like(r2[kept]), lesion[kept], l)
+    both = quantiles(torch.cat([contrast, blur]), torch.cat([lesion, lesion + l]), 2 * l, (0.25, 0.5, 0.75))
+    (c25, c50, c75), (b25, b50, b75) = both[:l].T, both[l:].T
+    r2 = mean(r2.nan_to_num(0.0), (~r2.isnan()).double(), lesion, l)
     return dict(contrast_median=c50, contrast_iqr=c75 - c25, blur_median=b50, blur_iqr=b75 - b25, fit_r2=r2)
 
 
@@ -253,15 +248,16 @@ def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict
     octants = 8
     away = faces.at >= faces.centre[faces.lesion]
     group = faces.lesion * octants + (away * away.new_tensor([4, 2, 1], dtype=torch.int64)).sum(1)
-    shells = {}
-    for name, inside in dict(inner=t <= -SHELL_MM, margin=t.abs() <= SHELL_MM, outer=t >= SHELL_MM).items():
-        part, share = value[:, inside], weight[:, inside].double()
-        sums = torch.stack([total(v.sum(1), group, l * octants) for v in (share, share * part, share * part**2)], 1)
-        whole = sums.view(l, octants, 3).sum(1)
-        first = whole[:, 1] / whole[:, 0]
-        variance = (whole[:, 2] / whole[:, 0] - first**2).clamp_min(0)
-        shells[name] = first, variance, (sums[:, 1] / sums[:, 0]).view(l, octants)
-    (inner, inner_var, inner_by), (rim, rim_var, _), (outer, outer_var, outer_by) = shells.values()
+    share = weight.double()
+    powers, ways = torch.stack([share, share * value, share * value**2], 1), t.tolist()  # [f 3 t]
+    reach = [[at for at, way in enumerate(ways) if inside(way)] for inside in _SHELLS]
+    parts = torch.stack([powers[..., some[0] : some[-1] + 1].sum(2) for some in reach], 1)
+    sums = total(parts.flatten(1), group, l * octants).view(l, octants, 3, 3)
+    whole = sums.sum(1)
+    first = whole[..., 1] / whole[..., 0]
+    inner, rim, outer = first.T
+    inner_var, rim_var, outer_var = (whole[..., 2] / whole[..., 0] - first**2).clamp_min(0).T
+    inner_by, _, outer_by = (sums[..., 1] / sums[..., 0]).unbind(2)
     noise = ((inner_var + outer_var) / 2).sqrt()
     contrast = outer_by - inner_by
     known = ~contrast.isnan()
@@ -309,12 +305,10 @@ def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> di
 
 def _form(faces: Faces, place: Tensor, spacing: Tensor, l: int) -> dict[str, Tensor]:
     distance = ((place - faces.centre[faces.lesion]) * spacing).norm(dim=1)
-    average = mean(distance, faces.weight, faces.lesion, l)
-    spread = mean((distance - average[faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt() / average
-    rough = (faces.rough - faces.offset).double()
-    level = mean(rough, faces.weight, faces.lesion, l)
-    rough = mean((rough - level[faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt()
-    return dict(radial_spread=spread, roughness=rough)
+    both = torch.stack([distance.double(), (faces.rough - faces.offset).double()], 1)
+    average = mean(both, faces.weight[:, None], faces.lesion, l)
+    spread = mean((both - average[faces.lesion]) ** 2, faces.weight[:, None], faces.lesion, l).clamp_min(0).sqrt()
+    return dict(radial_spread=spread[:, 0] / average[:, 0], roughness=spread[:, 1])
 
 
 def _hull_fill(boxes: Boxes) -> Tensor:
@@ -352,7 +346,7 @@ def _fractal(boxes: Boxes) -> Tensor:
     for size in (1, 2, 4, 8):
         cell = at.div(size, rounding_mode="floor")
         key = ((lesion * 1024 + cell[:, 0]) * 1024 + cell[:, 1]) * 1024 + cell[:, 2]
-        boxes_held = torch.bincount(torch.unique(key) // 1024**3, minlength=l)
+        boxes_held = counted(torch.unique(key) // 1024**3, l)
         logs.append(boxes_held.double().clamp_min(1).log2())
         used.append((longest >= 2 * size).double())
     y, w = torch.stack(logs, 1), torch.stack(used, 1)

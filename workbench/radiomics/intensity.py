@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.radiomics.discretise import Levels
-from workbench.radiomics.ragged import Voxels, mean, quantiles, total
+from workbench.radiomics.ragged import Voxels, counted, quantiles, total
 
 NAMES = (
     "p10", "p90", "energy", "entropy", "iqr", "kurtosis", "maximum", "mad", "mean", "median", "minimum", "range",
@@ -25,24 +25,27 @@ BINNED = ("entropy", "uniformity")
 def describe(values: Tensor, voxels: Voxels, levels: Levels, voxel_mm3: float) -> Tensor:
     """Values `[l 18]` of HU `[n]`; the first image of `levels` is that of `values`."""
     lesion, l = voxels.lesion, voxels.count.numel()
-    x, one = values.double(), torch.ones_like(lesion)
+    x = values.double()
     p10, p25, p50, p75, p90 = quantiles(x, lesion, l, (0.10, 0.25, 0.50, 0.75, 0.90)).unbind(1)
     low = x.new_zeros(l).scatter_reduce(0, lesion, x, "amin", include_self=False)
     high = x.new_zeros(l).scatter_reduce(0, lesion, x, "amax", include_self=False)
-    average = mean(x, one, lesion, l)
+    count = voxels.count.double()
+    middle = ((x >= p10[lesion]) & (x <= p90[lesion])).double()
+    sums = total(torch.stack([x, x**2, middle, x * middle], 1), lesion, l)
+    average, energy, middle_mean = sums[:, 0] / count, sums[:, 1], sums[:, 3] / sums[:, 2]
     away = x - average[lesion]
     square = away * away
-    m2, m3, m4 = (mean(power, one, lesion, l) for power in (square, square * away, square * square))
-    middle = ((x >= p10[lesion]) & (x <= p90[lesion])).double()
-    middle_mean = mean(x, middle, lesion, l)
-    energy = total(x**2, lesion, l)
+    from_middle = (x - middle_mean[lesion]).abs() * middle
+    spread = torch.stack([square, square * away, square * square, away.abs(), from_middle], 1)
+    *powers, rmad = total(spread, lesion, l).T
+    m2, m3, m4, mad = (power / count for power in powers)
     wide = int(levels.top[:l].max())
-    share = torch.bincount(lesion * wide + levels.level[0, :-1] - 1, minlength=l * wide).view(l, wide)
-    share = share / voxels.count[:, None].double()
+    share = counted(lesion * wide + levels.level[0, :-1] - 1, l * wide).view(l, wide)
+    share = share / count[:, None]
     out = dict(
         p10=p10, p90=p90, energy=energy, entropy=torch.special.entr(share).sum(1) / math.log(2), iqr=p75 - p25,
-        kurtosis=m4 / m2**2, maximum=high, mad=mean(away.abs(), one, lesion, l), mean=average, median=p50, minimum=low,
-        range=high - low, rmad=mean((x - middle_mean[lesion]).abs(), middle, lesion, l), rms=(energy /
+        kurtosis=m4 / m2**2, maximum=high, mad=mad, mean=average, median=p50, minimum=low,
+        range=high - low, rmad=rmad / sums[:, 2], rms=(energy /
         voxels.count).sqrt(), skewness=m3 / m2**1.5, total_energy=energy * voxel_mm3, uniformity=(share**2).sum(1),
         variance=m2,
     )  # fmt: skip

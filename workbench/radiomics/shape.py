@@ -113,7 +113,8 @@ def _surface(boxes: Boxes) -> tuple[Tensor, Tensor]:
     volume = terms[:, 0]
     for axis in range(3):
         volume = volume + terms[:, axis + 1] * (place[axis] - low[lesion, axis])
-    return total(area_of[code], lesion, boxes.count), total(volume, lesion, boxes.count) * math.prod(boxes.spacing_mm)
+    area, volume = total(torch.stack([area_of[code], volume], 1), lesion, boxes.count).T
+    return area, volume * math.prod(boxes.spacing_mm)
 
 
 def _low(boxes: Boxes) -> Tensor:
@@ -136,10 +137,9 @@ def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
     """Eigenvalues of the covariance of voxel centres in mm, ascending `[l 3]`; rounding below 0 is cut."""
     l = voxels.count.numel()
     mm = voxels.zyx.double() * torch.tensor(spacing_mm, dtype=torch.float64, device=voxels.zyx.device)
-    centre = torch.stack([total(mm[:, a], voxels.lesion, l) for a in range(3)], 1) / voxels.count[:, None]
+    centre = total(mm, voxels.lesion, l) / voxels.count[:, None]
     away = mm - centre[voxels.lesion]
-    moments = [total(away[:, a] * away[:, b], voxels.lesion, l) for a in range(3) for b in range(3)]
-    covariance = (torch.stack(moments, 1) / voxels.count[:, None]).view(l, 3, 3)
+    covariance = total(away[:, :, None] * away[:, None], voxels.lesion, l) / voxels.count[:, None, None]
     values = torch.linalg.eigvalsh(covariance)
     return torch.where(values > 1e-13 * values[:, 2:], values, 0.0)
 
