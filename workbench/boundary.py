@@ -52,6 +52,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,23 +176,18 @@ class Case(NamedTuple):
 
 
 def _distance_to(on: Tensor, spacing_mm: Spacing, limit_mm: float) -> Tensor:
-    """mm from each voxel's centre to the nearest point of a voxel that is on; inf beyond `limit_mm`.
+    """mm from each voxel's centre to the nearest point of a voxel that is on, for masks `[.. z y x]`; inf beyond `limit_mm`.
 
     Per axis a voxel k steps away begins (k - 1/2) spacings away, and squares add up: three passes of running minima.
     """
     square = torch.where(on, 0.0, torch.inf).float()
-    for axis, s in enumerate(spacing_mm):
-        nearest = square.clone()
+    for axis, s in zip((-3, -2, -1), spacing_mm):
         n = on.shape[axis]
-        for k in range(1, min(n - 1, math.floor(limit_mm / s + 0.5)) + 1):
-            reach = ((k - 0.5) * s) ** 2
-            for there, here in ((slice(k, None), slice(None, n - k)), (slice(None, n - k), slice(k, None))):
-                at = [slice(None)] * 3
-                at[axis] = here
-                source = [slice(None)] * 3
-                source[axis] = there
-                nearest[tuple(at)] = torch.minimum(nearest[tuple(at)], square[tuple(source)] + reach)
-        square = nearest
+        most = min(n - 1, math.floor(limit_mm / s + 0.5))
+        around = F.pad(square, [0] * 2 * (-1 - axis) + [most, most], value=math.inf)
+        for k in range(1, most + 1):
+            either = torch.minimum(around.narrow(axis, most - k, n), around.narrow(axis, most + k, n))
+            square = torch.minimum(square, either.add_(((k - 0.5) * s) ** 2))
     distance = square.sqrt()
     return torch.where(distance <= limit_mm, distance, torch.inf)
 
@@ -201,8 +197,7 @@ def signed_distance(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing, limit_mm: 
 
     The volume's own border is no surface: a lesion that leaves the scan goes on beyond it.
     """
-    outside = _distance_to(mask, spacing_mm, limit_mm)
-    inside = _distance_to(~mask, spacing_mm, limit_mm)
+    outside, inside = _distance_to(torch.stack([mask, ~mask]), spacing_mm, limit_mm)
     return torch.where(mask, -inside, outside).clamp(-limit_mm, limit_mm)
 
 
@@ -212,9 +207,7 @@ def band(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing, band_mm: float) -> Bo
     box = bounding_box(mask, spacing_mm, band_mm + max(spacing_mm))
     if box is not None:
         part = mask[box]
-        near[box] = torch.where(
-            part, _distance_to(~part, spacing_mm, band_mm), _distance_to(part, spacing_mm, band_mm)
-        ).isfinite()
+        near[box] = signed_distance(part, spacing_mm, 2 * band_mm).abs() <= band_mm
     return near
 
 
@@ -298,16 +291,17 @@ class PatchNet(nn.Module):
 
     def _through(self, x: Tensor, dense: bool, seeds: Sequence[int] | None = None) -> Tensor:
         odds = torch.logit((self._inner(x)[:, 1:2] + 1) / 2, eps=0.05)  # the cascade's, no surer than 20 to 1
-        middle = F.relu(self._normed(self._inner(x, 1), self.middle, self.norm[7], (1, 1, 1)))
+        *layers, fc6, fc7, unpooled = self._layers()
         step = (1, 1, 1)  # voxels between neighbours that a kernel sees
-        for i, (conv, norm) in enumerate(zip(self.conv, self.norm)):
-            x = F.relu(self._normed(x, conv, norm, step), inplace=True)
+        middle = F.relu(unpooled(self._inner(x, 1), step))
+        for i, layer in enumerate(layers):
+            x = F.relu(layer(x, step), inplace=True)
             if i < 2:
                 size, stride = self.settings.pools()[i]
                 x = F.max_pool3d(x, size, 1, dilation=step) if dense else F.max_pool3d(x, size, stride)
                 step = tuple(a * b for a, b in zip(step, stride)) if dense else step
-        x = torch.cat([F.relu(self._normed(x, self.fc6, self.norm[5], step)), middle], 1)
-        x = F.relu(self._normed(self._drop(x, seeds, 0), self.fc7, self.norm[6], step), inplace=True)
+        x = torch.cat([F.relu(fc6(x, step)), middle], 1)
+        x = F.relu(fc7(self._drop(x, seeds, 0), step), inplace=True)
         return self.fc8(self._drop(x, seeds, 1)) + self.trust * odds
 
     def _drop(self, x: Tensor, seeds: Sequence[int] | None, layer: int) -> Tensor:
@@ -324,14 +318,27 @@ class PatchNet(nn.Module):
         cut = [p // 2 - beyond for p in self.settings.patch]
         return x[:, :, cut[0] : x.shape[2] - cut[0], cut[1] : x.shape[3] - cut[1], cut[2] : x.shape[4] - cut[2]]
 
-    def _normed(self, x: Tensor, conv: nn.Conv3d, norm: nn.BatchNorm3d, step: Size) -> Tensor:
-        """Convolution and batch norm; one convolution at inference, where the norm is a fixed scale and shift."""
+    def _layers(self) -> list[Callable[[Tensor, Size], Tensor]]:
+        """Convolution and batch norm of each layer, in the order of `norm`, as functions of a tensor and the step between the
+        voxels that a kernel sees; one convolution at inference, where the norm is a fixed scale and shift."""
+        convolutions = [*self.conv, self.fc6, self.fc7, self.middle]
         if self.training:
-            return norm(F.conv3d(x, conv.weight, dilation=step))
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return F.conv3d(
-            x, conv.weight * scale[:, None, None, None, None], norm.bias - norm.running_mean * scale, dilation=step
-        )
+            return [
+                lambda x, step, conv=conv, norm=norm: norm(F.conv3d(x, conv.weight, dilation=step))
+                for conv, norm in zip(convolutions, self.norm)
+            ]
+        names = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, variance = (torch.cat([getattr(norm, name) for norm in self.norm]) for name in names)
+        scale = weight * torch.rsqrt(variance + self.norm[0].eps)
+        each = [len(norm.weight) for norm in self.norm]
+        return [
+            partial(_convolved, weight=conv.weight * one[:, None, None, None, None], bias=shift)
+            for conv, one, shift in zip(convolutions, scale.split(each), (bias - mean * scale).split(each))
+        ]
+
+
+def _convolved(x: Tensor, step: Size, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv3d(x, weight, bias, dilation=step)
 
 
 # ------------------------------------------------------------------------------------------------ the grid in mm
@@ -342,12 +349,10 @@ def _weights(n_in: int, start_in: int, n_out: int, start_out: int, scale: float,
 
     A triangle as wide as the new voxel when shrinking. `start_*`: where the part at hand begins on its grid.
     """
-    centre = (
-        (torch.arange(start_out, start_out + n_out, device=device, dtype=torch.float64) + 0.5) * scale - 0.5 - start_in
-    )
+    centre = (torch.arange(start_out, start_out + n_out, dtype=torch.float64) + 0.5) * scale - 0.5 - start_in
     centre = centre.clamp(0, n_in - 1)
-    weight = (1 - (torch.arange(n_in, device=device) - centre[:, None]).abs() / max(scale, 1.0)).clamp_min(0)
-    return (weight / weight.sum(1, keepdim=True)).float()
+    weight = (1 - (torch.arange(n_in) - centre[:, None]).abs() / max(scale, 1.0)).clamp_min(0)
+    return (weight / weight.sum(1, keepdim=True)).float().to(device)  # small: many steps on a GPU would take longer
 
 
 def _carry(array: Tensor, box_in: Box, spacing_in: Spacing, box_out: Box, spacing_out: Spacing) -> Tensor:

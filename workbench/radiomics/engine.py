@@ -12,6 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from workbench.connected import true_at
 from workbench.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, intensity, ngtdm, shape, wavelet
 from workbench.radiomics.catalogue import BANDS, NAMES
 from workbench.radiomics.ragged import Boxes
@@ -93,7 +94,7 @@ def _among(names: Collection[str], some: Collection[str], like: Tensor) -> Tenso
 
 def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, asked: Collection[str]) -> list[str]:
     count, flat = boxes.voxels.count.tolist(), flat.T.tolist()
-    edge = (_at_border(boxes)).tolist()
+    edge = _at_border(boxes).tolist()
     many = beyond.any(0).tolist()
     missing = (values.isnan() & _among(NAMES, frozenset(asked), values)).cpu()
     out = []
@@ -125,12 +126,8 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, asked: 
 
 def _at_border(boxes: Boxes) -> Tensor:
     """Whether a region voxel has a neighbour that is not in the volume `[l]`."""
-    region, seen = (v[boxes.inner(1)] for v in (boxes.region, boxes.seen))
-    out = torch.zeros(boxes.count, dtype=torch.bool, device=region.device)
-    for axis in (1, 2, 3):
-        n = region.shape[axis] - 1
-        a, b = (slice(0, n), slice(1, n + 1))
-        for one, other in ((a, b), (b, a)):
-            own, beside = (t.narrow(axis, s.start, n) for t, s in ((region, one), (seen, other)))
-            out |= (own & ~beside).flatten(1).any(1)
-    return out
+    voxels, (_, _, y, x) = boxes.voxels, boxes.hu.shape
+    steps = torch.tensor([y * x, x, 1], device=voxels.at.device)
+    around = torch.cat([steps, -steps])[:, None] + voxels.at
+    out = torch.zeros(boxes.count, dtype=torch.bool, device=voxels.at.device)
+    return out.index_fill_(0, voxels.lesion[true_at(~boxes.seen.flatten()[around].all(0))], True)
