@@ -737,30 +737,34 @@ def _gaussian(field: Tensor, spacing_mm: Spacing, sigma_mm: float) -> Tensor:
 
 def _one_for_one(old: Tensor, new: Tensor, spacing_mm: Spacing) -> tuple[Tensor, pd.DataFrame]:
     """`new`, changed so that each lesion of `old` is there, alone, and nothing else is; and a row for each lesion."""
-    everywhere = np.ones((3, 3, 3))
-    before, n = ndimage.label(old.cpu().numpy(), everywhere)
-    after = new.cpu().numpy().copy()
+    everywhere, out = np.ones((3, 3, 3)), new.clone()
+    box = bounding_box(old | new, spacing_mm, 0) or (slice(0, 1),) * 3
+    before, n = ndimage.label(old[box].cpu().numpy(), everywhere)
+    after = new[box].cpu().numpy().copy()
     was = before > 0
     restored = np.setdiff1d(np.arange(1, n + 1), before[after])
-    after |= np.isin(before, restored)
+    if len(restored):
+        after |= np.isin(before, restored)
     unmerged = np.zeros(n + 1, int)
     pieces = ndimage.label(after, everywhere)[0]
-    for k, box in enumerate(ndimage.find_objects(pieces), 1):
-        piece = pieces[box] == k
-        names = np.unique(before[box][piece & was[box]])
+    for k, part in enumerate(ndimage.find_objects(pieces), 1):
+        piece = pieces[part] == k
+        names = np.unique(before[part][piece & was[part]])
         if len(names) < 2:
             continue
-        box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
-        piece = pieces[box] == k
-        seeds = np.where(np.isin(before[box], names), before[box], 0)
+        part = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in part)
+        piece = pieces[part] == k
+        seeds = np.where(np.isin(before[part], names), before[part], 0)
         nearest = ndimage.distance_transform_edt(seeds == 0, spacing_mm, return_distances=False, return_indices=True)
         owner = np.where(piece, seeds[tuple(nearest)], 0)
         most = ndimage.maximum_filter(owner, 3, mode="constant")
         least = ndimage.minimum_filter(np.where(piece, owner, n + 1), 3, mode="constant", cval=n + 1)
-        bridge = piece & (most != least) & ~was[box]
-        after[box] &= ~bridge
+        bridge = piece & (most != least) & ~was[part]
+        after[part] &= ~bridge
         unmerged += np.bincount(owner[bridge], minlength=n + 1)
-    pieces, m = ndimage.label(after, everywhere)
+    if unmerged.any():
+        pieces = ndimage.label(after, everywhere)[0]
+    m = int(pieces.max())
     rooted = np.zeros(m + 1, bool)
     rooted[pieces[was & after]] = True
     after &= rooted[pieces]
@@ -771,7 +775,8 @@ def _one_for_one(old: Tensor, new: Tensor, spacing_mm: Spacing) -> tuple[Tensor,
     added = np.bincount(home[pieces[after & ~was]], minlength=n + 1)
     parts = np.bincount(np.array(home[1:][rooted[1:]], int), minlength=n + 1)
     index = np.arange(1, n + 1)
-    return torch.as_tensor(after, device=old.device), pd.DataFrame(
+    out[box] = torch.as_tensor(after, device=old.device)
+    return out, pd.DataFrame(
         {
             "lesion": index,
             "voxels_before": size[1:],

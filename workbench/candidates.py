@@ -66,10 +66,9 @@ def find(
     renumber = np.zeros(count + 1, np.int16)
     renumber[kept] = np.arange(1, len(kept) + 1)
     labels = np.zeros(mask.shape, np.int16)
-    labels[box] = renumber[pieces]
-    rows = [
-        _row(number, labels, probability, spacing_mm, box) for number, box in enumerate(ndimage.find_objects(labels), 1)
-    ]
+    labels[box] = own = renumber[pieces]
+    places = ([slice(b.start + o.start, b.start + o.stop) for b, o in zip(box, of)] for of in ndimage.find_objects(own))
+    rows = [_row(number, labels, probability, spacing_mm, tuple(place)) for number, place in enumerate(places, 1)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     labels = torch.from_numpy(labels).to(mask.device)
     return Candidates(labels, table, mask & (labels == 0), count - len(kept))

@@ -163,9 +163,11 @@ def match_lesions(
         best[members] = inside / union
         pieces_of[g] = pieces
         if inside / union > OVERLAPS["iou50"]:
-            one, other = _among(t, members + 1, n_t), _among(p, pieces + 1, n_p)
-            box = _box(one | other)
-            measures = compare(one[box], other[box], spacing_mm, tolerance_mm) if measured else {}
+            measures = {}
+            if measured:
+                one, other = _among(t, members + 1, n_t), _among(p, pieces + 1, n_p)
+                box = _box(one | other)
+                measures = compare(one[box], other[box], spacing_mm, tolerance_mm)
             matches.append({"lesions": [int(m) + 1 for m in members], "pieces": len(pieces), **measures})
 
     detection, lost = {}, {}
