@@ -323,10 +323,7 @@ class PatchNet(nn.Module):
         voxels that a kernel sees; one convolution at inference, where the norm is a fixed scale and shift."""
         convolutions = [*self.conv, self.fc6, self.fc7, self.middle]
         if self.training:
-            return [
-                lambda x, step, conv=conv, norm=norm: norm(F.conv3d(x, conv.weight, dilation=step))
-                for conv, norm in zip(convolutions, self.norm)
-            ]
+            return [partial(_normed, weight=conv.weight, norm=norm) for conv, norm in zip(convolutions, self.norm)]
         names = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (torch.cat([getattr(norm, name) for norm in self.norm]) for name in names)
         scale = weight * torch.rsqrt(variance + self.norm[0].eps)
@@ -339,6 +336,10 @@ class PatchNet(nn.Module):
 
 def _convolved(x: Tensor, step: Size, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv3d(x, weight, bias, dilation=step)
+
+
+def _normed(x: Tensor, step: Size, weight: Tensor, norm: nn.BatchNorm3d) -> Tensor:
+    return norm(F.conv3d(x, weight, dilation=step))
 
 
 # ------------------------------------------------------------------------------------------------ the grid in mm

@@ -139,7 +139,7 @@ class Faces:
         offset = torch.maximum(torch.minimum(offset, extent), -extent)
         rough = _depth(rough, _sigma(boxes.spacing_mm, ROUGH_MM, normal))
         voxels = boxes.voxels
-        centre = (total(voxels.zyx, voxels.lesion, boxes.count) / voxels.count[:, None]).float()
+        centre = (total(voxels.zyx.T, voxels.lesion, boxes.count) / voxels.count).T.float()
         return cls(lesion, at, normal, weight, offset, rough, centre)
 
 
@@ -179,8 +179,8 @@ def _by_step(hu: Tensor, weight: Tensor, group: Tensor, groups: int) -> tuple[Te
     """Sums of HU times weight and of weight by group and step, float64 `[group t]`."""
     steps = hu.shape[1]
     key = (group[:, None] * steps + torch.arange(steps, device=hu.device)).flatten()
-    sums = total(torch.stack([hu.double() * weight, weight.double()], 2).flatten(0, 1), key, groups * steps)
-    return sums.view(groups, steps, 2).unbind(2)
+    sums = total(torch.stack([hu.double() * weight, weight.double()]).flatten(1), key, groups * steps)
+    return sums.view(2, groups, steps).unbind()
 
 
 def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict[str, Tensor]:
@@ -249,15 +249,14 @@ def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict
     away = faces.at >= faces.centre[faces.lesion]
     group = faces.lesion * octants + (away * away.new_tensor([4, 2, 1], dtype=torch.int64)).sum(1)
     share = weight.double()
-    powers, ways = torch.stack([share, share * value, share * value**2], 1), t.tolist()  # [f 3 t]
-    reach = [[at for at, way in enumerate(ways) if inside(way)] for inside in _SHELLS]
-    parts = torch.stack([powers[..., some[0] : some[-1] + 1].sum(2) for some in reach], 1)
-    sums = total(parts.flatten(1), group, l * octants).view(l, octants, 3, 3)
-    whole = sums.sum(1)
-    first = whole[..., 1] / whole[..., 0]
-    inner, rim, outer = first.T
-    inner_var, rim_var, outer_var = (whole[..., 2] / whole[..., 0] - first**2).clamp_min(0).T
-    inner_by, _, outer_by = (sums[..., 1] / sums[..., 0]).unbind(2)
+    powers = (share, share * value, share * value**2)
+    reach = [[at for at, way in enumerate(t.tolist()) if inside(way)] for inside in _SHELLS]
+    parts = torch.stack([power[:, some[0] : some[-1] + 1].sum(1) for power in powers for some in reach])
+    sums = total(parts, group, l * octants).view(3, 3, l, octants)  # power, shell
+    whole = sums.sum(3)
+    inner, rim, outer = first = whole[1] / whole[0]
+    inner_var, rim_var, outer_var = (whole[2] / whole[0] - first**2).clamp_min(0)
+    inner_by, _, outer_by = sums[1] / sums[0]
     noise = ((inner_var + outer_var) / 2).sqrt()
     contrast = outer_by - inner_by
     known = ~contrast.isnan()
@@ -305,10 +304,10 @@ def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> di
 
 def _form(faces: Faces, place: Tensor, spacing: Tensor, l: int) -> dict[str, Tensor]:
     distance = ((place - faces.centre[faces.lesion]) * spacing).norm(dim=1)
-    both = torch.stack([distance.double(), (faces.rough - faces.offset).double()], 1)
-    average = mean(both, faces.weight[:, None], faces.lesion, l)
-    spread = mean((both - average[faces.lesion]) ** 2, faces.weight[:, None], faces.lesion, l).clamp_min(0).sqrt()
-    return dict(radial_spread=spread[:, 0] / average[:, 0], roughness=spread[:, 1])
+    both = torch.stack([distance.double(), (faces.rough - faces.offset).double()])
+    average = mean(both, faces.weight, faces.lesion, l)
+    spread = mean((both - average[:, faces.lesion]) ** 2, faces.weight, faces.lesion, l).clamp_min(0).sqrt()
+    return dict(radial_spread=spread[0] / average[0], roughness=spread[1])
 
 
 def _hull_fill(boxes: Boxes) -> Tensor:

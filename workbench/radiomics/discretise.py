@@ -228,8 +228,6 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     beyond = ~(span < MOST)  # not a number counts as beyond
     top = torch.where(beyond, 0, span).long() + 1
     level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
-    for image in range(images):  # one at a time: float64 of all would be the largest thing in memory
-        bins = (values[image].double() - edge[image].repeat_interleave(voxels.count)).div_(width).floor_()
-        bins[(constant[image] | beyond[image]).repeat_interleave(voxels.count)] = 0
-        level[image, :-1] = bins.add_(1)
+    first = torch.where(constant | beyond, torch.inf, edge).repeat_interleave(voxels.count, 1)
+    level[:, :-1] = (values.double() - first).div_(width).floor_().add_(1).clamp_min_(1)
     return Levels(voxels, level, top.flatten(), constant.flatten(), beyond.flatten())

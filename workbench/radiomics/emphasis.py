@@ -59,12 +59,12 @@ def describe(cells: Cells) -> dict[str, Tensor]:
     owner, owners = cells.owner, cells.owners
     p, i, j = cells.p.double(), cells.i.double(), cells.j.double()
     i2, j2 = i**2, j**2
-    weights = torch.stack([torch.ones_like(p), i, j, 1 / j2, j2, 1 / i2, i2, 1 / (i2 * j2), i2 / j2, j2 / i2, i2 * j2], 1)
-    sums = total(p[:, None] * weights, owner, owners)  # one pass for all: on a GPU each takes as long as the next
-    n, voxels = sums[:, 0], sums[:, 2]
-    mean_i, mean_j, small, large, low, high, small_low, small_high, large_low, large_high = (sums[:, 1:] / n[:, None]).T
-    about = torch.stack([(i - mean_i[owner]) ** 2 * p, (j - mean_j[owner]) ** 2 * p, torch.special.entr(p / n[owner])], 1)
-    level_spread, size_spread, entropy = total(about, owner, owners).T
+    weights = torch.stack([torch.ones_like(p), i, j, 1 / j2, j2, 1 / i2, i2, 1 / (i2 * j2), i2 / j2, j2 / i2, i2 * j2])
+    sums = total(weights.mul_(p), owner, owners)
+    n, voxels = sums[0], sums[2]
+    mean_i, mean_j, small, large, low, high, small_low, small_high, large_low, large_high = sums[1:] / n
+    about = torch.stack([(i - mean_i[owner]) ** 2 * p, (j - mean_j[owner]) ** 2 * p, torch.special.entr(p / n[owner])])
+    level_spread, size_spread, entropy = total(about, owner, owners)
     ends = torch.stack([cells.i.amax(), cells.j.amax()]).tolist() if p.numel() else (0, 0)
     by_i, by_j = (
         (total(p, owner * (most + 1) + size, owners * (most + 1)).view(owners, -1) ** 2).sum(1)  # squared marginals

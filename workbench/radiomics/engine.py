@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,10 +97,10 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, asked: 
     count, flat = boxes.voxels.count.tolist(), flat.T.tolist()
     edge = _at_border(boxes).tolist()
     many = beyond.any(0).tolist()
-    missing = (values.isnan() & _among(NAMES, frozenset(asked), values)).cpu()
+    missing = (values.isnan() & _among(NAMES, frozenset(asked), values)).cpu().numpy()
     out = []
     for lesion in range(boxes.count):
-        names = [NAMES[i] for i in missing[lesion].nonzero().flatten().tolist()]
+        names = [NAMES[i] for i in np.flatnonzero(missing[lesion])]
         words = []
         if count[lesion] == 1:
             words.append("one voxel")

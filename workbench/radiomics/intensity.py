@@ -31,13 +31,13 @@ def describe(values: Tensor, voxels: Voxels, levels: Levels, voxel_mm3: float) -
     high = x.new_zeros(l).scatter_reduce(0, lesion, x, "amax", include_self=False)
     count = voxels.count.double()
     middle = ((x >= p10[lesion]) & (x <= p90[lesion])).double()
-    sums = total(torch.stack([x, x**2, middle, x * middle], 1), lesion, l)
-    average, energy, middle_mean = sums[:, 0] / count, sums[:, 1], sums[:, 3] / sums[:, 2]
+    whole, energy, within, middle_mean = total(torch.stack([x, x**2, middle, x * middle]), lesion, l)
+    average, middle_mean = whole / count, middle_mean / within
     away = x - average[lesion]
     square = away * away
     from_middle = (x - middle_mean[lesion]).abs() * middle
-    spread = torch.stack([square, square * away, square * square, away.abs(), from_middle], 1)
-    *powers, rmad = total(spread, lesion, l).T
+    spread = torch.stack([square, square * away, square * square, away.abs(), from_middle])
+    *powers, rmad = total(spread, lesion, l)
     m2, m3, m4, mad = (power / count for power in powers)
     wide = int(levels.top[:l].max())
     share = counted(lesion * wide + levels.level[0, :-1] - 1, l * wide).view(l, wide)
@@ -45,7 +45,7 @@ def describe(values: Tensor, voxels: Voxels, levels: Levels, voxel_mm3: float) -
     out = dict(
         p10=p10, p90=p90, energy=energy, entropy=torch.special.entr(share).sum(1) / math.log(2), iqr=p75 - p25,
         kurtosis=m4 / m2**2, maximum=high, mad=mad, mean=average, median=p50, minimum=low,
-        range=high - low, rmad=rmad / sums[:, 2], rms=(energy /
+        range=high - low, rmad=rmad / within, rms=(energy /
         voxels.count).sqrt(), skewness=m3 / m2**1.5, total_energy=energy * voxel_mm3, uniformity=(share**2).sum(1),
         variance=m2,
     )  # fmt: skip

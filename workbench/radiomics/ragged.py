@@ -136,9 +136,9 @@ class Voxels:
 
 
 def total(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sums of `values` `[n]` or `[n k]` by group, float64 `[groups]` or `[groups k]`."""
-    sums = torch.zeros((groups, *values.shape[1:]), dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, group, values.double())
+    """Sums of `values` `[.. n]` by group, float64 `[.. groups]`."""
+    sums = torch.zeros((*values.shape[:-1], groups), dtype=torch.float64, device=values.device)
+    return sums.index_add_(-1, group, values.double())
 
 
 def counted(group: Tensor, groups: int) -> Tensor:
@@ -148,7 +148,7 @@ def counted(group: Tensor, groups: int) -> Tensor:
 
 
 def mean(values: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Weighted means by group of `values` `[n]`, or `[n k]` with `weights` `[n 1]`; NaN where a group has no weight."""
+    """Weighted means by group of `values` `[.. n]`, weights `[n]`; NaN where a group has no weight."""
     return total(values * weights, group, groups) / total(weights, group, groups)
 
 

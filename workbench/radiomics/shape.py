@@ -113,7 +113,7 @@ def _surface(boxes: Boxes) -> tuple[Tensor, Tensor]:
     volume = terms[:, 0]
     for axis in range(3):
         volume = volume + terms[:, axis + 1] * (place[axis] - low[lesion, axis])
-    area, volume = total(torch.stack([area_of[code], volume], 1), lesion, boxes.count).T
+    area, volume = total(torch.stack([area_of[code], volume]), lesion, boxes.count)
     return area, volume * math.prod(boxes.spacing_mm)
 
 
@@ -136,10 +136,9 @@ def _compiled(boxes: Boxes) -> tuple[Tensor, ...]:
 def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
     """Eigenvalues of the covariance of voxel centres in mm, ascending `[l 3]`; rounding below 0 is cut."""
     l = voxels.count.numel()
-    mm = voxels.zyx.double() * torch.tensor(spacing_mm, dtype=torch.float64, device=voxels.zyx.device)
-    centre = total(mm, voxels.lesion, l) / voxels.count[:, None]
-    away = mm - centre[voxels.lesion]
-    covariance = total(away[:, :, None] * away[:, None], voxels.lesion, l) / voxels.count[:, None, None]
+    mm = voxels.zyx.T * torch.tensor(spacing_mm, dtype=torch.float64, device=voxels.zyx.device)[:, None]
+    away = mm - (total(mm, voxels.lesion, l) / voxels.count)[:, voxels.lesion]
+    covariance = (total(away[:, None] * away, voxels.lesion, l) / voxels.count).permute(2, 0, 1)
     values = torch.linalg.eigvalsh(covariance)
     return torch.where(values > 1e-13 * values[:, 2:], values, 0.0)
 
