@@ -67,7 +67,8 @@ def find(
     renumber[kept] = np.arange(1, len(kept) + 1)
     labels = np.zeros(mask.shape, np.int16)
     labels[box] = own = renumber[pieces]
-    places = ([slice(b.start + o.start, b.start + o.stop) for b, o in zip(box, of)] for of in ndimage.find_objects(own))
+    found = ndimage.find_objects(own) if kept else []
+    places = ([slice(b.start + o.start, b.start + o.stop) for b, o in zip(box, of)] for of in found)
     rows = [_row(number, labels, probability, spacing_mm, tuple(place)) for number, place in enumerate(places, 1)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     labels = torch.from_numpy(labels).to(mask.device)

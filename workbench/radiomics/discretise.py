@@ -228,6 +228,6 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     beyond = ~(span < MOST)  # not a number counts as beyond
     top = torch.where(beyond, 0, span).long() + 1
     level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
-    first = torch.where(constant | beyond, torch.inf, edge).repeat_interleave(voxels.count, 1)
-    level[:, :-1] = (values.double() - first).div_(width).floor_().add_(1).clamp_min_(1)
+    first, single = (v.repeat_interleave(voxels.count, 1) for v in (edge, constant | beyond))
+    level[:, :-1] = (values.double() - first).div_(width).floor_().masked_fill_(single, 0).add_(1)
     return Levels(voxels, level, top.flatten(), constant.flatten(), beyond.flatten())
