@@ -1,11 +1,15 @@
 """One case decided anew from its stored maps: seconds of a changed threshold, of a changed forest score, of a changed band.
 
-    python benchmarks/what_if.py [EXPERIMENT] [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [--cases 20]
+    python benchmarks/what_if.py [EXPERIMENT] [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [--cases 20] [--count]
 
 The work is that of the notebook's sliders (`workbench.whatif`) on held-out cases of a trained experiment: consistency, candidates, descriptors of all
 candidates where they changed, forest, contour, measures after each stage, ledger. The peer is the same decision by `workbench segment`'s own path with the
 nets run again. A first call, which loads kernels, does not count. JSON: the work, the device, median and largest seconds of each kind of change,
 the ratio to the peer. Exit status 1 when a median is above the aim: 1 s on a CPU, .1 s on a GPU.
+
+`--count` measures no time: how many tensor operations a changed threshold begins with a GPU's batches and without compiled loops, as on a GPU, where
+each takes some microseconds to begin whatever its size; and after how many the processor waits for a result. Counted on a CPU, so those few of forest,
+random draws and ledger, which stay there, are among them.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench import segmentation
 from workbench.experiment import Experiment
+from workbench.radiomics import compiled, discretise, ragged
 from workbench.volume import Volume, canonical_affine
 from workbench.whatif import WhatIf
 
@@ -66,6 +72,48 @@ def measure(folder: Path, device: str, count: int) -> dict:
     }
 
 
+class Count(TorchDispatchMode):
+    """How many operations begin a kernel on a GPU (views do not), and after how many of them the processor waits."""
+
+    VIEWS = frozenset(
+        "view detach alias slice select expand unsqueeze squeeze t transpose permute unbind _unsafe_view split split_with_sizes "
+        "narrow as_strided reshape unfold lift_fresh _local_scalar_dense empty new_empty empty_like".split()
+    )
+    WAITS = frozenset("_local_scalar_dense nonzero _unique2 masked_select bincount equal is_nonzero".split())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = self.waits = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.__name__.split(".")[0]
+        flags = name in ("index", "index_put_") and any(at is not None and at.dtype == torch.bool for at in args[1])
+        self.begun += name not in self.VIEWS
+        self.waits += flags or name in self.WAITS
+        return operation(*args, **(kwargs or {}))
+
+
+def count(folder: Path, cases: int) -> dict:
+    """Operations of a changed threshold."""
+    torch.set_num_threads(1)  # all in this thread, where it is seen
+    compiled.library = lambda: None  # on a GPU torch counts
+    for by_device in (ragged.BATCH_VOXELS, discretise.PADDING):
+        by_device["cpu"] = by_device["cuda"]
+    made, rows = Experiment(folder, "cpu"), []
+    for case in made.cases("test").case.to_list()[:cases]:
+        ask = WhatIf(made, case)
+        ask(ask.start)
+        with Count() as counted:
+            outcome = ask(replace(ask.start, threshold=ask.start.threshold * 0.9))
+        rows.append((counted.begun, counted.waits, len(outcome.lesions)))
+    begun, waits, candidates = zip(*rows)
+    return {
+        "work": f"{len(rows)} cases, {min(candidates)} to {max(candidates)} candidates",
+        "operations": {"median": statistics.median(begun), "most": max(begun)},
+        "waits": {"median": statistics.median(waits), "most": max(waits)},
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", type=Path, nargs="?", default=Path("experiments/demo"))
@@ -74,11 +122,15 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=AIM_S)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--count", action="store_true", help="count operations instead of measuring time")
     asked = parser.parse_args()
     if not (asked.experiment / "experiment.json").is_file():
         print(f"no trained experiment at {asked.experiment}: nothing is measured (`workbench demo` makes one)")
         return 0
     torch.set_num_threads(asked.threads)
+    if asked.count:
+        print(json.dumps(count(asked.experiment, 3 if asked.quick else asked.cases), indent=1))
+        return 0
     out = measure(asked.experiment, asked.device, 3 if asked.quick else asked.cases)
     print(json.dumps(out, indent=1))
     if asked.json:
