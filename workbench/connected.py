@@ -9,12 +9,22 @@ Source: pointer jumping and hooking as Shiloach and Vishkin (1982).
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import torch
 from torch import Tensor
 
 # The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
 DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
+
+AT_ONCE = {"cpu": 2_000_000, "cuda": 60_000_000}  # rule: elements of several directions together; on a CPU what caches hold
+
+
+def together(each: int, device: torch.device) -> list[slice]:
+    """The directions in parts that are worked on at once, for `each` elements a direction."""
+    step = max(1, AT_ONCE[device.type] // max(1, each))
+    return [slice(d, min(d + step, len(DIRECTIONS))) for d in range(0, len(DIRECTIONS), step)]
 
 
 def neighbours(region: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,15 +58,23 @@ def pieces(joined: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
     """
     _, images, n = joined.shape
     place = torch.arange(images * n, dtype=torch.int32, device=ahead.device).view(images, n)
-    there = torch.where(joined, ahead[:, None] + (place - place[:1]), 0)
-    root_of = _jump(torch.maximum(there.amax(0), place).flatten())  # the furthest ahead: no cycles
+    first, some = place[:, :1], together(place.numel(), ahead.device)
+
+    def there(d: slice) -> Tensor:
+        """What a voxel belongs with in these directions, itself where nothing."""
+        return torch.where(joined[d], ahead[d, None] + first, place)
+
+    furthest = [there(d).amax(0) for d in some]  # ahead: no cycles
+    root_of = _jump(reduce(torch.maximum, furthest).flatten())
     root = true_at(root_of == place.flatten())
     number = torch.zeros_like(root_of)
     number[root] = torch.arange(root.numel(), dtype=torch.int32, device=ahead.device)
-    own = number.index_select(0, root_of)
-    beyond = own.index_select(0, there.flatten())
-    apart = true_at(joined.flatten() & (beyond != own.repeat(len(joined))))
-    a, b = own.index_select(0, apart % own.numel()), beyond.index_select(0, apart)
+    own, edges = number.index_select(0, root_of), []
+    for d in some:
+        beyond = own.index_select(0, there(d).flatten())
+        apart = true_at((beyond.view(-1, own.numel()) != own).flatten())
+        edges.append((own.index_select(0, apart % own.numel()), beyond.index_select(0, apart)))
+    a, b = (torch.cat(ends) for ends in zip(*edges))
     return _joined(root.numel(), a, b).index_select(0, own).view(images, n), root
 
 

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.connected import DIRECTIONS
+from workbench.connected import DIRECTIONS, together
 from workbench.radiomics import compiled
 from workbench.radiomics.discretise import MOST, Group, Levels
 from workbench.radiomics.ragged import counted
@@ -41,9 +41,12 @@ def matrices(levels: Levels, group: Group) -> Tensor:
     width, start = (levels.by_voxel(v.int()) for v in (group.width, group.start))
     row = torch.where(start >= 0, start + (levels.own - 1) * (width + 1), group.cells)
     wide = group.cells + MOST + 1  # what is beyond `cells` belongs to other groups
-    first = wide * torch.arange(len(DIRECTIONS), dtype=torch.int32, device=row.device)[:, None, None]
-    keys = levels.ahead + row + first
-    return counted(keys.flatten(), len(DIRECTIONS) * wide).view(-1, wide)[:, : group.cells]
+    tables = []
+    for d in together(row.numel(), row.device):
+        ahead = levels.ahead[d]
+        first = wide * torch.arange(len(ahead), dtype=torch.int32, device=row.device)[:, None, None]
+        tables.append(counted((ahead + row + first).flatten(), len(ahead) * wide).view(-1, wide)[:, : group.cells])
+    return torch.cat(tables)
 
 
 def describe(levels: Levels, names: Collection[str] = NAMES) -> Tensor:

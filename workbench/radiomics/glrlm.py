@@ -1,8 +1,9 @@
 """Grey level runs (Galloway 1975): 16 values of each segment.
 
-A run is a stretch of equal level along one of 13 directions. It begins where the voxel before has another level; how
-long it is follows by doubling, for all voxels and directions at once. Values per direction, then their mean over the
-directions in which some line holds two region voxels (PyRadiomics drops the others).
+A run is a stretch of equal level along one of 13 directions. The order of voxels along each direction's lines depends
+on the region alone and is shared by all images. Only runs of two voxels and more are looked for; the other voxels are
+runs of one. Values per direction, then their mean over the directions in which some line holds two region voxels
+(PyRadiomics drops the others).
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.connected import DIRECTIONS, true_at
+from workbench.connected import DIRECTIONS, together, true_at
 from workbench.radiomics import emphasis
-from workbench.radiomics.discretise import Levels
+from workbench.radiomics.discretise import Levels, picked
 from workbench.radiomics.ragged import Voxels, counted
 
 NAMES = {
@@ -34,7 +35,6 @@ NAMES = {
     "short_run_low_gray_level_emphasis": "small_low",
 }
 UNDEFINED_IF_CONSTANT = ()
-AT_ONCE = 30_000_000  # rule: voxels of images and directions looked at together, about 40 bytes each
 
 
 def lines(voxels: Voxels, d: int) -> Tensor:
@@ -57,28 +57,41 @@ def directions(levels: Levels) -> Tensor:
     return held
 
 
+def along(voxels: Voxels) -> Tensor:
+    """Voxels in order along the lines of each direction, as positions `[13 n]`.
+
+    In flat memory a line is an arithmetic progression: a table as wide as its step holds each line in a column.
+    """
+    _, y, x = voxels.shape
+    steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], device=voxels.local.device)[:, None]
+    return (voxels.local % steps * voxels.inner.numel() + voxels.local // steps).argsort(1)
+
+
 def runs(levels: Levels) -> Tensor:
     """Count of runs by row (`Levels`), direction and length less 1, `[r 13 longest]`."""
-    rows, longest, each = levels.row_segment.numel(), max(levels.voxels.shape), levels.equal[0].numel()
-    counts = torch.zeros((rows, len(DIRECTIONS), longest), dtype=torch.int64, device=levels.top.device)
-    for some in torch.arange(len(DIRECTIONS)).split(max(1, AT_ONCE // max(1, each))):
-        d = slice(int(some[0]), int(some[-1]) + 1)
-        equal = levels.equal[d]
-        place = torch.arange(equal.numel(), dtype=torch.int32, device=equal.device).view(equal.shape)
-        ahead = levels.voxels.beside[0][d, None] + place[..., :1]
-        end = torch.tensor([equal.numel()], dtype=torch.int32, device=equal.device)
-        ahead = torch.cat([torch.where(equal, ahead, end).flatten(), end])
-        length = (torch.arange(ahead.numel(), device=equal.device) < end).int()
-        reach = 1
-        while reach < longest:  # the voxels of the run from here on, within twice as many steps
-            length = length + length.index_select(0, ahead)
-            ahead = ahead.index_select(0, ahead)
-            reach *= 2
-        first = true_at(~levels.equal_behind[d].flatten())
-        row = levels.row.flatten().index_select(0, first % each)
-        key = (row * len(some) + first // each) * longest + length.index_select(0, first) - 1
-        counts[:, d] = counted(key, rows * len(some) * longest).view(rows, len(some), longest)
-    return counts
+    order, wide, tables = along(levels.voxels), max(levels.voxels.shape), []
+    for d in together(levels.row.numel(), order.device):
+        tables.append(_runs(levels, order[d], levels.voxels.beside[0][d], wide))
+    table = torch.cat(tables, 1)
+    longer = (table * torch.arange(1, wide + 1, device=table.device)).sum(2)
+    table[:, :, 0] = levels.row_count[:, None] - longer
+    return table
+
+
+def _runs(levels: Levels, order: Tensor, ahead: Tensor, wide: int) -> Tensor:
+    """Runs of two voxels and more along some directions `[r d wide]`."""
+    directions, n = order.shape
+    row = picked(levels.row, order.flatten())
+    same = torch.zeros_like(row, dtype=torch.bool)  # the next voxel goes on with the run
+    torch.eq(row[:, 1:], row[:, :-1], out=same[:, :-1])
+    same &= (ahead.gather(1, order) < n).flatten()
+    same = same.flatten()
+    turn = same.clone()
+    turn[1:] ^= same[:-1]
+    first, last = true_at(turn).view(-1, 2).unbind(1)
+    rows = levels.row_segment.numel()
+    key = (row.flatten()[first] * directions + first // n % directions) * wide + (last - first)
+    return counted(key, rows * directions * wide).view(rows, directions, wide)
 
 
 def describe(levels: Levels) -> Tensor:
