@@ -42,7 +42,9 @@ def tumor_after(ledger: Tensor, stage: str) -> Tensor:
 
 
 def _looked_up(table: Tensor, codes: Tensor) -> Tensor:
-    """table[codes] of small codes, on the CPU; slice by slice, since an index is int64, eight times the codes."""
+    """table[codes] of small codes; on the CPU slice by slice, since an index is int64, eight times the codes."""
+    if codes.is_cuda:
+        return table.to(codes.device)[codes.int()]
     out = torch.empty(codes.shape, dtype=table.dtype)
     for given, found in zip(codes.numpy(), out.numpy()):
         np.take(table.numpy(), given, out=found, mode="clip")
@@ -50,12 +52,12 @@ def _looked_up(table: Tensor, codes: Tensor) -> Tensor:
 
 
 def write(masks: list[Tensor], liver_mask: Tensor) -> Tensor:
-    """The ledger uint8 from the masks after each stage of the ablation, [z y x] each."""
+    """The ledger uint8 from the masks after each stage of the ablation, [z y x] each, on their device."""
     code_of = torch.full((32,), 255, dtype=torch.uint8)
     code_of[0] = 0
     for code, (_, history) in HISTORY.items():
         code_of[sum(bit << n for n, bit in enumerate(history))] = code
-    pattern = torch.zeros(masks[0].shape, dtype=torch.uint8)
+    pattern = torch.zeros(masks[0].shape, dtype=torch.uint8, device=masks[0].device)
     for n, mask in enumerate(masks):
         pattern |= mask.to(torch.uint8) << n
     ledger = _looked_up(code_of, pattern)

@@ -85,7 +85,7 @@ class WhatIf:
         return Outcome(
             masks,
             decided.lesions,
-            write([*masks.values()], self.maps.liver),
+            write(decided.masks, self._there.liver).cpu(),
             self._measures(masks),
             time.monotonic() - began,
         )
