@@ -1,5 +1,6 @@
 """Notebooks by number or name, checked parameters, resume, and the error that is kept."""
 
+import fcntl
 import json
 import re
 import signal
@@ -253,3 +254,16 @@ def test_run_keeps_the_result_skips_the_second_time_and_shows_the_error(tmp_path
     (experiment / "notebooks" / "03_tumor.json").write_text(json.dumps(record))
     again = batch.run(source, experiment, {"n": 41}, progress=False)
     assert again.status == "unchanged" and again.ok
+
+
+def test_a_notebook_that_another_process_runs_is_left_to_it(tmp_path):
+    source, experiment = notebook(tmp_path / "03_tumor.ipynb", "print(n)"), tmp_path / "exp"
+    finished(experiment, "liver")
+    log = experiment / "notebooks" / "03_tumor.log"
+    log.parent.mkdir()
+    with open(log, "a") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        print("theirs", file=theirs, flush=True)
+        with pytest.raises(Refused, match="03_tumor.ipynb: found in use by another process"):
+            batch.run(source, experiment, progress=False)
+    assert log.read_text() == "theirs\n" and [p.name for p in log.parent.iterdir()] == [log.name]

@@ -10,6 +10,7 @@ these still hold it is not run again. Ctrl-C or SIGTERM ends the kernel and the 
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -403,7 +404,7 @@ def run(
     started = time.monotonic()
     partial = output.with_name(f"{output.stem}.partial.ipynb")  # what a killed run leaves, readable as it is
     status, error, interrupted = "done", "", False
-    with _naming(output), open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
+    with _naming(output), _log(output) as log:
 
         def say(line: str) -> None:
             print(line, file=log, flush=True)
@@ -457,6 +458,19 @@ def run(
     if interrupted:
         raise KeyboardInterrupt
     return Outcome(name, output, status, seconds, error)
+
+
+@contextmanager
+def _log(output: Path) -> Iterator[TextIO]:
+    """The log beside a notebook, empty; refused while another process runs the notebook, which holds it."""
+    with open(output.with_suffix(".log"), "a", encoding="utf-8") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fix = "Wait for it or choose another folder with -o."
+            raise Refused(output, "in use by another process", "a notebook that nobody else runs", fix) from None
+        log.truncate(0)
+        yield log
 
 
 @contextmanager
