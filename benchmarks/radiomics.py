@@ -179,7 +179,8 @@ def perturbed(image: torch.Tensor, labels: torch.Tensor, device: str, threads: i
         sd = perturb.noise_hu(image)
         for k in range(len(changes)):
             start = [m + a for m, a in zip(ragged.margins(SPACING_MM), more)]
-            copy = perturb.perturb(boxes, [CHAIN], sd, [perturb.Draw.of(found, [i], start, (0, k), SPACING_MM)])
+            draw = perturb.Draw.of(found.some([i]), start, (0, k), SPACING_MM)
+            copy = perturb.perturb(boxes, [CHAIN], sd, [draw])
             jobs.append((copy.hu[0].numpy(), copy.region[0].numpy().astype(np.int64)))
     peer, _ = pyradiomics(jobs, threads)
     return {

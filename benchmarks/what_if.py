@@ -8,8 +8,7 @@ nets run again. A first call, which loads kernels, does not count. JSON: the wor
 the ratio to the peer. Exit status 1 when a median is above the aim: 1 s on a CPU, .1 s on a GPU.
 
 `--count` measures no time: how many tensor operations a changed threshold begins with a GPU's batches and without compiled loops, as on a GPU, where
-each takes some microseconds to begin whatever its size; and after how many the processor waits for a result. Counted on a CPU, so those few of forest,
-random draws and ledger, which stay there, are among them.
+each takes some microseconds to begin whatever its size. Counted on a CPU, so those of forest and random draws, which stay there, are among them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench import segmentation
+from workbench import connected, segmentation
 from workbench.experiment import Experiment
 from workbench.radiomics import compiled, discretise, ragged
 from workbench.volume import Volume, canonical_affine
@@ -73,31 +72,27 @@ def measure(folder: Path, device: str, count: int) -> dict:
 
 
 class Count(TorchDispatchMode):
-    """How many operations begin a kernel on a GPU (views do not), and after how many of them the processor waits."""
+    """How many operations begin a kernel on a GPU: views do not."""
 
     VIEWS = frozenset(
         "view detach alias slice select expand unsqueeze squeeze t transpose permute unbind _unsafe_view split split_with_sizes "
         "narrow as_strided reshape unfold lift_fresh _local_scalar_dense empty new_empty empty_like".split()
     )
-    WAITS = frozenset("_local_scalar_dense nonzero _unique2 masked_select bincount equal is_nonzero".split())
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun = self.waits = 0
+        self.begun = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.__name__.split(".")[0]
-        flags = name in ("index", "index_put_") and any(at is not None and at.dtype == torch.bool for at in args[1])
-        self.begun += name not in self.VIEWS
-        self.waits += flags or name in self.WAITS
+        self.begun += operation.__name__.split(".")[0] not in self.VIEWS
         return operation(*args, **(kwargs or {}))
 
 
-def count(folder: Path, cases: int) -> dict:
+def operations(folder: Path, cases: int) -> dict:
     """Operations of a changed threshold."""
     torch.set_num_threads(1)  # all in this thread, where it is seen
     compiled.library = lambda: None  # on a GPU torch counts
-    for by_device in (ragged.BATCH_VOXELS, discretise.PADDING):
+    for by_device in (ragged.BATCH_VOXELS, discretise.PADDING, connected.AT_ONCE):
         by_device["cpu"] = by_device["cuda"]
     made, rows = Experiment(folder, "cpu"), []
     for case in made.cases("test").case.to_list()[:cases]:
@@ -105,12 +100,11 @@ def count(folder: Path, cases: int) -> dict:
         ask(ask.start)
         with Count() as counted:
             outcome = ask(replace(ask.start, threshold=ask.start.threshold * 0.9))
-        rows.append((counted.begun, counted.waits, len(outcome.lesions)))
-    begun, waits, candidates = zip(*rows)
+        rows.append((counted.begun, len(outcome.lesions)))
+    begun, candidates = zip(*rows)
     return {
         "work": f"{len(rows)} cases, {min(candidates)} to {max(candidates)} candidates",
         "operations": {"median": statistics.median(begun), "most": max(begun)},
-        "waits": {"median": statistics.median(waits), "most": max(waits)},
     }
 
 
@@ -128,13 +122,13 @@ def main() -> int:
         print(f"no trained experiment at {asked.experiment}: nothing is measured (`workbench demo` makes one)")
         return 0
     torch.set_num_threads(asked.threads)
-    if asked.count:
-        print(json.dumps(count(asked.experiment, 3 if asked.quick else asked.cases), indent=1))
-        return 0
-    out = measure(asked.experiment, asked.device, 3 if asked.quick else asked.cases)
+    cases = 3 if asked.quick else asked.cases
+    out = operations(asked.experiment, cases) if asked.count else measure(asked.experiment, asked.device, cases)
     print(json.dumps(out, indent=1))
     if asked.json:
         asked.json.write_text(json.dumps(out, indent=1) + "\n")
+    if asked.count:
+        return 0
     slow = [kind for kind in ("threshold", "forest score", "band") if out["median_s"][kind] > AIM_S[asked.device]]
     return int(bool(slow))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_radiomics import blobs
 
-from workbench import radiomics
+from workbench import connected, radiomics
 from workbench.radiomics import compiled, discretise, glcm, gldm, glrlm, glszm, ngtdm, ragged, wavelet
 from workbench.radiomics.emphasis import Cells
 
@@ -81,6 +81,19 @@ def test_wider_matrices_as_on_a_gpu_give_the_same_descriptors(by_torch, monkeypa
     wide = by_torch(lambda: radiomics.describe(image, labels, spacing, bin_width=9.0))
     assert set(parts) < widths and max(parts) == max(widths)
     np.testing.assert_allclose(wide[list(radiomics.NAMES)], narrow[list(radiomics.NAMES)], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [1, 5_000])
+def test_directions_in_parts_give_the_same_descriptors(by_torch, monkeypatch, at_once):
+    """One direction after another, and some together, as with lesions too large for all at once."""
+    image, labels, spacing = blobs(6, "f8")
+    whole = by_torch(lambda: radiomics.describe(image, labels, spacing, bin_width=9.0))
+    sizes = []
+    monkeypatch.setitem(connected.AT_ONCE, "cpu", at_once)
+    monkeypatch.setattr(glrlm, "_runs", lambda n, d, *rest, of=glrlm._runs: sizes.append(len(d)) or of(n, d, *rest))
+    parts = by_torch(lambda: radiomics.describe(image, labels, spacing, bin_width=9.0))
+    assert len(sizes) > 1 and sum(sizes) % 13 == 0
+    assert parts.equals(whole)
 
 
 @pytest.mark.parametrize("seed", range(4))

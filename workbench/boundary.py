@@ -183,7 +183,7 @@ def _distance_to(on: Tensor, spacing_mm: Spacing, limit_mm: float) -> Tensor:
     square = torch.where(on, 0.0, torch.inf).float()
     for axis, s in zip((-3, -2, -1), spacing_mm):
         n = on.shape[axis]
-        most = min(n - 1, math.floor(limit_mm / s + 0.5))
+        most = max(0, min(n - 1, math.floor(limit_mm / s + 0.5)))
         around = F.pad(square, [0] * 2 * (-1 - axis) + [most, most], value=math.inf)
         for k in range(1, most + 1):
             either = torch.minimum(around.narrow(axis, most - k, n), around.narrow(axis, most + k, n))
@@ -207,7 +207,7 @@ def band(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing, band_mm: float) -> Bo
     box = bounding_box(mask, spacing_mm, band_mm + max(spacing_mm))
     if box is not None:
         part = mask[box]
-        near[box] = signed_distance(part, spacing_mm, 2 * band_mm).abs() <= band_mm
+        near[box] = signed_distance(part, spacing_mm, band_mm + max(spacing_mm)).abs() <= band_mm
     return near
 
 

@@ -1,6 +1,6 @@
 """Connected pieces on the device: voxels that touch (26-connected) and belong together, by gather and scatter.
 
-No loop over voxels, pieces or directions. Each voxel first points to the furthest voxel ahead of it in the raster that
+No loop over voxels or pieces. Each voxel first points to the furthest voxel ahead of it in the raster that
 it belongs with, which makes a forest without cycles; pointer jumping finds the roots; the edges between different trees
 join their roots (hooking the larger to the smaller).
 
@@ -18,7 +18,7 @@ from torch import Tensor
 # The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
 DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
 
-AT_ONCE = {"cpu": 2_000_000, "cuda": 60_000_000}  # rule: elements of several directions together; on a CPU what caches hold
+AT_ONCE = {"cpu": 2_000_000, "cuda": 60_000_000}  # rule: elements of several directions together; a CPU's caches
 
 
 def together(each: int, device: torch.device) -> list[slice]:
@@ -27,19 +27,23 @@ def together(each: int, device: torch.device) -> list[slice]:
     return [slice(d, min(d + step, len(DIRECTIONS))) for d in range(0, len(DIRECTIONS), step)]
 
 
+def steps(shape: tuple[int, int, int]) -> list[int]:
+    """How far the neighbour in each direction is in flat memory, for boxes `[z y x]`."""
+    _, y, x = shape
+    return [(dz * y + dy) * x + dx for dz, dy, dx in DIRECTIONS]
+
+
 def neighbours(region: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """Who is next to whom among the voxels `at` `[n]` (flat index) of `[l z y x]` regions, in raster order.
 
     Position in this list of the neighbour in each direction and against it, int32 `[13 n]` both, n where there is
     none. Regions keep clear of their box's faces by a voxel or more.
     """
-    _, _, y, x = region.shape
     n = at.numel()
     place = torch.full((region.numel(),), n, dtype=torch.int32, device=region.device)
     place[at] = torch.arange(n, dtype=torch.int32, device=region.device)
-    steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], dtype=torch.int32, device=at.device)
-    near, steps = at.int(), steps[:, None]
-    return tuple(place.index_select(0, there.flatten()).view(there.shape) for there in (near + steps, near - steps))
+    near, far = at.int(), torch.tensor(steps(region.shape[1:]), dtype=torch.int32, device=at.device)[:, None]
+    return tuple(place.index_select(0, there.flatten()).view(there.shape) for there in (near + far, near - far))
 
 
 def true_at(flags: Tensor) -> Tensor:

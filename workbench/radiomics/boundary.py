@@ -61,7 +61,6 @@ CENTRE_MM = 2.0  # range of t0
 GRADIENT_BIN = 5.0  # HU/mm
 CONTACT_MM = 1.5
 FACES = 1500  # most faces a lesion that carry a profile; larger lesions are thinned evenly
-_SHELLS = (lambda t: t <= -SHELL_MM, lambda t: abs(t) <= SHELL_MM, lambda t: t >= SHELL_MM)  # inner, margin, outer
 _SECTORS = torch.tensor([v for v in itertools.product((-1.0, 0.0, 1.0), repeat=3) if any(v)])
 _HULL = [v for v in itertools.product(range(-2, 3), repeat=3) if v > (0, 0, 0) and math.gcd(*v) == 1]
 
@@ -250,8 +249,13 @@ def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict
     group = faces.lesion * octants + (away * away.new_tensor([4, 2, 1], dtype=torch.int64)).sum(1)
     share = weight.double()
     powers = (share, share * value, share * value**2)
-    reach = [[at for at, way in enumerate(t.tolist()) if inside(way)] for inside in _SHELLS]
-    parts = torch.stack([power[:, some[0] : some[-1] + 1].sum(1) for power in powers for some in reach])
+    middle, reach = t.numel() // 2, int(SHELL_MM / STEP_MM)
+    inner, margin, outer = (
+        slice(middle - reach + 1),
+        slice(middle - reach, middle + reach + 1),
+        slice(middle + reach, None),
+    )
+    parts = torch.stack([power[:, some].sum(1) for power in powers for some in (inner, margin, outer)])
     sums = total(parts, group, l * octants).view(3, 3, l, octants)  # power, shell
     whole = sums.sum(3)
     inner, rim, outer = first = whole[1] / whole[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workbench.connected import DIRECTIONS
+from workbench.connected import DIRECTIONS, steps
 
 if TYPE_CHECKING:
     from workbench.radiomics.discretise import Levels
@@ -198,10 +198,10 @@ def _work(levels: Levels) -> _Work:
     assert voxels.local.is_contiguous() and voxels.local.dtype == torch.int64
     z, y, x = voxels.shape
     begin = torch.nn.functional.pad(voxels.count.cumsum(0), (1, 0))
-    steps = torch.tensor([(dz * y + dy) * x + dx for dz, dy, dx in DIRECTIONS])
+    far = torch.tensor(steps(voxels.shape))
     work = _Work(
         level.data_ptr(), level.element_size(), level.shape[1], level.shape[0], voxels.count.numel(), z * y * x,
-        _at(begin), _at(voxels.local), _at(steps),
+        _at(begin), _at(voxels.local), _at(far),
     )  # fmt: skip
-    work.held = begin, steps, voxels.local, level  # as long as their addresses are
+    work.held = begin, far, voxels.local, level  # as long as their addresses are
     return work

@@ -128,7 +128,7 @@ class Levels:
 
     def by_voxel(self, values: Tensor) -> Tensor:
         """`[s]` values of the segments at their voxels `[i n]`."""
-        return values.view(self.images, -1).repeat_interleave(self.voxels.count, 1)
+        return values.view(self.images, -1).index_select(1, self.voxels.lesion)
 
     @cached_property
     def row_segment(self) -> Tensor:
@@ -228,6 +228,6 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     beyond = ~(span < MOST)  # not a number counts as beyond
     top = torch.where(beyond, 0, span).long() + 1
     level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
-    first, single = (v.repeat_interleave(voxels.count, 1) for v in (edge, constant | beyond))
+    first, single = (v.index_select(1, voxels.lesion) for v in (edge, constant | beyond))
     level[:, :-1] = (values.double() - first).div_(width).floor_().masked_fill_(single, 0).add_(1)
     return Levels(voxels, level, top.flatten(), constant.flatten(), beyond.flatten())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.connected import DIRECTIONS, together, true_at
+from workbench.connected import DIRECTIONS, steps, together, true_at
 from workbench.radiomics import emphasis
 from workbench.radiomics.discretise import Levels, picked
 from workbench.radiomics.ragged import Voxels, counted
@@ -60,11 +60,10 @@ def directions(levels: Levels) -> Tensor:
 def along(voxels: Voxels) -> Tensor:
     """Voxels in order along the lines of each direction, as positions `[13 n]`.
 
-    In flat memory a line is an arithmetic progression: a table as wide as its step holds each line in a column.
+    In flat memory a line is an arithmetic progression: in a table as wide as its step it would be a column.
     """
-    _, y, x = voxels.shape
-    steps = torch.tensor([dz * y * x + dy * x + dx for dz, dy, dx in DIRECTIONS], device=voxels.local.device)[:, None]
-    return (voxels.local % steps * voxels.inner.numel() + voxels.local // steps).argsort(1)
+    wide = torch.tensor(steps(voxels.shape), device=voxels.local.device)[:, None]
+    return (voxels.local % wide * voxels.inner.numel() + voxels.local // wide).argsort(1)
 
 
 def runs(levels: Levels) -> Tensor:
@@ -80,7 +79,7 @@ def runs(levels: Levels) -> Tensor:
 
 def _runs(levels: Levels, order: Tensor, ahead: Tensor, wide: int) -> Tensor:
     """Runs of two voxels and more along some directions `[r d wide]`."""
-    directions, n = order.shape
+    many, n = order.shape
     row = picked(levels.row, order.flatten())
     same = torch.zeros_like(row, dtype=torch.bool)  # the next voxel goes on with the run
     torch.eq(row[:, 1:], row[:, :-1], out=same[:, :-1])
@@ -90,8 +89,8 @@ def _runs(levels: Levels, order: Tensor, ahead: Tensor, wide: int) -> Tensor:
     turn[1:] ^= same[:-1]
     first, last = true_at(turn).view(-1, 2).unbind(1)
     rows = levels.row_segment.numel()
-    key = (row.flatten()[first] * directions + first // n % directions) * wide + (last - first)
-    return counted(key, rows * directions * wide).view(rows, directions, wide)
+    key = (row.flatten()[first] * many + first // n % many) * wide + (last - first)
+    return counted(key, rows * many * wide).view(rows, many, wide)
 
 
 def describe(levels: Levels) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.radiomics.discretise import Levels
+from workbench.radiomics.ragged import total
 
 NAMES = ("busyness", "coarseness", "complexity", "contrast", "strength")
 UNDEFINED_IF_CONSTANT = ("busyness", "coarseness", "contrast", "strength")
@@ -34,12 +35,10 @@ def describe(levels: Levels) -> Tensor:
 def distances(levels: Levels) -> Tensor:
     """Summed distance of the voxels to the mean level of their neighbours, by row `[r]`."""
     own, n = levels.own, levels.voxels.lesion.numel()
-    around = torch.zeros_like(own, dtype=torch.int16 if own.dtype == torch.uint8 else torch.int32)
-    for beside in (*levels.ahead, *levels.behind):
-        around += beside
+    around = sum(beside.sum(0, dtype=torch.int32) for beside in (levels.ahead, levels.behind))
     count = sum((beside < n).sum(0) for beside in levels.voxels.beside)
     distance = around.double().div_(count.clamp_min(1)).sub_(own).abs_().mul_(count > 0)
-    return torch.bincount(levels.row.flatten(), weights=distance.flatten(), minlength=levels.row_segment.numel())
+    return total(distance.flatten(), levels.row.flatten(), levels.row_segment.numel())
 
 
 def features(n: Tensor, s: Tensor) -> Tensor:

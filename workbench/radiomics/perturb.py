@@ -120,7 +120,8 @@ def describe_perturbed(
     def work(item: tuple[int, range], tell: Callable) -> None:
         number, some = item
         index = batches[number][0]
-        draws = [Draw.of(found, index, margin, (seed, k), spacing_mm) for k in some]
+        own = found.some(index)
+        draws = [Draw.of(own, margin, (seed, k), spacing_mm) for k in some]
         values, words = engine.describe(
             perturb(boxes[number], perturbations[some.start : some.stop], sd, draws), names=names
         )
@@ -185,9 +186,9 @@ class Draw:
     spacing_mm: Spacing
 
     @staticmethod
-    def of(found: Found, index: Sequence[int], start: Sequence[int], key: Sequence[int], spacing_mm: Spacing) -> Draw:
-        """For the lesions `index` of `found`: seeds from `key` and from where and how large each lesion is."""
-        low, high = (v[index].tolist() for v in (found.low, found.high))
+    def of(found: Found, start: Sequence[int], key: Sequence[int], spacing_mm: Spacing) -> Draw:
+        """For some lesions: seeds from `key` and from where and how large each is."""
+        low, high = found.low.tolist(), found.high.tolist()
         seeds = [_seed((*key, *a, *b)) for a, b in zip(low, high)]
         return Draw(seeds, start, [[n - m + 1 for m, n in zip(a, b)] for a, b in zip(low, high)], spacing_mm)
 

@@ -35,8 +35,8 @@ def held(region: Tensor) -> tuple[slice, slice, slice]:
     """The part of boxes `[l z y x]` that holds any region."""
     _, z, y, x = region.shape
     at = true_at(region.flatten())
-    ends = (torch.stack(v.aminmax()).tolist() for v in (at // (y * x) % z, at // x % y, at % x))
-    return tuple(slice(low, high + 1) for low, high in ends)
+    low, high = torch.stack([at // (y * x) % z, at // x % y, at % x]).aminmax(dim=1)
+    return tuple(slice(*ends) for ends in torch.stack([low, high + 1], 1).tolist())
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,10 @@ class Found:
     labels: Tensor
     low: Tensor
     high: Tensor
+
+    def some(self, index: Sequence[int]) -> Found:
+        """Those at some places of the list, on the CPU."""
+        return Found(*(v[index].cpu() for v in (self.labels, self.low, self.high)))
 
 
 def find(lesions: Tensor) -> Found:
