@@ -547,7 +547,11 @@ def _real_contours(held: dict) -> list[Claim]:
     table, claims = pd.DataFrame(held["summary"]), []
     for variant, part in table[table.lesions_5 > 0].groupby("variant"):
         before, after = (part[part.stage == stage].set_index("patient") for stage in ("forest", "boundary"))
-        for metric, words in (("tumor_dice", "higher tumor Dice"), ("tumor_assd_mm", "smaller surface distance (mm)")):
+        for metric, words in (
+            ("tumor_dice", "higher tumor Dice"),
+            ("tumor_assd_mm", "smaller surface distance (mm)"),
+            ("tumor_surface_dice", "higher surface Dice at 1 mm"),
+        ):
             if metric in part:
                 row = pd.Series(
                     metrics.paired(before[metric].astype(float), after[metric].reindex(before.index).astype(float))
