@@ -466,7 +466,7 @@ def _log(output: Path) -> Iterator[TextIO]:
     with open(output.with_suffix(".log"), "a", encoding="utf-8") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             fix = "Wait for it or choose another folder with -o."
             raise Refused(output, "in use by another process", "a notebook that nobody else runs", fix) from None
         log.truncate(0)

@@ -18,7 +18,8 @@ from torch import Tensor
 # The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
 DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
 
-AT_ONCE = {"cpu": 2_000_000, "cuda": 60_000_000}  # rule: elements of several directions together; a CPU's caches
+# rule: elements of several directions together; on a CPU what its caches hold, on a GPU an estimate, not measured
+AT_ONCE = {"cpu": 2_000_000, "cuda": 60_000_000}
 
 
 def together(each: int, device: torch.device) -> list[slice]:
