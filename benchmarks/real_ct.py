@@ -66,6 +66,7 @@ def settings(steps: tuple[int, int], rate: float) -> Settings:
         slice_mm=3.0,
         liver=stage(demo.liver, steps[0]),
         tumor=stage(demo.tumor, steps[1], **finer),
+        boundary=replace(demo.boundary, grid_mm=(3.0, 1.5, 1.5)),  # as fine as what it corrects
     )
 
 

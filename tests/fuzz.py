@@ -337,7 +337,7 @@ def _experiment(folder: Path) -> Path:
     net = SlabNet(s.liver.cascade.network)
     about = {"config": {"network": asdict(s.liver.cascade.network)}, "curve": [], "step": 1}
     fit.save_tensors(made.path("liver") / "fold0", net.state_dict(), about)
-    config = {"format": boundary.FORMAT, "settings": asdict(s.boundary), "skipped": 0}
+    config = {"format": boundary.training.FORMAT, "settings": asdict(s.boundary), "skipped": 0}
     weights = boundary.PatchNet(s.boundary).state_dict()
     fit.save_tensors(made.path("boundary") / "model", weights, {"config": config, "curve": []})
     rng = np.random.default_rng(0)

@@ -14,7 +14,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from workbench import boundary
-from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet
+from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet, contour, training
+from workbench.boundary.grid import carry
 from workbench.fit import FitSettings
 from workbench.volume import Refused
 
@@ -181,11 +182,11 @@ def test_grid_in_mm_keeps_places():
                for i, (n, s, w) in enumerate(zip(shape, spacing, (1.0, -2.0, 0.5))))  # fmt: skip
     box = (slice(2, 11), slice(5, 55), slice(3, 28))
     onto = (slice(3, 7), slice(4, 13), slice(9, 50))
-    carried = boundary._carry(ramp[box], box, spacing, onto, grid)
+    carried = carry(ramp[box], box, spacing, onto, grid)
     expected = sum((torch.arange(b.start, b.stop) + 0.5).view([-1 if a == i else 1 for a in range(3)]) * g * w
                    for i, (b, g, w) in enumerate(zip(onto, grid, (1.0, -2.0, 0.5))))  # fmt: skip
     assert (carried - expected).abs().max() < 0.1
-    assert torch.equal(boundary._carry(ramp[box], box, spacing, box, spacing), ramp[box])
+    assert torch.equal(carry(ramp[box], box, spacing, box, spacing), ramp[box])
 
 
 # -- relabelling ------------------------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def test_an_added_piece_that_hangs_on_nothing_is_dropped():
     new = old.clone()
     new[2, 4, 4] = True
     new[2, 7, 7] = True
-    out, lesions = boundary._one_for_one(old, new, SPACING)
+    out, lesions = contour._one_for_one(old, new, SPACING)
     assert out[2, 4, 4] and not out[2, 7, 7] and lesions.added.tolist() == [1]
 
 
@@ -288,7 +289,7 @@ def test_smoothing_is_stated_in_volume():
 def test_smoothing_spreads_in_mm_and_keeps_the_sum():
     field = torch.zeros(21, 31, 41)
     field[10, 15, 20] = 1.0
-    out = boundary._gaussian(field, (2.0, 1.0, 0.5), 2.0)
+    out = contour._gaussian(field, (2.0, 1.0, 0.5), 2.0)
     axes = [(torch.arange(n) - n // 2) * s for n, s in zip(field.shape, (2.0, 1.0, 0.5))]
     for axis, along in enumerate(axes):
         profile = out.sum([a for a in range(3) if a != axis])
@@ -311,6 +312,17 @@ def test_another_spacing_gives_a_result_on_its_own_grid():
     assert out.mask.shape == image.shape and torch.equal(out.band, boundary.band(mask, spacing, SMALL.band_mm))
     full = boundary.relabel(says(9.0, replace(SMALL, smooth_mm=0.0)), image, probability, mask, None, spacing)
     assert full.mask[full.band].all()  # every band voxel got the net's answer, also where grids do not meet
+
+
+def test_a_net_that_corrects_nothing_keeps_the_cascades_detail_on_a_finer_grid():
+    """Only the correction goes through the net's grid: what the cascade knows more finely is not lost there."""
+    image, _, _ = scene((40, 70, 64))
+    spacing = (1.2, 0.9, 0.9)
+    fine = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    model = says(0.0)
+    torch.nn.init.ones_(model.net.trust)
+    out = boundary.relabel(model, image, fine, ball(image.shape, (20, 35, 30), 12.0, spacing), None, spacing)
+    assert torch.allclose(out.probability[out.band], fine.clamp(0.05, 0.95)[out.band], atol=1e-6)
 
 
 def test_grids_that_differ_and_a_wider_band_are_refused():
@@ -483,20 +495,20 @@ def test_a_model_of_the_former_format_is_read(trained, folder, tmp_path):
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     """Killed at a random step, with a checkpoint after each; dropout and batches follow from (seed, step)."""
     cases, settings = [blurred_case(s) for s in range(3)], replace(SMALL, steps=9, dropout=0.3)
-    monkeypatch.setattr(boundary, "FitSettings", partial(FitSettings, save_every_s=0.0))
+    monkeypatch.setattr(training, "FitSettings", partial(FitSettings, save_every_s=0.0))
     whole = boundary.train(cases, settings, seed=3, folder=tmp_path / "whole")
-    draw, at = boundary._draw, int(np.random.default_rng().integers(1, settings.steps))
+    draw, at = training._draw, int(np.random.default_rng().integers(1, settings.steps))
 
     def killed(bank, settings, seed, step):
         if step == at:
             raise KeyboardInterrupt
         return draw(bank, settings, seed, step)
 
-    monkeypatch.setattr(boundary, "_draw", killed)
+    monkeypatch.setattr(training, "_draw", killed)
     with pytest.raises(KeyboardInterrupt):
         boundary.train(cases, settings, seed=3, folder=tmp_path / "cut")
     seen = []
-    monkeypatch.setattr(boundary, "_draw", lambda *a: seen.append(a[3]) or draw(*a))
+    monkeypatch.setattr(training, "_draw", lambda *a: seen.append(a[3]) or draw(*a))
     again = boundary.train(cases, settings, seed=3, folder=tmp_path / "cut")
     assert seen == list(range(at, settings.steps)), f"killed at step {at}"
     state = whole.net.state_dict()

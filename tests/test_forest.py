@@ -412,6 +412,7 @@ def test_calibrated_scores_have_no_error():
 def test_a_saved_forest_comes_back_the_same(fitted, tmp_path):
     features, target, _ = candidates(seed=1)
     chosen = fitted.with_threshold(threshold_for_recall(fitted.score(features), target))
+    chosen = replace(chosen, largest_ml=12.5)
     save(chosen, tmp_path / "stage")
     back = load(tmp_path / "stage")
     assert np.allclose(back.score(features), chosen.score(features), rtol=0, atol=1e-12)
@@ -421,7 +422,8 @@ def test_a_saved_forest_comes_back_the_same(fitted, tmp_path):
     for name, part in vars(chosen.flat).items():
         own = getattr(back.flat, name)
         assert torch.equal(own, part) if isinstance(part, torch.Tensor) else own == part
-    assert (back.names, back.settings, back.threshold) == (chosen.names, chosen.settings, chosen.threshold)
+    for name in ("names", "settings", "threshold", "largest_ml"):
+        assert getattr(back, name) == getattr(chosen, name)
     assert np.array_equal(back.medians, chosen.medians)
     assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == [
         "forest.json",
@@ -430,6 +432,16 @@ def test_a_saved_forest_comes_back_the_same(fitted, tmp_path):
     ]
     info = json.loads((tmp_path / "stage" / "forest.json").read_text())
     assert set(info) >= {"names", "threshold", "recall", "settings", "versions", "sha256"}
+
+
+def test_a_forest_that_states_no_largest_candidate_doubts_every_size(fitted, tmp_path):
+    save(fitted, tmp_path)
+    info = json.loads((tmp_path / "forest.json").read_text())
+    assert info.pop("largest_ml") is None
+    (tmp_path / "forest.json").write_text(json.dumps(info))  # as an earlier version wrote it
+    for of in (fitted, load(tmp_path)):
+        assert of.chances([0.2, 0.7], [1.0, 1e6]).tolist() == [0.2, 0.7]
+    assert replace(fitted, largest_ml=5.0).chances([0.2, 0.3], [5.0, 5.1]).tolist() == [0.2, 1.0]
 
 
 def test_a_flipped_bit_is_a_checksum_error(fitted, tmp_path):

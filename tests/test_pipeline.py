@@ -13,7 +13,19 @@ import pytest
 import tiny
 import torch
 
-from workbench import candidates, cascade, experiment, ledger, liver, pipeline, radiomics, results, segmentation, tumor
+from workbench import (
+    candidates,
+    cascade,
+    experiment,
+    forest,
+    ledger,
+    liver,
+    pipeline,
+    radiomics,
+    results,
+    segmentation,
+    tumor,
+)
 from workbench.experiment import STAGES, Experiment
 from workbench.threads import side_by_side
 from workbench.volume import Refused
@@ -77,6 +89,26 @@ def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path
     s = trained.settings.liver.cascade
     pipeline._train_folds(trained, tmp_path / "chosen", replace(s, fit=replace(s.fit, inner=0.25)), bank)
     assert seen == {f: (7 - sizes[f], sizes[f], 1) for f in range(2)}
+
+
+def test_the_forest_knows_the_largest_candidate_it_learnt_from(trained):
+    scores = trained.table("forest", "scores.csv")
+    largest = scores.volume_ml[scores.split == "train"].max()
+    assert forest.load(trained.path("forest")).largest_ml == pytest.approx(largest, rel=1e-9)
+
+
+def test_doubt_counts_for_no_piece_beyond_what_the_forest_learnt_from(segmented, models, monkeypatch):
+    """The same doubted candidates, for a forest that knows their size and for one that learnt from smaller ones only."""
+    maps, cut = segmented[0].maps, models.forest.threshold._replace(threshold=0.0)
+    monkeypatch.setattr(forest.Forest, "score", lambda self, table: np.full(len(table), 0.1))
+    knows, small = (replace(models, forest=replace(models.forest, threshold=cut, largest_ml=v)) for v in (1e6, 1e-3))
+    doubted, guessed = segmentation.decide(maps, knows), segmentation.decide(maps, small)
+    undoubted = segmentation.decide(maps, small, skip=("forest",))
+    assert torch.equal(guessed.masks[-1], undoubted.masks[-1]) and not torch.equal(doubted.masks[-1], guessed.masks[-1])
+    assert len(doubted.lesions) and not doubted.lesions.reason.str.contains("larger").any()
+    assert guessed.lesions.reason.str.endswith(
+        "larger than all that the forest learnt from (0.001 ml), so its score is a guess"
+    ).all()
 
 
 def test_the_held_out_are_nowhere_in_training(trained):

@@ -114,7 +114,8 @@ class RecallThreshold(NamedTuple):
 @dataclass(frozen=True)
 class Forest:
     """A forest: the names and medians of its features, its settings, the threshold once chosen, and what decides: scikit-learn's
-    model where it was fitted, tensors where it was read from the folder that holds both."""
+    model where it was fitted, tensors where it was read from the folder that holds both. `largest_ml`: of the candidates that it learnt
+    from; what is larger it has never seen (decision 0015)."""
 
     names: tuple[str, ...]
     medians: np.ndarray  # [feature], float32
@@ -122,6 +123,7 @@ class Forest:
     settings: ForestSettings = field(default_factory=ForestSettings)
     threshold: RecallThreshold | None = None
     stored: TensorForest | None = None
+    largest_ml: float = math.inf
 
     def table(self, features: pd.DataFrame) -> np.ndarray:
         """The columns that the forest reads, in its order, filled: `[candidate feature]` float32."""
@@ -155,6 +157,10 @@ class Forest:
 
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
         return replace(self, threshold=threshold)
+
+    def chances(self, scores: ArrayLike, volume_ml: ArrayLike) -> np.ndarray:
+        """P(lesion) of scored candidates as the boundary stage takes it, `[candidate]`: 1, no doubt, beyond `largest_ml`."""
+        return np.where(np.asarray(volume_ml, float) > self.largest_ml, 1.0, np.asarray(scores, float))
 
     @cached_property
     def model(self) -> RandomForestClassifier | HistGradientBoostingClassifier:
@@ -671,6 +677,7 @@ def save(forest: Forest, folder: str | Path) -> None:
         "names": list(forest.names),
         "medians": [float(v) for v in forest.medians],
         "threshold": None if forest.threshold is None else forest.threshold._asdict(),
+        "largest_ml": forest.largest_ml if math.isfinite(forest.largest_ml) else None,
         "recall": forest.settings.recall,
         "settings": asdict(forest.settings),
         "versions": {
@@ -699,8 +706,9 @@ def load(folder: str | Path) -> Forest:
         names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
         settings = from_dict(ForestSettings, info["settings"], folder / INFO_FILE)
         rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
-        cut = info["threshold"]
+        cut, largest = info["threshold"], info.get("largest_ml")
         threshold = None if cut is None else from_dict(RecallThreshold, cut, folder / INFO_FILE)
+        largest_ml = math.inf if largest is None else float(largest)
     except Refused:
         raise
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -721,7 +729,7 @@ def load(folder: str | Path) -> Forest:
     if rows.ndim != 2 or rows.shape[1] != len(names):
         raise Refused(folder / INFO_FILE, f"a probe of shape {rows.shape}", f"rows of {len(names)} features")
     _refuse_other_scores(folder, flat(torch.from_numpy(rows)).numpy(), scored, "those that scikit-learn gave")
-    return Forest(names, medians, folder, settings, threshold, flat)
+    return Forest(names, medians, folder, settings, threshold, flat, largest_ml)
 
 
 def _built(folder: Path, forest: Forest) -> RandomForestClassifier:

@@ -631,7 +631,8 @@ def _run_forest(experiment: Experiment, folder: Path) -> dict:
     scores[train] = oof.scores
     cut = forest.threshold_for_recall(oof.scores, y, s.recall, lesions[train])
     own, tried = forest.settled(x[names["all"]], y, patients, s)
-    model = forest.fit(x[names["all"]], y, own).with_threshold(cut)
+    largest = float(table.volume_ml[train].max())
+    model = replace(forest.fit(x[names["all"]], y, own).with_threshold(cut), largest_ml=largest)
     write_table(folder / "settings.csv", tried.assign(chosen=tried.min_leaf == own.min_leaf))
     if (~train).any():
         scores[~train] = model.score(features[~train])

@@ -153,7 +153,8 @@ def kept(made: Experiment, case: str) -> Tensor:
     """The candidates of a case that the forest kept: P(lesion) in their voxels, 0 elsewhere, `[z y x]` on the work grid."""
     scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
     own = scores[(scores.case == case) & scores.kept]
-    return boundary.chances(made.array("candidates", "labels", case), own.candidate, own.score)
+    likely = forest.load(made.path("forest")).chances(own.score, own.volume_ml)
+    return boundary.chances(made.array("candidates", "labels", case), own.candidate, likely)
 
 
 def lesions(made: Experiment, split: str | None = None) -> pd.DataFrame:

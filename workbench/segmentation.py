@@ -210,7 +210,8 @@ def decide(
         if "forest" in skip:
             lesions = lesions.assign(kept=True)
         own = lesions[lesions.kept]
-        chance = boundary.chances(pieces.labels, own.candidate, own.forest_score)
+        likely = models.forest.chances(own.forest_score, own.volume_ml)
+        chance = boundary.chances(pieces.labels, own.candidate, likely)
         masks.append(chance > 0)
     contour, smoothing_ml = masks[-1].float() - 0.5, 0.0
     with timed("boundary"):
@@ -348,7 +349,10 @@ def _judge(pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: M
     reason = [
         f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}" for a, k in zip(score, kept)
     ]
-    table = pieces.table.reset_index(drop=True).assign(kept=kept, reason=reason, forest_score=score)
+    table, largest = pieces.table.reset_index(drop=True), models.forest.largest_ml
+    beyond = f"; larger than all that the forest learnt from ({largest:.3g} ml), so its score is a guess"
+    reason = [r + beyond * (v > largest) for r, v in zip(reason, table.volume_ml)]
+    table = table.assign(kept=kept, reason=reason, forest_score=score)
     # places from the volume's first voxel on: the work grid's first voxel has another centre
     table[["z_mm", "y_mm", "x_mm"]] += (np.array(maps.spacing_mm) - np.array(own_mm)) / 2
     return pd.concat([table, described.reset_index(drop=True)], axis=1)[columns]
