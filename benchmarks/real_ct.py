@@ -35,7 +35,7 @@ from workbench.boundary import BoundarySettings
 from workbench.experiment import STAGES, Experiment, Settings, write_json
 from workbench.ledger import ABLATION
 from workbench.readers import nifti
-from workbench.volume import Spacing, Volume, canonical_affine, resample
+from workbench.volume import Refused, Spacing, Volume, canonical_affine, resample
 
 COHORT = Path(__file__).resolve().parents[2] / "shared/realdata/cohort.csv"
 VARIANTS = {
@@ -192,7 +192,11 @@ def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool, a
         made = Experiment.create(folder, learns_from, s, "cpu", start=work / "begin")
         for stage in STAGES[:-1]:
             pipeline.run(made, stage)
-    models = segmentation.Models.load(folder, "cpu")
+    models, asked = segmentation.Models.load(folder, "cpu"), begin(quick) if variant == "a" else s
+    if models.settings != asked:
+        raise Refused(
+            folder, "trained with other settings", "those of this benchmark", "Begin in another --work folder."
+        )
     (work / "predictions").mkdir(exist_ok=True)
     scans = [measure(c, models, work / "predictions" / f"{variant}-{c.case}.nii.gz") for c in held]
     write_json(

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from workbench import boundary
 from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet, contour, training
-from workbench.boundary.grid import carry
+from workbench.boundary.grid import carry, onto_grid
 from workbench.fit import FitSettings
 from workbench.volume import Refused
 
@@ -312,6 +312,18 @@ def test_another_spacing_gives_a_result_on_its_own_grid():
     assert out.mask.shape == image.shape and torch.equal(out.band, boundary.band(mask, spacing, SMALL.band_mm))
     full = boundary.relabel(says(9.0, replace(SMALL, smooth_mm=0.0)), image, probability, mask, None, spacing)
     assert full.mask[full.band].all()  # every band voxel got the net's answer, also where grids do not meet
+
+
+def test_on_the_nets_own_grid_the_band_has_its_logits():
+    image, probability, mask = scene()
+    net = untrained()
+    torch.nn.init.constant_(net.trust, 0.7)
+    given = image, probability, mask, None, SPACING
+    out, part = boundary.relabel(BoundaryModel(net, SMALL), *given), onto_grid(*given[:4], SPACING, SMALL, (2, 6, 6))
+    logits = boundary.dense_logits(net, part.channels, part.band)
+    assert part.band.any() and torch.allclose(
+        out.probability[part.native_box][part.band], logits.sigmoid()[part.band], atol=1e-5
+    )
 
 
 def test_a_net_that_corrects_nothing_keeps_the_cascades_detail_on_a_finer_grid():

@@ -54,6 +54,16 @@ def test_a_card_says_what_the_forest_says(what_if, decided, made):
         assert card["words"][0].startswith("Kept" if row.kept else "Rejected")
 
 
+def test_a_card_tells_of_a_candidate_larger_than_all_that_the_forest_learnt_from(what_if, decided):
+    volumes = decided.lesions.volume_ml
+    largest = float(volumes.median())
+    models = replace(what_if.models, forest=replace(what_if.models.forest, largest_ml=largest))
+    made = cards.make(what_if.maps, decided.pieces, decided.lesions, models, what_if.case)
+    told = [any("larger than all" in line for line in card["words"]) for card in made["cards"]]
+    assert told == (volumes > largest).to_list() and any(told) and not all(told)
+    assert [card["beyond_ml"] for card in made["cards"]] == [largest if t else None for t in told]
+
+
 def test_a_feature_alone_turns_the_verdict_where_the_card_says(what_if, decided):
     """With the threshold just above the score of the candidate that the trees agree on least, some feature alone turns it."""
     at = int((decided.lesions.forest_score - 0.5).abs().argmin())

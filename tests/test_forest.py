@@ -27,6 +27,7 @@ from workbench.forest import (
     baselines,
     boosted,
     calibration,
+    chances,
     fit,
     grouped_folds,
     importance,
@@ -440,8 +441,17 @@ def test_a_forest_that_states_no_largest_candidate_doubts_every_size(fitted, tmp
     assert info.pop("largest_ml") is None
     (tmp_path / "forest.json").write_text(json.dumps(info))  # as an earlier version wrote it
     for of in (fitted, load(tmp_path)):
-        assert of.chances([0.2, 0.7], [1.0, 1e6]).tolist() == [0.2, 0.7]
-    assert replace(fitted, largest_ml=5.0).chances([0.2, 0.3], [5.0, 5.1]).tolist() == [0.2, 1.0]
+        assert chances([0.2, 0.7], [1.0, 1e6], of.largest_ml).tolist() == [0.2, 0.7]
+    assert chances([0.2, 0.3], [5.0, 5.1], 5.0).tolist() == [0.2, 1.0]
+
+
+@pytest.mark.parametrize("odd", [0, -1.0, math.nan, math.inf, True, "3", [1]])
+def test_a_largest_candidate_that_is_no_volume_is_refused(fitted, tmp_path, odd):
+    save(fitted, tmp_path)
+    info = json.loads((tmp_path / "forest.json").read_text())
+    (tmp_path / "forest.json").write_text(json.dumps(info | {"largest_ml": odd}))
+    with pytest.raises(Refused, match=r"forest\.json.*description of a forest"):
+        load(tmp_path)
 
 
 def test_a_flipped_bit_is_a_checksum_error(fitted, tmp_path):

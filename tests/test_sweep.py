@@ -153,6 +153,17 @@ def test_the_threshold_of_a_fold_is_the_other_folds(trained, monkeypatch):
         assert not {name.split("/")[0] for name in seen} & set(rows.table.case[rows.fold == fold])
 
 
+def test_a_fold_is_doubted_as_far_as_the_other_folds_candidates_reach(trained, monkeypatch):
+    rows, asked = pipeline.forest_rows(trained), []
+    monkeypatch.setattr(sweep.forest, "chances", lambda *a: (asked.append(a), np.full(len(a[0]), 0.25))[1])
+    said = sweep._verdicts(trained)
+    assert {p for kept in said for p in kept.values()} == {0.25}
+    for fold, (scores, volume_ml, largest) in zip(np.unique(rows.fold), asked, strict=True):
+        own = rows.fold == fold
+        assert len(scores) == own.sum() and volume_ml.tolist() == rows.table.volume_ml[own].to_list()
+        assert largest == rows.table.volume_ml[~own].max()
+
+
 def test_a_contour_is_judged_by_a_net_of_other_patients(trained, tmp_path, mlruns, monkeypatch):
     learnt, train = [], boundary.train
     monkeypatch.setattr(

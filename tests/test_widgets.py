@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+from dataclasses import replace
 
 import fake_folders as fake
 import ipywidgets
@@ -11,7 +12,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from workbench import figures, radiomics, review, selection, widgets
+from workbench import figures, forest, radiomics, review, selection, widgets
 from workbench.experiment import Experiment
 from workbench.volume import Refused
 
@@ -106,11 +107,14 @@ def test_cases_of_an_experiment(trained):
         widgets.cases(trained, "nobody")
 
 
-def test_a_case_is_seen_as_far_as_its_stages_went(trained, tmp_path):
+def test_a_case_is_seen_as_far_as_its_stages_went(trained, tmp_path, monkeypatch):
     result = review.seen(trained, "toy-08")
     assert result.title == "toy-08 (test), result" and result.ledger.shape == result.ct.shape == result.truth.shape
     train = review.seen(trained, "toy-00")
     assert torch.equal(train.labels == 2, review.kept(trained, "toy-00") > 0) and train.ledger is None
+    known = replace(forest.load(trained.path("forest")), largest_ml=1e-3)
+    monkeypatch.setattr(forest, "load", lambda _: known)  # a piece larger than all that it learnt from is not doubted
+    assert set(review.kept(trained, "toy-00").unique().tolist()) == {0.0, 1.0}
     for stage, there in (("cohort", ()), ("liver", ("labels",)), ("tumor", ("labels", "probability"))):
         folder = tmp_path / stage
         folder.mkdir()

@@ -106,17 +106,18 @@ def make(
     maps: Maps, pieces: Tensor, lesions: pd.DataFrame, models: Models, case: str = "", own_mm: Spacing | None = None
 ) -> dict:
     """Plain values, for JSON: threshold (of the forest) and cascade_threshold, `training` (lesions, look_alikes), `cards`,
-    one a candidate of `pieces` `[z y x]` and row of `lesions`, and `appearing`: pieces that a lower threshold would add, with their
+    one a candidate of `pieces` `[z y x]` and row of `lesions` (`beyond_ml`: the largest that the forest learnt from, where this one is larger), and `appearing`: pieces that a lower threshold would add, with their
     places on a grid of `own_mm` (by default the work grid)."""
     known = Known.of(models, case)
     atlas = Atlas(maps, models)
     lower = atlas.lower()
-    found = []
+    largest, voxel_ml, found = models.forest.largest_ml, math.prod(maps.spacing_mm) / 1000, []
     for row in range(len(lesions)):
         one = lesions.iloc[[row]]
         number = int(one.candidate.iloc[0])
         card = {"candidate": number, "kept": bool(one.kept.iloc[0])} | _judged(models.forest, one, known)
-        card |= {"map": atlas.what_would(pieces, number, lower)}
+        volume_ml = int((pieces == number).sum()) * voxel_ml
+        card |= {"map": atlas.what_would(pieces, number, lower), "beyond_ml": largest if volume_ml > largest else None}
         found.append(card | {"words": words(card, models.forest.threshold.threshold, atlas.threshold)})
     return {
         "case": case,
@@ -282,6 +283,10 @@ def words(card: dict, threshold: float, cascade_threshold: float) -> list[str]:
         f"{'Kept' if card['kept'] else 'Rejected'}: score {card['score']:.3f}, {abs(card['margin']):.3f} {side} the threshold of {threshold:.3f}.",
         f"{votes['for']} of {votes['trees']} trees call it a lesion.",
     ]
+    if card["beyond_ml"] is not None:
+        lines.append(
+            f"It is larger than all that the forest learnt from ({card['beyond_ml']:.3g} ml): the score is a guess."
+        )
     if "nearest" in card:
         turning = [f for f in card["features"] if not math.isnan(f["turns_at"])]
         turning.sort(key=lambda f: abs(f["turns_percentile"] - f["percentile"]))

@@ -158,10 +158,6 @@ class Forest:
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
         return replace(self, threshold=threshold)
 
-    def chances(self, scores: ArrayLike, volume_ml: ArrayLike) -> np.ndarray:
-        """P(lesion) of scored candidates as the boundary stage takes it, `[candidate]`: 1, no doubt, beyond `largest_ml`."""
-        return np.where(np.asarray(volume_ml, float) > self.largest_ml, 1.0, np.asarray(scores, float))
-
     @cached_property
     def model(self) -> RandomForestClassifier | HistGradientBoostingClassifier:
         """scikit-learn's; read from its folder when it is asked for."""
@@ -175,6 +171,12 @@ class Forest:
     def tensors(self, device: torch.device | str = "cpu") -> TensorForest:
         """The same forest as flat tensors on `device`."""
         return self.flat.to(device)
+
+
+def chances(scores: ArrayLike, volume_ml: ArrayLike, largest_ml: float) -> np.ndarray:
+    """P(lesion) of scored candidates as the boundary stage takes it, `[candidate]`: 1, no doubt, for what is larger than all that the
+    forest learnt from."""
+    return np.where(np.asarray(volume_ml, float) > largest_ml, 1.0, np.asarray(scores, float))
 
 
 # ---------------------------------------------------------------------------------------------- fitting
@@ -708,6 +710,8 @@ def load(folder: str | Path) -> Forest:
         rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
         cut, largest = info["threshold"], info.get("largest_ml")
         threshold = None if cut is None else from_dict(RecallThreshold, cut, folder / INFO_FILE)
+        if largest is not None and not (type(largest) in (int, float) and 0 < largest < math.inf):
+            raise ValueError(f"largest_ml {largest!r:.40}")
         largest_ml = math.inf if largest is None else float(largest)
     except Refused:
         raise

@@ -153,7 +153,7 @@ def kept(made: Experiment, case: str) -> Tensor:
     """The candidates of a case that the forest kept: P(lesion) in their voxels, 0 elsewhere, `[z y x]` on the work grid."""
     scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
     own = scores[(scores.case == case) & scores.kept]
-    likely = forest.load(made.path("forest")).chances(own.score, own.volume_ml)
+    likely = forest.chances(own.score, own.volume_ml, forest.load(made.path("forest")).largest_ml)
     return boundary.chances(made.array("candidates", "labels", case), own.candidate, likely)
 
 

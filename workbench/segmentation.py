@@ -210,7 +210,7 @@ def decide(
         if "forest" in skip:
             lesions = lesions.assign(kept=True)
         own = lesions[lesions.kept]
-        likely = models.forest.chances(own.forest_score, own.volume_ml)
+        likely = forest.chances(own.forest_score, own.volume_ml, models.forest.largest_ml)
         chance = boundary.chances(pieces.labels, own.candidate, likely)
         masks.append(chance > 0)
     contour, smoothing_ml = masks[-1].float() - 0.5, 0.0

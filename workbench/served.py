@@ -27,7 +27,7 @@ VOLUMES = {
     "boundary": {
         "hu": "float32",
         "tumor_probability": "float32",
-        "tumor": "float32",  # P(lesion) of the piece in each of its voxels, 1 if nobody has judged it; 0 elsewhere
+        "tumor": "float32",  # P(lesion) of the piece in each of its voxels, 1 if nobody has judged it or of its size; 0 elsewhere
         "liver": "bool",
         "spacing_mm": "float64",
     },

@@ -248,7 +248,8 @@ def _train_folds(made: Experiment, stage: str, report: Report) -> None:
 
 
 def _verdicts(made: Experiment, report: Report | None = None) -> pd.Series:
-    """The numbers of the candidates that are kept and their scores, by case: those of the stage forest where it has run, else of forests made here."""
+    """The numbers of the candidates that are kept and P(lesion) of each, by case, from the scores of the stage forest where it has run, else of
+    forests made here."""
     rows, s = pipeline.forest_rows(made), made.settings.forest
     folds, scores = np.unique(rows.fold), np.full(len(rows.truth), np.nan)
     if made.finished("forest"):
@@ -266,12 +267,13 @@ def _verdicts(made: Experiment, report: Report | None = None) -> pd.Series:
         scores = forest.out_of_fold(
             rows.features, rows.truth, rows.patients, rows.chosen, s, rows.fold, tell=tell
         ).scores
-    kept = np.zeros(len(scores), bool)
+    kept, likely, volume_ml = np.zeros(len(scores), bool), scores.copy(), rows.table.volume_ml.to_numpy()
     for n in folds:
         own = rows.fold == n
+        likely[own] = forest.chances(scores[own], volume_ml[own], volume_ml[~own].max())
         others = (scores[~own], rows.truth[~own], s.recall, rows.lesions[~own])
         kept[own] = scores[own] >= forest.threshold_for_recall(*others).threshold
-    table = rows.table.assign(score=scores)[kept].set_index("candidate")
+    table = rows.table.assign(score=likely)[kept].set_index("candidate")
     return pd.Series({c: table.score[table.case == c].to_dict() for c in made.cases("train").case})
 
 

@@ -35,7 +35,7 @@ volume's border a patch sees the border's voxels repeated; dense tiles read the 
 the bands of the lesions only, each with the margin its patches need.
 
 Back on the scan's grid: what the net adds to the cascade's log odds is carried there, and added to those that the cascade has there. So
-its grid may be coarser than the cascade's, and nothing that the cascade knows more finely is lost (decision 0015).
+a grid coarser than the cascade's loses nothing of them, as far as the net trusts them (decision 0015).
 
 Training: on tiles of the same dense net with the loss masked to the band, which is training on patches, cheaper.
 Tiles are centred on band voxels; every lesion is as likely as another and every tile weighs the same, so a large one

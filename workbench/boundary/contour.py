@@ -151,8 +151,7 @@ def relabel(
     box = part.native_box
     near = part.distance.abs() <= settings.band_mm
     drawn, known = mask[box], model.net.known(probability[box])
-    on_grid = dense_logits(model.net, part.channels, part.band) - model.net.known((part.channels[1] + 1) / 2)
-    correction = torch.where(part.band, on_grid, 0.0)
+    correction = dense_logits(model.net, part.channels, part.band) - model.net.known((part.channels[1] + 1) / 2)
     logits = known + carry(correction, part.grid_box, own.grid_mm, box, spacing_mm)
     p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + probability[box] * settings.blend, drawn.float())
     lesion = 1.0
