@@ -42,7 +42,7 @@ BETTER = {  # which way is better, for what the claims are about
 REAL_METRICS = ("tumor_dice", "tumor_assd_mm", "tumor_surface_dice", "recall_5", "recall_10", "precision_5", "false_5")
 EXCELLENT = 0.75  # fixed: from where Nogueira, Sechidis & Brown (2018) call a selection's stability excellent
 LOOKED_AT = {  # presets whose held-out patients had a part in a choice, and which
-    "demo": "A look at these held-out patients started the last change of the boundary stage (docs/log.md, 2026-11-26): its rows on them are hints, "
+    "demo": "A look at these held-out patients started a change of the boundary stage (decision 0013): its rows on them are hints, "
     "those on fresh phantoms are the test.",
 }
 BUILT_SO = "holds, as it was chosen so"  # a check of the program, no finding
@@ -515,7 +515,7 @@ def _real(held: dict) -> tuple[list[str], Figure]:
         "## Real CT, one patient held out at a time",
         f"{table.patient.nunique()} patients, {patients} of them with tumors; means over these, false positives a scan, lesions over 5 and 10 mm "
         f"(what the variants learn from: [benchmarks](benchmarks.md)). The paired test of {patients} patients cannot give a p below {2 / 2**patients:.2g}, "
-        "so no step is more than a hint here, whatever its interval says.",
+        "so no step is more than a hint here, whatever its interval says; and decision 0015 of the boundary stage began with a look at them.",
         ""
         if held.get("boundary_threshold") == BoundarySettings().threshold
         else "Measured before decisions 0013 and 0014, with an earlier boundary stage and another way of carrying masks to the scan's grid; the log tells "
