@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from workbench import cohort
+from workbench.volume import Refused
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,13 @@ def test_made_up_lesions_come_on_top_and_real_ones_are_painted_over(benchmark, s
         free = real & (labels.array == 1)
         assert bool(free.any()) and abs(float(ct.array[free].float().median()) - 110) < 6  # it was 50
     assert not torch.equal(made["b"][0][0].array, made["b"][1][0].array)
+
+
+def test_what_was_trained_with_other_settings_is_not_measured_again(benchmark, scans, trained, tmp_path):
+    (tmp_path / "begin").symlink_to(trained.folder)
+    with pytest.raises(Refused, match="other settings.*those of this benchmark"):
+        benchmark.piece("a", "a", scans[0] / "real" / "manifest.csv", tmp_path, True, again=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["begin"]
 
 
 def test_painting_over_leaves_the_rest_of_the_scan(benchmark):
