@@ -163,7 +163,7 @@ def noise_hu(image: Tensor, liver: Tensor | None = None) -> float:
     for axis in range(3):
         if image.shape[axis] <= wavelet.BEFORE + wavelet.AFTER:
             return 0.0
-        band = wavelet.filtered(band, wavelet.HIGH, axis)
+        band = wavelet.filtered(band, "H", axis)[0]
     cut = tuple(slice(wavelet.BEFORE, n - wavelet.AFTER) for n in image.shape)
     if liver is not None and bool((liver[cut] != 0).any()):
         band = band[liver[cut] != 0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,19 +28,29 @@ HIGH = tuple(-c if k % 2 == 0 else c for k, c in enumerate(reversed(LOW)))
 BEFORE, AFTER = 2, 3  # voxels that the filter reads on either side
 
 
+FILTERS = {"L": LOW, "H": HIGH}
+
+
 def scaled(taps: tuple[float, ...], dtype: torch.dtype) -> list[float]:
     """The filter in a floating type, rounded as PyWavelets rounds it: factor and tap first, then their product."""
     return (torch.tensor(taps, dtype=dtype) * torch.tensor(math.sqrt(2), dtype=dtype)).tolist()
 
 
-def filtered(image: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
-    """One pass along an axis, shorter by 5: out[i] = sum_j taps[j] image[i + 5 - j]."""
-    n, scale = image.shape[axis] - BEFORE - AFTER, scaled(taps, image.dtype)
+@cache
+def _taps(which: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([scaled(FILTERS[name], dtype) for name in which], dtype=dtype, device=device)
+
+
+def filtered(image: Tensor, which: str, axis: int) -> Tensor:
+    """One pass along an axis by each filter, "L" or "H", shorter by 5: `[filter ..]`, out[i] = sum_j taps[j] image[i + 5 - j]."""
+    axis %= image.ndim
     if compiled.usable(image) and image.dtype in compiled.FILTERS:
-        return compiled.filtered(image, scale, axis)
-    out = image.narrow(axis, 5, n) * scale[0]
+        return torch.stack([compiled.filtered(image, scaled(FILTERS[name], image.dtype), axis) for name in which])
+    n = image.shape[axis] - BEFORE - AFTER
+    taps = _taps(which, image.dtype, image.device).T.reshape(6, len(which), *[1] * image.ndim)
+    out = image.narrow(axis, 5, n) * taps[0]
     for j in range(1, 6):
-        out = out + image.narrow(axis, 5 - j, n) * scale[j]
+        out = out + image.narrow(axis, 5 - j, n) * taps[j]
     return out
 
 
@@ -48,13 +59,8 @@ def bands(boxes: Boxes, names: Sequence[str] = BANDS) -> Tensor:
     inner = boxes.inner(0)
     cut = (inner[0], *(slice(s.start - BEFORE, s.stop + AFTER) for s in inner[1:]))
     where = boxes.voxels.within(inner)
-    values = {}
-    image = boxes.hu[cut]
-    taps = {"L": LOW, "H": HIGH}
-    for a in sorted({band[0] for band in names}):
-        x = filtered(image, taps[a], 3)
-        for b in sorted({band[1] for band in names if band[0] == a}):
-            xy = filtered(x, taps[b], 2)
-            for c in sorted({band[2] for band in names if band[:2] == a + b}):
-                values[a + b + c] = filtered(xy, taps[c], 1).flatten()[where]
-    return torch.stack([values[band] for band in names])
+    image, asked = boxes.hu[cut], ["".join(sorted({name[place] for name in names})) for place in range(3)]
+    for which, axis in zip(asked, (-1, -2, -3)):
+        image = filtered(image, which, axis)
+    values = image.flatten(3)[..., where]  # [z y x], the filter along each, and the voxels
+    return torch.stack([values[tuple(asked[n].index(name[n]) for n in (2, 1, 0))] for name in names])
