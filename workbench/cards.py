@@ -111,12 +111,14 @@ def make(
     known = Known.of(models, case)
     atlas = Atlas(maps, models)
     lower = atlas.lower()
-    largest, voxel_ml, found = models.forest.largest_ml, math.prod(maps.spacing_mm) / 1000, []
+    largest, found = models.forest.largest_ml, []
     for row in range(len(lesions)):
         one = lesions.iloc[[row]]
         number = int(one.candidate.iloc[0])
         card = {"candidate": number, "kept": bool(one.kept.iloc[0])} | _judged(models.forest, one, known)
-        volume_ml = int((pieces == number).sum()) * voxel_ml
+        volume_ml = (
+            int((pieces == number).sum()) * math.prod(maps.spacing_mm) / 1000
+        )  # as `candidates` has it, to the last digit
         card |= {"map": atlas.what_would(pieces, number, lower), "beyond_ml": largest if volume_ml > largest else None}
         found.append(card | {"words": words(card, models.forest.threshold.threshold, atlas.threshold)})
     return {
