@@ -19,7 +19,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from workbench import forest as forest_module
 from workbench.forest import (
     Forest,
     ForestSettings,
@@ -38,6 +37,7 @@ from workbench.forest import (
     threshold_for_recall,
     wilson,
 )
+from workbench.forest.measures import areas
 from workbench.volume import Refused
 
 QUICK = ForestSettings(trees=40, folds=3)
@@ -282,7 +282,7 @@ def test_weighted_areas_are_those_of_rows_repeated():
     rng = np.random.default_rng(2)
     scores, target, weights = rng.integers(0, 6, 40) / 6, rng.random(40) < 0.4, rng.integers(0, 4, (5, 40))
     expected = [auc(np.repeat(scores, w), np.repeat(target, w)) for w in weights]
-    assert forest_module._areas(scores, target, weights.astype(float)) == pytest.approx(expected, abs=1e-12)
+    assert areas(scores, target, weights.astype(float)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_importance_by_hand():
@@ -369,7 +369,7 @@ def test_the_choice_is_nested(monkeypatch):
     assert whole.forests[0].settings == other.forests[0].settings
     assert np.array_equal(whole.forests[0].score(features), other.forests[0].score(features))
     seen = []
-    monkeypatch.setattr("workbench.forest.settled", lambda x, y, p, s: seen.append(set(p)) or (s, None))
+    monkeypatch.setattr("workbench.forest.fitting.settled", lambda x, y, p, s: seen.append(set(p)) or (s, None))
     out_of_fold(features, target, patients, None, settings, fold)
     assert sorted(map(sorted, seen)) == sorted(
         sorted(set(patients[fold != n])) for n in range(3)
