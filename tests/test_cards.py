@@ -161,9 +161,17 @@ def test_neighbours_end_in_the_same_leaves(what_if, decided, made):
     assert all(n["alike"] == pytest.approx(share.share[(n["case"], n["candidate"])]) for n in near)
 
 
-def test_a_training_case_is_not_its_own_neighbour(trained, models):
+def test_a_training_case_is_not_its_own_neighbour(trained, models, monkeypatch):
     case = trained.cases("train").case[0]
-    assert case not in set(cards.Known.of(models, case).table.case) and case in set(cards.Known.of(models).table.case)
+    known = cards.Known.of(models)
+    assert case not in set(cards.Known.of(models, case).table.case) and case in set(known.table.case)
+    other = next(name for name in known.table.case if name != case)
+    patient = known.table.patient.where(
+        known.table.case != other, known.table.patient[known.table.case == case].iloc[0]
+    )
+    monkeypatch.setitem(cards._LAST, "known", replace(known, table=known.table.assign(patient=patient)))
+    left = cards.Known.of(models, case)  # nor is another scan of the same patient
+    assert {case, other}.isdisjoint(left.table.case) and len(left.features) == len(left.leaves) == len(left.table)
 
 
 def test_the_result_folder_has_the_cards_and_its_report_shows_them(models, tmp_path):

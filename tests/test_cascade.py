@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from workbench import cascade, pipeline, slabs
+from workbench import cascade, slabs
 from workbench.cascade import CascadeSettings
 from workbench.fit import FitSettings, load_tensors
 from workbench.network import NetworkSettings
+from workbench.pipeline import nets
 from workbench.slabs import BankCase, SlabSettings
 from workbench.volume import Refused
 
@@ -85,11 +86,11 @@ def test_the_held_out_patients_choose_nothing(tmp_path):
 
 def test_patients_are_set_aside_whole():
     table = pd.DataFrame({"case": list("abcdef"), "patient": ["p", "p", "q", "r", "s", "t"]})
-    aside = pipeline._set_aside(table, 0.4, 1)
-    assert len(aside) == 2 and aside < set(table.patient) and aside == pipeline._set_aside(table, 0.4, 1)
-    assert pipeline._set_aside(table, 0.0, 1) == set() and len(pipeline._set_aside(table, 0.01, 1)) == 1
+    aside = nets.set_aside(table, 0.4, 1)
+    assert len(aside) == 2 and aside < set(table.patient) and aside == nets.set_aside(table, 0.4, 1)
+    assert nets.set_aside(table, 0.0, 1) == set() and len(nets.set_aside(table, 0.01, 1)) == 1
     with pytest.raises(Refused, match="at least two"):
-        pipeline._set_aside(table[:2], 0.5, 1)
+        nets.set_aside(table[:2], 0.5, 1)
 
 
 def test_a_cohort_that_does_not_fit_is_learnt_from_all_the_same(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import torch
 from workbench import cluster, cohort, metrics, pipeline
 from workbench.experiment import Experiment, held, write_json
 from workbench.fit import load_tensors
+from workbench.pipeline import order
 from workbench.volume import Refused
 
 needs_snakemake = pytest.mark.skipif(
@@ -56,7 +57,7 @@ def test_a_fold_is_trained_by_one_and_not_while_the_whole_is(toy_cohort, tmp_pat
     with held(made.folder), pytest.raises(Refused, match="in use by process"):
         pipeline.train_fold(made, "liver", 0)
     (tmp_path / "liver").mkdir()
-    pipeline._begin(made, "liver")
+    order.begin(made, "liver")
     with held(tmp_path / "liver", name=".fold0.lock"), pytest.raises(Refused, match="in use by process"):
         pipeline.train_fold(made, "liver", 0)
     with pytest.raises(Refused, match="liver or tumor, fold 0 to 1"):

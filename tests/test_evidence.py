@@ -38,6 +38,25 @@ def test_a_change_needs_its_interval_and_its_test():
     assert evidence._change("", "", row.where(row.index != "p", 0.06), "tumor_dice").verdict == "not shown"
 
 
+def test_few_patients_say_nothing_and_many_claims_are_held_together():
+    row = pd.Series({"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.0625, "n": 5})
+    assert evidence._change("", "", row, "tumor_dice").verdict == evidence.TOO_FEW
+    sure, likely, luck = (
+        evidence._change("s", f"claim {p}", row.replace({0.0625: p, 5: 20}), "tumor_dice") for p in (0.001, 0.03, 0.04)
+    )
+    plain, built = (
+        evidence.Claim("s", "by its interval", "", "**supported**"),
+        evidence.Claim("s", "", "", evidence.BUILT_SO),
+    )
+    few = evidence._change("s", "few", row, "tumor_dice")
+    words = evidence._many([luck, sure, plain, built, likely, few])
+    assert (
+        words.startswith("4 claims that could have failed, and 1 on too few patients") and "3 of them have a p" in words
+    )
+    assert words.endswith("would not be: s: claim 0.03; s: claim 0.04.")  # .03 > .05 / 2, so .04 < .05 does not matter
+    assert "every supported one of them stays" in evidence._many([sure, plain])
+
+
 def test_spiegelhalter_by_hand():
     """Two scores of .8, one lesion: (.2 - .8) * -.6 over the root of 2 * .36 * .16."""
     assert evidence.spiegelhalter([0.8, 0.8], [1, 0]) == pytest.approx(0.36 / math.sqrt(2 * 0.36 * 0.16))
@@ -104,7 +123,7 @@ def test_a_changed_file_changes_the_page(trained, tmp_path):
     steps = pd.read_csv(copy / "metrics/comparisons.csv")
     on = (steps.to == "forest") & (steps.metric == "tumor_dice")
     for low, high, said in ((0.2, 0.4, "**supported**"), (-0.4, -0.2, "**contradicted**"), (-0.1, 0.4, "not shown")):
-        steps.loc[on, ["difference", "low", "high", "p"]] = [(low + high) / 2, low, high, 0.01]
+        steps.loc[on, ["difference", "low", "high", "p", "n"]] = [(low + high) / 2, low, high, 0.01, 9]
         steps.to_csv(copy / "metrics/comparisons.csv", index=False)
         page, _ = evidence.write(Experiment(copy, "cpu"))
         line = next(line for line in page.splitlines() if line.startswith("| forest | higher tumor Dice |"))
@@ -114,8 +133,8 @@ def test_a_changed_file_changes_the_page(trained, tmp_path):
 def test_the_part_on_real_ct(trained, tmp_path):
     stages = [*ABLATION, "all but forest"]
     rows = [
-        {"variant": "a", "stage": stage, "patient": f"p{n}", "lesions_5": int(n > 0), "tumor_dice": 0.5 + 0.1 * n + 0.01 * s,
-         "recall_5": 1.0, "false_5": 4 - s}
+        {"variant": "a", "stage": stage, "patient": f"p{n}", "lesions_5": int(n > 0), "tumor_dice": 0.5 + 0.1 * n + 0.01 * s if n else None,
+         "recall_5": 1.0 if n else None, "false_5": 4 - s + n}
         for s, stage in enumerate(stages)
         for n in range(4)
     ]  # fmt: skip
@@ -129,7 +148,14 @@ def test_the_part_on_real_ct(trained, tmp_path):
     )
     assert f"| cascade | {0.7:.3f} [" in text and "| all but forest |" in text
     assert "| candidates → forest | +0.010 [+0.010, +0.010], p 0.25 |" in text and "all but forest → all" in text
-    assert "3 patients with tumors" in picture._suptitle.get_text()
+    # the healthy one has false positives, and so its part in their mean and their test
+    assert f"| {5.5:.3f} [" in text.split("| cascade |")[1].splitlines()[0] and "(4) |" in text
+    assert "| cascade → all | +0.040 [+0.040, +0.040], p 0.25 |" in text and "-4.000 [-4.000, -4.000], p 0.12 |" in text
+    assert "4 patients, 3 of them with tumors" in picture._suptitle.get_text() and "over the variants" not in text
+    both = "\n".join(
+        evidence._real({"summary": rows + [row | {"variant": "b", "false_5": row["false_5"] + 2} for row in rows]})[0]
+    )
+    assert "Each patient's mean over the variants" in both and both.count("| cascade → all |") == 3
     (tmp_path / "real.json").write_text(json.dumps(held))
     path = evidence.page(trained.folder, tmp_path / "docs" / "evidence.md", tmp_path / "real.json")
     page = path.read_text()
@@ -169,8 +195,13 @@ def test_fresh_lesions_are_tested_at_the_cuts_that_were_fixed_before(trained):
     assert "-0.750 [-0.750, -0.750], p 0.0078, n 16" in lines[0] and "**supported**" in lines[0]
     assert "median patient" in lines[1] and "-0.750 [-0.750, -0.750], p 0.0078, n 8" in lines[1]
     assert "edges blurred by 1.5 mm or more" in lines[3] and "-1.000 [-1.000, -1.000]" in lines[3]
-    assert "own contour at 0.45, a patient" in lines[6] and "+0.100" in lines[6]
-    assert "own contour at 0.45, edges blurred by 1.05 mm" in lines[7] and "-0.550 [-0.550, -0.550]" in lines[7]
+    assert (
+        "edges sharper than 1.05 mm" in lines[6]
+        and "+0.500 [+0.500, +0.500]" in lines[6]
+        and "**contradicted**" in lines[6]
+    )
+    assert "own contour at 0.45, a patient" in lines[8] and "+0.100" in lines[8]
+    assert "own contour at 0.45, edges blurred by 1.05 mm" in lines[9] and "-0.550 [-0.550, -0.550]" in lines[9]
     assert "not shown" in lines[2] and "fresh" in pictures and "on 8 fresh phantoms" in page
     table = evidence.edges_table(lesions.astype({"dice_after": float}), 1.05, 1.5).set_index("blur of the edge")
     assert table.lesions.tolist() == [24, 8, 16, 8] and table.loc["below 1.05 mm", "assd_mm"].startswith(
@@ -200,11 +231,14 @@ def test_missed_lesions_are_told_in_words():
     table = pd.DataFrame(
         {"lost_at": ["cascade", "cascade", "forest"], "peak": [0.01, 0.2, 0.9], "appears_at": [math.nan, 0.1, math.nan]}
     )
-    words = evidence._missed(table)
+    words = evidence._missed(table, 9)
     assert (
-        "touches: 3 (2 by cascade, 1 by forest)" in words and "In 1 of them" in words and "1 would be touched" in words
+        "of the 9 that there are on the work grid, that no kept candidate touches: 3 (2 by cascade, 1 by forest)"
+        in words
+        and "In 1 of them" in words
+        and "1 would be touched" in words
     )
-    assert "0 (none)" in evidence._missed(table.head(0))
+    assert "0 (none)" in evidence._missed(table.head(0), 9)
 
 
 def test_variants_stand_below_the_stages():

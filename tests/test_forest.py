@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from workbench.forest import (
     Forest,
     ForestSettings,
+    OutOfFold,
     auc,
     baselines,
     boosted,
@@ -37,6 +39,7 @@ from workbench.forest import (
     threshold_for_recall,
     wilson,
 )
+from workbench.forest.judging import again
 from workbench.forest.measures import areas
 from workbench.volume import Refused
 
@@ -313,8 +316,7 @@ def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
         features,
         target,
         patients,
-        ["size"],
-        ["size", "round"],
+        {"size": ["size"], "shape": ["size", "round"]},
         lambda rows: ["deep"],
         ForestSettings(trees=40, folds=3, recall=0.9),
         draws=50,
@@ -331,6 +333,35 @@ def test_baselines_stand_beside_the_selected_features_on_the_same_rows():
     size = table.loc["size"]
     assert size.auc_gain == pytest.approx(table.loc["selected", "auc"] - size.auc) and size.auc_gain_low > 0
     assert size.auc_gain_high - size.auc_gain_low < (size.auc_high - size.auc_low) + 0.1  # pairs, not two intervals
+
+
+def test_a_draw_of_patients_chooses_its_own_threshold():
+    """As if the drawn patients' candidates were written down as often as they were drawn, and all of it done anew."""
+    rng = np.random.default_rng(5)
+    truth, patients = rng.random(90) < 0.6, rng.integers(0, 12, 90)
+    scores = np.round(np.clip(rng.normal(0.35 + 0.3 * truth, 0.2), 0, 1), 2)  # with ties
+    lesions = np.array([f"{p}/{n % 4}" for n, p in enumerate(patients)])  # some in several pieces
+    drawn = rng.integers(0, 12, (40, 12))
+    weights = np.stack([np.bincount(row, minlength=12) for row in drawn])[:, patients].astype(float)
+    found = again(scores, truth, lesions, 0.93, weights)
+    for row, (area, share, threshold) in zip(drawn, found.T):
+        at = [(i, copy) for copy, p in enumerate(row) for i in np.flatnonzero(patients == p)]
+        rows, names = [i for i, _ in at], [f"{lesions[i]} {copy}" for i, copy in at]
+        assert threshold == threshold_for_recall(scores[rows], truth[rows], 0.93, names).threshold
+        assert share == pytest.approx((scores[rows][~truth[rows]] < threshold).mean(), abs=1e-12)
+        assert area == pytest.approx(roc_auc_score(truth[rows], scores[rows]), abs=1e-12)
+    assert len(np.unique(found[2])) > 3
+
+
+def test_one_low_lesion_is_felt_in_the_interval_of_what_is_removed():
+    """The threshold hangs on one lesion of sixty; draws without its patient choose a higher one and remove more."""
+    truth, patients = np.repeat([True, False], 60), np.tile(np.arange(60), 2)
+    scores = np.r_[0.1, np.full(59, 0.8), np.linspace(0, 0.7, 60)]
+    found = OutOfFold(scores, patients % 3, (SimpleNamespace(names=["a"]),))
+    table = baselines(pd.DataFrame({"a": scores}), truth, patients, {}, ["a"], QUICK, patients % 3, 400, known=found)
+    row = table.set_index("features").loc["selected"]
+    assert row.threshold == row.threshold_low == 0.1 and row.threshold_high == 0.8
+    assert row.removed_share < 0.2 and row.removed_share_high == 1
 
 
 def test_the_leaf_size_is_chosen_by_unseen_patients_of_the_given_rows():
@@ -369,7 +400,7 @@ def test_the_choice_is_nested(monkeypatch):
     assert whole.forests[0].settings == other.forests[0].settings
     assert np.array_equal(whole.forests[0].score(features), other.forests[0].score(features))
     seen = []
-    monkeypatch.setattr("workbench.forest.fitting.settled", lambda x, y, p, s: seen.append(set(p)) or (s, None))
+    monkeypatch.setattr("workbench.forest.fitting.settled", lambda x, y, p, s, make: seen.append(set(p)) or (s, None))
     out_of_fold(features, target, patients, None, settings, fold)
     assert sorted(map(sorted, seen)) == sorted(
         sorted(set(patients[fold != n])) for n in range(3)
@@ -379,7 +410,7 @@ def test_the_choice_is_nested(monkeypatch):
 def test_boosting_is_scikit_learns_and_learns_from_the_other_patients_only():
     features, target, patients = candidates()
     features.iloc[3, 0] = np.nan
-    settings = ForestSettings(folds=3)
+    settings = ForestSettings(folds=3, min_leaf=3)
     found = out_of_fold(features, target, patients, None, settings, make=boosted)
     model = HistGradientBoostingClassifier(
         class_weight="balanced", min_samples_leaf=3, early_stopping=False, random_state=0

@@ -246,41 +246,51 @@ def test_a_missed_pair_is_two_misses():
     assert counts(row((0, 1), (2, 3)), row((0, 20)), "iou50") == (0, 1, 2)  # joined, IoU 0.1
 
 
-def scorer(truth, prediction, least):
-    """The scorer's procedure on sets of voxels, lesion by lesion: true positives, false positives, misses."""
+def published(truth, prediction, least):
+    """The procedure of LiTS's public scorer (`detect_lesions`), on sets of voxels: its groups of reference lesions with the IoU of each that
+    some predicted lesion was given to, and the number that it calls detected; then this module's counts from the same groups."""
 
     def components(mask):
         numbered, n = metrics.ndimage.label(mask)
         return [{tuple(v) for v in np.argwhere(numbered == i + 1)} for i in range(n)]
 
     lesions, pieces = components(truth == 2), components(prediction == 2)
-    groups = {}
-    for g in lesions:
-        shares = [len(g & p) for p in pieces]
-        if any(shares):
-            groups.setdefault(shares.index(max(shares)), []).append(g)
-    merged = [set.union(*groups[k]) for k in sorted(groups)]
-    home = []
-    for p in pieces:
-        shares = [len(p & m) for m in merged]
-        home.append(shares.index(max(shares)) if any(shares) else None)
-    tp, fp = 0, home.count(None)
-    for i, k in enumerate(sorted(groups)):
-        mine = [p for p, h in zip(pieces, home) if h == i]
-        union = set.union(merged[i], *mine)
-        inside = sum(len(p & merged[i]) for p in mine)
-        tp += len(groups[k]) if inside / len(union) > least else 0
-        fp += 0 if inside / len(union) > least else len(mine)
-    return tp, fp, len(lesions) - tp
+    touching = [p for p in pieces if any(p & g for g in lesions)]
+    groups = []  # of each predicted lesion: the reference lesions that share more with it than with any other
+    for p in touching:
+        groups.append([n for n, g in enumerate(lesions) if p & g and max(touching, key=lambda q: len(q & g)) is p])
+    groups = [group for group in groups if group]
+    merged = [set.union(*(lesions[n] for n in group)) for group in groups]
+    given = {n: [] for n in range(len(groups))}
+    for p in touching:
+        given[max(given, key=lambda n: len(p & merged[n]))].append(p)
+    iou = {n: len(merged[n] & set.union(*ps)) / len(merged[n] | set.union(*ps)) for n, ps in given.items() if ps}
+    detected = len(iou)  # a group counts once when it is found, and takes each of its lesions off when it is not
+    for n, overlap in iou.items():
+        detected -= len(groups[n]) if overlap <= least else 0
+    hits = [n for n, overlap in iou.items() if overlap > least]
+    tp = sum(len(groups[n]) for n in hits)
+    fp = len(pieces) - sum(len(given[n]) for n in hits)
+    return {tuple(groups[n]): overlap for n, overlap in iou.items()}, detected, (tp, fp, len(lesions) - tp)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_matching_against_the_procedure_on_sets(seed):
+def test_matching_against_the_published_procedure(seed):
     rng = np.random.default_rng(seed)
-    truth, prediction = (2 * (rng.random((3, 9, 11)) < q).astype(np.uint8) for q in (0.25, 0.3))
+    truth, prediction = (2 * (rng.random((4, 13, 15)) < q).astype(np.uint8) for q in (0.25, 0.3))
     prediction = np.where(rng.random(truth.shape) < 0.6, truth, prediction)
-    assert counts(truth, prediction, "iou0") == scorer(truth, prediction, 0.0)
-    assert counts(truth, prediction, "iou50") == scorer(truth, prediction, 0.5)
+    found = metrics.match_lesions(truth == 2, prediction == 2, (1, 1, 1))
+    for key, least in metrics.OVERLAPS.items():
+        groups, detected, expected = published(truth, prediction, least)
+        assert counts(truth, prediction, key) == expected
+        # where a group has one lesion the scorer's number is the true positives; of larger ones it counts one when they are found
+        # and takes all off when they are not, which the module's head names as a departure
+        assert expected[0] - detected == sum(len(group) - 1 for group in groups)
+    assert any(len(group) > 1 for group in groups) and len({overlap > 0.5 for overlap in groups.values()}) == 2
+    assert {tuple(n - 1 for n in m["lesions"]) for m in found["matches"]} == {g for g, o in groups.items() if o > 0.5}
+    for lesion in found["lesions"]:
+        own = [overlap for group, overlap in groups.items() if lesion["lesion"] - 1 in group]
+        assert lesion["iou"] == pytest.approx(own[0] if own else 0, abs=1e-12)
 
 
 def test_lesions_of_corners_count_once_with_26_neighbours():

@@ -27,6 +27,7 @@ from workbench import (
     tumor,
 )
 from workbench.experiment import STAGES, Experiment
+from workbench.pipeline import decisions, nets, order
 from workbench.threads import side_by_side
 from workbench.volume import Refused
 
@@ -83,11 +84,11 @@ def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path
         return SimpleNamespace(case=case, bytes=0)
 
     monkeypatch.setattr(cascade, "train_fold", train_fold)
-    pipeline._train_folds(trained, tmp_path, trained.settings.liver.cascade, bank)
+    nets.train_folds(trained, tmp_path, trained.settings.liver.cascade, bank)
     sizes = trained.cases("train").fold.value_counts()
     assert seen == {f: (8 - sizes[f], sizes[f], 0) for f in range(2)}
     s = trained.settings.liver.cascade
-    pipeline._train_folds(trained, tmp_path / "chosen", replace(s, fit=replace(s.fit, inner=0.25)), bank)
+    nets.train_folds(trained, tmp_path / "chosen", replace(s, fit=replace(s.fit, inner=0.25)), bank)
     assert seen == {f: (7 - sizes[f], sizes[f], 1) for f in range(2)}
 
 
@@ -135,7 +136,7 @@ def test_no_selection_sees_a_held_out_patient(trained, tmp_path):
         repeats = np.load(made.path("radiomics") / "repeats.npy")
         repeats[:, which.case.isin(cases)] = rng.normal(size=repeats.shape)[:, which.case.isin(cases)]
         np.save(made.path("radiomics") / "repeats.npy", repeats)
-        pipeline._run_selection(made, made.path("selection"))
+        decisions.run_selection(made, made.path("selection"))
         return json.loads((made.path("selection") / "selected.json").read_text())
 
     assert spoiled(set(trained.cases("test").case), "test") == chosen
@@ -429,7 +430,7 @@ def test_a_fold_without_a_whole_scan_is_refused(cut_cohort, tmp_path):
 def test_without_held_out_cases_the_last_stage_is_left_out(cut_cohort, tmp_path, monkeypatch, capsys):
     made = Experiment.create(tmp_path, cut_cohort, tiny.settings(), "cpu")
     ran = []
-    monkeypatch.setattr(pipeline, "run", lambda experiment, stage, keep: ran.append(stage))
+    monkeypatch.setattr(order, "run", lambda experiment, stage, keep: ran.append(stage))
     pipeline.train(made)
     assert ran == list(STAGES[:-1]) and "holds no case out" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """Selection: intervals against pingouin and by hand, every step's reason, and that it sees only what it is given."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from workbench.selection import (
     rank_l1,
     rank_mutual,
     repeats_within,
+    resamples,
     select,
 )
 from workbench.volume import Refused
@@ -310,7 +312,9 @@ def test_nothing_stable_is_refused_not_filled_up():
         select(features, target, patients, shaken, kinds, SMALL)
 
 
-@pytest.mark.parametrize("wrong", [{"keep": 0}, {"choose_from": 5}, {"rho": 1.2}, {"icc_step": 0}, {"icc_bound": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"keep": 0}, {"choose_from": 5}, {"rho": 1.2}, {"icc_step": 0}, {"icc_bound": -0.1}, {"resamples": 1}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(Refused, match=next(iter(wrong))):
         SelectionSettings(**wrong)
@@ -349,6 +353,22 @@ def test_nogueira_interval_against_the_formula_term_by_term():
         terms.append((overlap - k * 2 / d**2 + correction) / (share * (1 - share)))
     half = 1.959963984540054 * math.sqrt(4 / m**2 * sum((t - np.mean(terms)) ** 2 for t in terms))
     assert nogueira(chosen, d) == pytest.approx((index, index - half, index + half))
+
+
+def test_resamples_take_patients_whole_and_are_large_enough():
+    patients = np.repeat([f"p{n}" for n in range(30)], 4)
+    truth = np.tile([True, True, True, False], 30)
+    drawn = resamples(truth, patients, replace(SMALL, resamples=12))
+    assert len(drawn) == 12 and len({tuple(use) for use in drawn}) == 12
+    for use in drawn:
+        inside = set(patients[use])
+        assert inside.isdisjoint(patients[~use]) and 14 <= len(inside) <= 24  # 63 % of 30 in the mean
+    again = resamples(truth, patients, replace(SMALL, resamples=12))
+    assert all(np.array_equal(a, b) for a, b in zip(drawn, again))
+    few = replace(SMALL, resamples=12, min_class=18)  # most draws are too small, some are not
+    assert all((~truth[use]).sum() >= 18 for use in resamples(truth, patients, few)) and resamples(truth, patients, few)
+    assert resamples(truth, patients, replace(SMALL, min_patients=31)) == []
+    assert resamples(truth, patients, replace(SMALL, resamples=0)) == []
 
 
 def test_nogueira_without_a_choice_is_nan_and_one_selection_is_refused():

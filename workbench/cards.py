@@ -41,7 +41,7 @@ DRAWN = 24  # cards of a case that are drawn; all are in the JSON
 
 @dataclass(frozen=True)
 class Known:
-    """The candidates that a forest learned from, row by row: `table` with case, candidate, is_lesion, volume_ml and score
+    """The candidates that a forest learned from, row by row: `table` with case, patient, candidate, is_lesion, volume_ml and score
     (by a forest that never saw the patient), the `features` that the forest reads (the median where one is missing), and the `leaves` in which they end."""
 
     table: pd.DataFrame
@@ -50,7 +50,7 @@ class Known:
 
     @classmethod
     def of(cls, models: Models, but: str = "") -> Known | None:
-        """Those of the models' experiment, without the case `but`; None where only the models are there."""
+        """Those of the models' experiment, without the patient of the case `but`; None where only the models are there."""
         files = [models.folder / name for name in ("forest/scores.csv", "radiomics/features.csv", "forest/forest.json")]
         if not all(path.is_file() for path in files):
             return None
@@ -58,10 +58,11 @@ class Known:
         if _LAST.get("stamp") != stamp:
             _LAST.update(stamp=stamp, known=cls._read(models, *files[:2]))
         known = _LAST["known"]
-        other = np.flatnonzero(known.table.case != but)
-        if len(other) == len(known.table):
+        table = known.table
+        other = np.flatnonzero(~table.patient.isin(table.patient[table.case == but]))
+        if len(other) == len(table):
             return known
-        table, features = (part.iloc[other].reset_index(drop=True) for part in (known.table, known.features))
+        table, features = (part.iloc[other].reset_index(drop=True) for part in (table, known.features))
         return cls(table, features, known.leaves[torch.from_numpy(other)])
 
     @classmethod
@@ -71,7 +72,7 @@ class Known:
         table = table[table.split == "train"]
         features = pd.read_csv(described, dtype={"case": str}, usecols=["case", "candidate", *names])
         joined = table[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
-        columns = ["case", "candidate", "is_lesion", "volume_ml", "score"]
+        columns = ["case", "patient", "candidate", "is_lesion", "volume_ml", "score"]
         filled = pd.DataFrame(models.forest.table(joined), columns=names)
         return cls(table[columns].reset_index(drop=True), filled, explain.leaves(models.forest, joined))
 

@@ -2,7 +2,7 @@
 
 Ours; the paper has none. A claim of a change is *supported* when its 95 % interval over patients (pairs, patients drawn again)
 leaves 0 out on the claimed side and the paired test agrees (p at most 0.05), *contradicted* when both speak for the other side, *not
-shown* else. A claim of a level is supported when the whole interval reaches it. What is claimed stands here in code before anything is measured; nothing on the page is
+shown* else; on so few patients that the test cannot give such a p, nothing is said. A claim of a level is supported when the whole interval reaches it. What is claimed stands here in code before anything is measured; nothing on the page is
 typed by hand.
 """
 
@@ -46,6 +46,15 @@ LOOKED_AT = {  # presets whose held-out patients had a part in a choice, and whi
     "those on fresh phantoms are the test.",
 }
 BUILT_SO = "holds, as it was chosen so"  # a check of the program, no finding
+LEVEL = 0.05
+TOO_FEW = "too few patients"  # sign flips of so few pairs never reach the level
+PEERS = {  # what stands beside the selected descriptors, in words
+    "size": "size alone",
+    "shape": "shape alone",
+    "shape and boundary": "all of shape and boundary, unselected",
+    "all": "all 728",
+    "boosting": "they do in boosting",
+}
 NO_LOSS = 0.01  # a choice: a share that a stage which only takes away may cost and still count as costing nothing
 
 
@@ -54,6 +63,7 @@ class Claim(NamedTuple):
     claim: str
     measured: str
     verdict: str
+    p: float = math.nan
 
 
 def page(
@@ -84,23 +94,25 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
     steps, scores = made.table("metrics", "comparisons.csv"), made.table("forest", "scores.csv", dtype=review.AS_TEXT)
     train, held = (scores[scores.split == split] for split in ("train", "test"))
     chances, model = forest.calibration(train.score, train.is_lesion), forest.load(made.path("forest"))
-    patients, lesions = last.patient.nunique(), len(edges)
+    patients, lesions, beside = last.patient.nunique(), len(edges), review.filters_held_out(made)
     pictures = {
         "ablation": figures.ablation(whole, last, shown),
         "calibration": figures.calibration(*chances, train.patient.nunique(), "the forest's scores, out of fold"),
-        "froc": figures.froc(held, lesions, patients, model.threshold.threshold, "held out"),
+        "froc": figures.froc(
+            held, len(review.lesions(made, "test")), patients, model.threshold.threshold, "held out, on the work grid"
+        ),
         "importance": figures.importance(_top(made), train.patient.nunique(), title="what the forests look at"),
         "edges": figures.edge_gain(edges, cut_mm),
     }
     claims = [
         *_cascade(made, steps),
         *_selection(made),
-        *_forest(made, steps, train, held, chances),
+        *_forest(made, steps, last, train, held, chances, beside[1]),
         *_boundary(steps, edges, cut_mm),
         *(_fresh(fresh) if fresh else []),
         *_smoothing(made),
         *_together(last, left_out),
-        *(_real_contours(real_ct) if real_ct else []),
+        *(_real_steps_claimed(real_ct) if real_ct else []),
     ]
     parts = [
         "# Evidence",
@@ -108,11 +120,13 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         f"{made.settings.seed}, device {about['device']}, finished {about['finished'][:10]}. {made.cases('train').patient.nunique()} patients "
         f"to learn from, **{patients} held out** ({lesions} lesions). Intervals are 95 %: over patients drawn again for means and changes, "
         "Wilson's for shares. *Supported*: the interval leaves 0 (or the stated level) out on the claimed side and, for a change, p is at most .05; "
-        "*contradicted*: the same on the other side; *not shown*: neither; *holds*: a check of the program, which its own rule ensures. Phantoms, unless the row says otherwise: none of this is evidence for patients.",
+        "*contradicted*: the same on the other side; *not shown*: neither; *too few patients*: no p of .05 was possible; *holds*: a check of the program, which its own rule "
+        "ensures. Phantoms, unless the row says otherwise: none of this is evidence for patients. How fast all this is, and which aims of speed are not reached: "
+        "[benchmarks](benchmarks.md).",
         "## What is claimed, and what the data say",
-        _table(pd.DataFrame(claims)),
+        _table(pd.DataFrame(claims).drop(columns="p")),
         LOOKED_AT.get(made.about["preset"], ""),
-        f"{sum(c.verdict != BUILT_SO for c in claims)} claims that could have failed: at 5 % each, about one in twenty would look supported or contradicted by chance alone.",
+        _many(claims),
         "## The ablation",
         "After each stage, and with all stages but one; the mean, its interval, and n where it is not all patients.",
         _table(_short(whole, shown, patients)),
@@ -121,17 +135,18 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         _table(_changes(steps, left_out, shown)),
         "Held-out lesions by diameter, found at all (IoU above 0) and well (above 0.5):",
         _table(review.by_size(made).reset_index(names=["after", "diameter"])),
-        _missed(review.missed(made)),
+        _missed(review.missed(made), len(review.lesions(made, "test"))),
         "## Selection",
         _table(_steps(made)),
         "Every one of the 728 has its row in `selection/table.csv`: the step at which it left, and why. Those kept:",
         _table(_kept(made)),
+        _alike(made),
         "## The forest beside other filters",
-        "Out of fold, selection and leaf size chosen inside each fold, the threshold of each at the same recall. *gain*: what the selected ones "
-        "have more, in pairs.",
+        "Out of fold, selection and leaf size (of boosting's trees too) chosen inside each fold, the threshold of each at the same recall. *gain*: what the selected ones "
+        "have more, in pairs. Intervals are over patients drawn again, the threshold chosen anew for each draw, since it hangs on the few lesions that score lowest.",
         _table(_baselines(made)),
         "Held out, each fitted on all training candidates, at its own out-of-fold threshold:",
-        _table(review.baselines_held_out(made).reset_index().round({"auc": 3})),
+        _table(beside[0].reset_index().round({"auc": 3})),
         _picture("importance", "permutation importance on patients left out"),
         _picture("calibration", "reliability of the scores"),
         _picture("froc", "lesions found against false positives"),
@@ -145,7 +160,8 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         parts += [
             f"The same on {lesions.patient.nunique()} fresh phantoms with lesions, which no stage and no choice of a cut has seen (`benchmarks/blurred_edges.py`):",
             _table(edges_table(lesions, fresh["cut_mm"], fresh["more_mm"])),
-            "All tumor of these patients at once, false candidates and all:",
+            "*After* comes to the scan's grid by the net's probability, *before* as a mask ([0014](decisions/0014-masks-are-carried-alike.md)): part of the difference "
+            "is that; `redrawn`, below, is carried as *after* is, so it is the fairer peer. All tumor of these patients at once, false candidates and all:",
             _table(whole_table(pd.DataFrame(fresh["patients"]))),
             f"A contour need not cost a net: the same pieces drawn where the cascade's own map reaches {fresh['redrawn']:g}, a level chosen on other "
             "phantoms (`redrawn`), whole patients and lesions:",
@@ -174,7 +190,28 @@ def _change(stage: str, claim: str, row: pd.Series, metric: str) -> Claim:
     """A claim that a paired change makes a metric better."""
     words = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], p {row.p:.2g}, n {int(row.n)}"
     said = verdict(row.low, row.high, BETTER[metric])
-    return Claim(stage, claim, words, said if row.p <= 0.05 or said == "undefined" else "not shown")
+    if said != "undefined":
+        said = TOO_FEW if 2.0 ** (1 - row.n) > LEVEL else said if row.p <= LEVEL else "not shown"
+    return Claim(stage, claim, words, said, row.p)
+
+
+def _many(claims: list[Claim]) -> str:
+    """How many claims there are, and which of the supported ones many tests leave standing (Holm 1979)."""
+    open_to_all = [c for c in claims if c.verdict not in (BUILT_SO, TOO_FEW)]
+    tested = sorted((c for c in open_to_all if math.isfinite(c.p)), key=lambda c: c.p)
+    standing = 0
+    while standing < len(tested) and tested[standing].p <= LEVEL / (len(tested) - standing):
+        standing += 1
+    lost = [f"{c.stage}: {c.claim}" for c in tested[standing:] if c.verdict == "**supported**"]
+    return (
+        f"{len(open_to_all)} claims that could have failed, and {sum(c.verdict == TOO_FEW for c in claims)} on too few patients to be tested. {len(tested)} of them have a p; at 5 % each, "
+        "about one in twenty would look supported or contradicted by chance alone. By Holm's procedure, which holds all of these together to 5 %, "
+        + (
+            f"these supported ones would not be: {'; '.join(lost)}."
+            if lost
+            else "every supported one of them stays supported."
+        )
+    )
 
 
 def _step(steps: pd.DataFrame, to: str, metric: str) -> pd.Series:
@@ -227,28 +264,24 @@ def _selection(made: Experiment) -> list[Claim]:
         ),
         Claim(
             "selection",
-            f"the choice repeats itself between folds (Nogueira's index above {EXCELLENT})",
-            f"{index:.2f} [{low:.2f}, {high:.2f}]",
+            f"the choice repeats itself between resamples of the patients (Nogueira's index above {EXCELLENT})",
+            f"{index:.2f} [{low:.2f}, {high:.2f}], {held['resamples']:.0f} resamples"
+            if math.isfinite(index)
+            else "undefined",
             verdict(low, high, 1, EXCELLENT),
         ),
     ]
     beside = made.table("forest", "baselines.csv").set_index("features")
-    if "auc_gain" in beside:
-        for what, words in (
-            ("all", "all 728"),
-            ("size", "size alone"),
-            ("shape", "shape alone"),
-            ("boosting", "boosting"),
-        ):
-            row = beside.loc[what]
-            claims.append(
-                Claim(
-                    "forest",
-                    f"the selected descriptors in a forest rank better than {words} (area under the curve, out of fold)",
-                    f"{row.auc_gain:+.3f} [{row.auc_gain_low:+.3f}, {row.auc_gain_high:+.3f}]",
-                    verdict(row.auc_gain_low, row.auc_gain_high, 1),
-                )
-            )
+    for measure, words in (
+        ("auc_gain", "rank better than {} (area under the curve, out of fold)"),
+        ("removed_gain", "remove a larger share of the false candidates than {}, at the same recall (out of fold)"),
+    ):
+        for what, row in beside.iterrows():
+            if what != "selected":
+                low, high = row[f"{measure}_low"], row[f"{measure}_high"]
+                said = f"{row[measure]:+.3f} [{low:+.3f}, {high:+.3f}]"
+                claim = "the selected descriptors in a forest " + words.format(PEERS.get(str(what), what))
+                claims.append(Claim("forest", claim, said, verdict(low, high, 1)))
     return claims
 
 
@@ -259,23 +292,53 @@ def spiegelhalter(scores: np.ndarray, target: np.ndarray) -> float:
 
 
 def _forest(
-    made: Experiment, steps: pd.DataFrame, train: pd.DataFrame, held: pd.DataFrame, chances: forest.Calibration
+    made: Experiment,
+    steps: pd.DataFrame,
+    cases: pd.DataFrame,
+    train: pd.DataFrame,
+    held: pd.DataFrame,
+    chances: forest.Calibration,
+    filters: pd.DataFrame,
 ) -> list[Claim]:
-    z = spiegelhalter(train.score, train.is_lesion)
-    false, found = held[~held.is_lesion], held[held.is_lesion].groupby(["case", "lesion"]).kept.any()
+    found = held[held.is_lesion].groupby(["case", "lesion"]).kept.any()
     recall, kept = made.settings.forest.recall, (int(found.sum()), len(found))
-    removed, inside = int((~false.kept).sum()), chances.bins.score.between(chances.bins.low, chances.bins.high)
+    inside = chances.bins.score.between(chances.bins.low, chances.bins.high)
+    claims = []
+    for peer in ("size", "shape and boundary"):
+        false = filters[~filters.is_lesion].groupby("patient")[[peer, "selected"]].sum()
+        row = pd.Series(metrics.paired(false[peer], false["selected"]))
+        claim = f"fewer false candidates of new patients stay than with {PEERS[peer]}, at the same recall"
+        claims.append(_change("forest", claim, row, "false_positives"))
+    ill = _ill(cases)
+    after, before = (ill[ill.stage == stage].set_index("case").tumor_dice for stage in ("forest", "candidates"))
+    with_tumors = pd.Series(metrics.paired(before, after.reindex(before.index), groups=_of(ill, before.index)))
+    new = forest.calibration(held.score, held.is_lesion) if len(held) else None
     return [
-        Claim("forest", "it removes false candidates of new patients", review.share(removed, len(false)),
-              verdict(*forest.wilson(removed, len(false)), 1) if len(false) else "undefined"),
+        *claims,
         Claim("forest", f"it keeps {recall:.0%} of the found lesions of new patients", review.share(*kept),
               verdict(*forest.wilson(*kept), 1, recall) if kept[1] else "undefined"),
         _change("forest", "fewer false positives a patient", _step(steps, "forest", "false_positives"), "false_positives"),
         _change("forest", "higher tumor Dice", _step(steps, "forest", "tumor_dice"), "tumor_dice"),
-        Claim("forest", "its scores are chances (Spiegelhalter's test, out of fold)", f"z {z:+.1f}; {int(inside.sum())} of {len(inside)} "
-              f"bins hold their score; Brier {chances.brier:.3f}, calibration error {chances.error:.3f}",
-              "not contradicted" if abs(z) <= 1.96 else "**contradicted**"),
+        _change("forest", "higher tumor Dice, patients with tumors", with_tumors, "tumor_dice"),
+        _chances("its scores are chances (Spiegelhalter's test, out of fold)", train, chances, f"{int(inside.sum())} of {len(inside)} bins hold their score; "),
+        *([] if new is None else [_chances("the same, on new patients", held, new)]),
     ]  # fmt: skip
+
+
+def _chances(claim: str, table: pd.DataFrame, found: forest.Calibration, words: str = "") -> Claim:
+    z = spiegelhalter(table.score, table.is_lesion)
+    measured = f"z {z:+.1f}; {words}Brier {found.brier:.3f}, calibration error {found.error:.3f}, {len(table)} candidates, taken as independent"
+    return Claim("forest", claim, measured, "not contradicted" if abs(z) <= 1.96 else "**contradicted**")
+
+
+def _ill(cases: pd.DataFrame) -> pd.DataFrame:
+    """The rows of cases whose reference has tumors."""
+    return cases[cases.recall_iou0.notna()]
+
+
+def _of(table: pd.DataFrame, names: pd.Index) -> np.ndarray:
+    """The patients of cases."""
+    return table.drop_duplicates("case").set_index("case").patient.reindex(names).to_numpy()
 
 
 def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[Claim]:
@@ -315,6 +378,15 @@ def _fresh(held: dict) -> list[Claim]:
                 claims.append(
                     _change("boundary", f"{words} in the median patient (signed ranks), {where}", row, metric)
                 )
+    sharp = table[table.blur_mm < held["cut_mm"]]
+    for metric, words in (
+        ("tumor_assd_mm", "smaller surface distance (mm)"),
+        ("tumor_surface_dice", "higher surface Dice at 1 mm"),
+    ):
+        row = pd.Series(_paired(sharp, metric.removeprefix("tumor_")))
+        claims.append(
+            _change("boundary", f"{words}, edges sharper than {held['cut_mm']:.3g} mm, fresh phantoms", row, metric)
+        )
     own = f"than the cascade's own contour at {held['redrawn']:g}"
     blurred = table[table.blur_mm >= held["cut_mm"]]
     for metric, words, part, where in (
@@ -355,15 +427,16 @@ def _paired(edges: pd.DataFrame, metric: str, test: Callable[..., dict] = metric
 
 
 def _together(cases: pd.DataFrame, left_out: pd.DataFrame) -> list[Claim]:
-    first, last = (cases[cases.stage == stage].reset_index(drop=True) for stage in (ABLATION[0], ABLATION[-1]))
     claims = []
-    for metric, words in (
-        ("tumor_dice", "higher tumor Dice"),
-        ("false_positives", "fewer false positives"),
-        ("recall_iou0", "more lesions found"),
+    for metric, words, whose, part in (
+        ("tumor_dice", "higher tumor Dice", "", cases),
+        ("tumor_dice", "higher tumor Dice", ", patients with tumors", _ill(cases)),
+        ("false_positives", "fewer false positives", "", cases),
+        ("recall_iou0", "more lesions found", "", cases),
     ):
+        first, last = (part[part.stage == stage].reset_index(drop=True) for stage in (ABLATION[0], ABLATION[-1]))
         row = pd.Series(metrics.paired(first[metric], last[metric], groups=first.patient.to_numpy()))
-        claims.append(_change("all", f"{words} than by the cascade alone", row, metric))
+        claims.append(_change("all", f"{words} than by the cascade alone{whose}", row, metric))
     for row in left_out[left_out.metric == "tumor_dice"].itertuples():
         claims.append(
             _change("all", f"higher tumor Dice than without {row.without}", pd.Series(row._asdict()), "tumor_dice")
@@ -414,12 +487,12 @@ def _changes(steps: pd.DataFrame, left_out: pd.DataFrame, shown: list[str]) -> p
     return wide.loc[list(dict.fromkeys(both.row)), shown].reset_index(names="step")
 
 
-def _missed(table: pd.DataFrame) -> str:
+def _missed(table: pd.DataFrame, lesions: int) -> str:
     """Where the held-out lesions that were not found were lost, in words."""
     at, back = table.lost_at.value_counts(), table.appears_at.notna()
     lost = ", ".join(f"{n} by {stage}" for stage, n in at.items()) or "none"
     return (
-        f"Held-out lesions that no kept candidate touches: {len(table)} ({lost}). In {int((table.peak < 0.05).sum())} of them the tumor's "
+        f"Held-out lesions, of the {lesions} that there are on the work grid, that no kept candidate touches: {len(table)} ({lost}). In {int((table.peak < 0.05).sum())} of them the tumor's "
         f"probability is nowhere over .05; {int(back.sum())} would be touched by a candidate at a lower threshold of the cascade."
     )
 
@@ -445,6 +518,24 @@ def _kept(made: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows | {"folds": [f"{folds.get(n, 0)} of {len(chosen) - 1}" for n in kept.name]})
 
 
+def _alike(made: Experiment) -> str:
+    """How alike the choices are that folds and resamples of the patients make, in words."""
+    held, folds = (
+        read_json(made.path("selection") / "metrics.json"),
+        made.table("selection", "folds.csv").fold.nunique(),
+    )
+    between = held.get("nogueira_folds", math.nan)
+    again = (
+        f"{held.get('resamples', 0):.0f} resamples of the patients: {held['nogueira']:.2f}"
+        if "nogueira" in held
+        else "resamples: undefined"
+    )
+    return (
+        f"Nogueira's index between {again}, where each choice has some five in eight patients; between the {folds} folds, any two of which share most of their "
+        f"patients: {between:.2f}."
+    )  # fmt: skip
+
+
 def _top(made: Experiment, most: int = 20) -> pd.DataFrame:
     return made.table("forest", "importance.csv").nlargest(most, "drop")
 
@@ -452,7 +543,8 @@ def _top(made: Experiment, most: int = 20) -> pd.DataFrame:
 def _baselines(made: Experiment) -> pd.DataFrame:
     table = made.table("forest", "baselines.csv")
     rows = {"features": table.features, "columns": table["columns"]}
-    for name, words in (("auc", "AUC"), ("recall", "recall"), ("removed_share", "false positives removed")):
+    columns = {"auc": "AUC", "recall": "recall", "threshold": "threshold", "removed_share": "false positives removed"}
+    for name, words in columns.items():
         rows[words] = [f"{r[name]:.3f} [{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]" for _, r in table.iterrows()]
     for name, words in (("auc_gain", "gain in AUC"), ("removed_gain", "gain in the share removed")):
         if name in table:
@@ -507,22 +599,22 @@ def whole_table(patients: pd.DataFrame, peer: str = "before") -> pd.DataFrame:
 
 
 def _real(held: dict) -> tuple[list[str], Figure]:
-    """The part on real CT: a table a variant, means over the patients with tumors, and the figure."""
+    """The part on real CT: a table a variant, means over all patients in whom a metric is defined, and the figure."""
     table = pd.DataFrame(held["summary"])
-    ill = table[table.lesions_5 > 0]
-    patients, shown = ill.patient.nunique(), [m for m in REAL_METRICS if m in table]
+    people, ill = table.patient.nunique(), table[table.lesions_5 > 0].patient.nunique()
+    shown = [m for m in REAL_METRICS if m in table]
     parts = [
         "## Real CT, one patient held out at a time",
-        f"{table.patient.nunique()} patients, {patients} of them with tumors; means over these, false positives a scan, lesions over 5 and 10 mm "
-        f"(what the variants learn from: [benchmarks](benchmarks.md)). The paired test of {patients} patients cannot give a p below {2 / 2**patients:.2g}, "
-        "so no step is more than a hint here, whatever its interval says; and decision 0015 of the boundary stage began with a look at them.",
+        f"{people} patients, {ill} of them with tumors; means over those in whom a metric is defined (n where it is not {ill}; a healthy one has false positives, and precision 0 with "
+        f"them), false positives a scan, lesions over 5 and 10 mm (what the variants learn from: [benchmarks](benchmarks.md)). The paired test of {ill} patients cannot give a p below "
+        f"{2 / 2**ill:.2g}, so of what only they have no step is more than a hint here, whatever its interval says; and decision 0015 of the boundary stage began with a look at them.",
         ""
         if held.get("boundary_threshold") == BoundarySettings().threshold
         else "Measured before decisions 0013 and 0014, with an earlier boundary stage and another way of carrying masks to the scan's grid; the log tells "
         "what the present rule makes of the same nets.",
     ]
     stages = []
-    for variant, part in ill.groupby("variant"):
+    for variant, part in table.groupby("variant"):
         rows = [
             {"stage": stage, "metric": m, **dict(zip(("mean", "low", "high"), metrics.bootstrap(own[m].astype(float), groups=own.patient))),
              "n": int(own[m].notna().sum())}
@@ -532,49 +624,54 @@ def _real(held: dict) -> tuple[list[str], Figure]:
         name = held.get("settings", {}).get("variants", {}).get(variant, "")
         parts += [
             f"Variant {variant}: {name}",
-            _table(_short(pd.DataFrame(rows), shown, part.patient.nunique())),
+            _table(_short(pd.DataFrame(rows), shown, ill)),
             _real_steps(part, shown),
         ]
         stages += [row | {"stage": f"{variant}: {row['stage']}"} for row in rows if row["stage"] in ABLATION]
+    if table.variant.nunique() > 1:
+        numbers = table.astype(dict.fromkeys(shown, float))
+        mean = numbers.groupby(["stage", "patient"], sort=False)[shown].mean().reset_index()
+        parts += ["Each patient's mean over the variants:", _real_steps(mean, shown)]
     parts.append(_picture("real_ct", "real CT: each metric after each stage"))
-    return parts, figures.ablation(
-        pd.DataFrame(stages), None, shown, 2, title=f"real CT, {patients} patients with tumors"
-    )
+    title = f"real CT, {people} patients, {ill} of them with tumors"
+    return parts, figures.ablation(pd.DataFrame(stages), None, shown, 2, title=title)
 
 
-def _real_contours(held: dict) -> list[Claim]:
-    """What the boundary stage does to real tumors, in each variant."""
+def _real_steps_claimed(held: dict) -> list[Claim]:
+    """What the stages do on real CT, in each variant."""
     table, claims = pd.DataFrame(held["summary"]), []
-    for variant, part in table[table.lesions_5 > 0].groupby("variant"):
-        before, after = (part[part.stage == stage].set_index("patient") for stage in ("forest", "boundary"))
-        for metric, words in (
-            ("tumor_dice", "higher tumor Dice"),
-            ("tumor_assd_mm", "smaller surface distance (mm)"),
-            ("tumor_surface_dice", "higher surface Dice at 1 mm"),
+    for variant, part in table.groupby("variant"):
+        for stage, a, b, metric, words in (
+            ("forest", "candidates", "forest", "false_5", "fewer false positives over 5 mm"),
+            ("boundary", "forest", "boundary", "tumor_dice", "higher tumor Dice"),
+            ("boundary", "forest", "boundary", "tumor_assd_mm", "smaller surface distance (mm)"),
+            ("boundary", "forest", "boundary", "tumor_surface_dice", "higher surface Dice at 1 mm"),
+            ("all", ABLATION[0], ABLATION[-1], "tumor_dice", "higher tumor Dice than by the cascade alone"),
+            ("all", ABLATION[0], ABLATION[-1], "false_5", "fewer false positives over 5 mm than by the cascade alone"),
         ):
             if metric in part:
-                row = pd.Series(
-                    metrics.paired(before[metric].astype(float), after[metric].reindex(before.index).astype(float))
-                )
-                claims.append(_change("boundary", f"{words}, a patient, **real CT**, variant {variant}", row, metric))
+                row = pd.Series(_real_change(part, a, b, metric))
+                claims.append(_change(stage, f"{words}, a patient, **real CT**, variant {variant}", row, metric))
     return claims
+
+
+def _real_change(part: pd.DataFrame, a: str, b: str, metric: str) -> dict:
+    """From stage a to stage b, in pairs of one patient."""
+    before, after = (part[part.stage == stage].set_index("patient")[metric].astype(float) for stage in (a, b))
+    return metrics.paired(before, after.reindex(before.index))
 
 
 def _real_steps(part: pd.DataFrame, shown: list[str]) -> str:
     """Each stage against the one before it on real CT, in pairs."""
 
-    def wide(stage: str) -> pd.DataFrame:
-        return part[part.stage == stage].set_index("patient")
-
-    pairs = [(a, b) for a, b in zip(ABLATION, ABLATION[1:])]
+    pairs = [*zip(ABLATION, ABLATION[1:]), (ABLATION[0], ABLATION[-1])]
     pairs += [(stage, ABLATION[-1]) for stage in dict.fromkeys(part.stage) if str(stage).startswith("all but")]
     rows = []
     for a, b in pairs:
-        before, after = wide(a), wide(b)
-        after = after.reindex(before.index)
-        found = {m: metrics.paired(before[m].astype(float), after[m].astype(float)) for m in shown}
+        found = {m: _real_change(part, a, b, m) for m in shown}
         cells = {
             m: f"{f['difference']:+.3f} [{f['low']:+.3f}, {f['high']:+.3f}], p {f['p']:.2g}" for m, f in found.items()
         }
-        rows.append({"step": f"{a} → {'all' if a.startswith('all but') else b}"} | cells)
+        whole = a.startswith("all but") or a == ABLATION[0] and b == ABLATION[-1]
+        rows.append({"step": f"{a} → {'all' if whole else b}"} | cells)
     return _table(pd.DataFrame(rows))

@@ -10,7 +10,8 @@ detected when its IoU exceeds 0 or 0.5; VOE, RVD and surface distances of tumors
 Chooses, where the scorer's code departs from its definitions:
 - RVD is (prediction - reference) / reference; the scorer swaps the two.
 - Counts are those of the unmerged lesions: a joined pair that is found counts as two true positives, one that is
-  missed as two misses; a predicted piece is a false positive when its (merged) match fails or it touches no lesion.
+  missed as two misses (the scorer counts one and takes off two); a predicted piece is a false positive when its (merged) match fails or it
+  touches no lesion.
 - Lesions are face-connected as the scorer has them; on LiTS's own references that makes lesions of single voxels that
   hang on by an edge (LiTS 4: 34, with corners 5), so `neighbours=26` counts as the candidates stage does.
 - Nothing undefined becomes 9001 or 0: it is NaN here and null in JSON, and every mean has its count beside it

@@ -349,7 +349,8 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         )
         if len(held) and cohort is not None:
             of = cohort[cohort["split"] == "test"]
-            found = figures.froc(held, int(of["tumors"].sum()), of["patient"].nunique(), threshold, "FROC, held out")
+            lesions = int(of.get("tumors_on_work_grid", of["tumors"]).sum())  # where candidates are matched
+            found = figures.froc(held, lesions, of["patient"].nunique(), threshold, "FROC, held out")
             add(found, "lesions found against false positives, held-out patients")
     if (cases := table("metrics", "cases.csv")) is not None and {"forest", "boundary"} <= set(
         cases["stage"].map(figures.stage_key)

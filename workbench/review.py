@@ -365,31 +365,32 @@ class Decisions:
         return hu, self.made.array("candidates", "labels", row.case) == row.candidate, labels, spacing
 
 
-def baselines_held_out(made: Experiment) -> pd.DataFrame:
-    """The forest on size, shape, the selected and all descriptors, and gradient boosting on the selected: fitted on all training candidates, each at its own
-    out-of-fold threshold, counted on the held-out patients."""
+def filters_held_out(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The forest on simpler sets of descriptors, on the selected and on all of them, and gradient boosting on the selected: fitted on all training
+    candidates, each at its own out-of-fold threshold. Counts on the held-out patients, a row a filter; and the held-out candidates (case, patient,
+    is_lesion, lesion) with a column for each filter, whether it keeps them."""
     scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
     features = made.table("radiomics", "features.csv", dtype=AS_TEXT)
     x = scores[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
-    groups = radiomics.CATALOGUE.set_index("name").group
     chosen = json.loads((made.path("selection") / "selected.json").read_text())["all"]
-    sets = {"size": list(pipeline.SIZE), "shape": list(groups.index[groups == "shape"]), "selected": chosen,
-            "all": list(radiomics.NAMES), "boosting": chosen}  # fmt: skip
+    sets = pipeline.simpler() | {"selected": chosen, "all": list(radiomics.NAMES), "boosting": chosen}
     train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
+    held = scores.loc[~train, ["case", "patient", "is_lesion", "lesion"]].reset_index(drop=True)
     for row in made.table("forest", "baselines.csv").itertuples():
         given, settings = (x[train][sets[row.features]], y[train]), made.settings.forest
+        make = forest.boosted if row.features == "boosting" else forest.fit
         if row.features == "selected":
             model = forest.load(made.path("forest"))
-        elif row.features == "boosting":
-            model = forest.boosted(*given, settings)
         else:
-            model = forest.fit(*given, forest.settled(*given, scores.patient[train], settings)[0])
-        kept, truth = model.score(x[~train]) >= row.threshold, y[~train]
-        found = scores[~train & y].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
+            model = make(*given, forest.settled(*given, scores.patient[train], settings, make)[0])
+        score = model.score(x[~train])
+        kept, truth = score >= row.threshold, y[~train]
+        found = held[truth].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
         counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": len(found),
-                  "lost": (~found).sum(), "auc": forest.auc(model.score(x[~train]), truth)}  # fmt: skip
+                  "lost": (~found).sum(), "auc": forest.auc(score, truth)}  # fmt: skip
         rows.append({"features": row.features, "columns": len(sets[row.features]), **counts})
-    return pd.DataFrame(rows).set_index("features")
+        held[row.features] = kept
+    return pd.DataFrame(rows).set_index("features"), held
 
 
 def card(made: Experiment, case: str, candidate: int) -> Figure:

@@ -43,6 +43,7 @@ from workbench.volume import Refused
 SYSTEMATIC, RANDOM, UNPERTURBED = "systematic", "random", "unperturbed"
 STEPS = ("undefined", "unstable", "redundant", "less relevant", "kept")
 STRATEGIES = {"rank_mutual": "mutual information", "rank_l1": "L1 stability", "rank_forest": "forest"}
+DRAWN_AGAIN = 20  # a choice: draws for each resample wanted, until enough are large enough
 _SAME = 1e-12  # fixed: spread relative to the level below which a float64 feature counts as constant
 
 
@@ -62,6 +63,7 @@ class SelectionSettings:
     bins: int = 6  # quantile bins of the mutual information
     draws: int = 60  # halves of the patients for the L1 stability selection
     folds: int = 5  # patient-grouped: each leaves its patients out of selection and forest
+    resamples: int = 20  # of the patients, on which the choice is made again to see how alike it is; 0 or 2 and more
     inner_folds: int = 3
     trees: int = 200
     permutations: int = 3
@@ -86,6 +88,8 @@ class SelectionSettings:
             least = 2 if name in ("bins", "folds", "inner_folds", "min_repeated") else 1
             if getattr(self, name) < least:
                 raise Refused(f"SelectionSettings.{name}", str(getattr(self, name)), f"at least {least}")
+        if self.resamples < 0 or self.resamples == 1:
+            raise Refused("SelectionSettings.resamples", str(self.resamples), "0 or at least 2")
         if self.choose_from < self.keep:
             raise Refused("SelectionSettings.choose_from", str(self.choose_from), f"at least keep ({self.keep})")
         for name, low in (("icc_bound", self.icc_floor), ("icc_floor", 0.0), ("rho", 0.0), ("max_missing", 0.0)):
@@ -594,6 +598,24 @@ def _checked_repeats(
 
 
 # ---------------------------------------------------------------------------------------------- Nogueira's index
+
+
+def resamples(target: ArrayLike, patients: ArrayLike, settings: SelectionSettings) -> list[np.ndarray]:
+    """`settings.resamples` sets of rows, bool each: those of as many patients as there are, drawn with replacement, each taken once.
+
+    A draw that `select` would refuse for its size is drawn again; none at all where that does not help.
+    """
+    truth, groups = np.asarray(target).astype(bool), pd.factorize(np.asarray(patients))[0]
+    people, rng, found = int(groups.max()) + 1, np.random.default_rng(settings.seed), []
+    for _ in range(DRAWN_AGAIN * settings.resamples):
+        of = np.unique(rng.integers(0, people, people))
+        use = np.isin(groups, of)
+        least = min(int(truth[use].sum()), int((~truth[use]).sum()))
+        if len(of) >= settings.min_patients and use.sum() >= settings.min_lesions and least >= settings.min_class:
+            found.append(use)
+        if len(found) == settings.resamples:
+            return found
+    return []
 
 
 class Stability(NamedTuple):

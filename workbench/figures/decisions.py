@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench import metrics
 from workbench.figures.slices import View, box_around, slice_with_most
 from workbench.figures.style import (
     BLACK,
@@ -289,19 +290,14 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
 
 
 def _draw_froc(ax, table, lesions, patients, threshold):
-    once = _once(table)
-    levels, true, false = _at_thresholds(once)
-    ax.step(false / max(1, patients), true / max(1, lesions), where="post", color=BLUE)
+    named = table["case"].astype(str) + "/" + table["lesion"].astype(str) if "lesion" in table else None
+    curve = metrics.froc(table["score"], table["is_lesion"], lesions, patients, named).fillna(
+        0
+    )  # nothing there: none found
+    ax.step(curve.false_positives_per_case, curve.sensitivity, where="post", color=BLUE)
     if threshold is not None:
-        kept = once["score"] >= threshold
-        lesion = once["is_lesion"].astype(bool)
-        ax.plot(
-            (kept & ~lesion).sum() / max(1, patients),
-            (kept & lesion).sum() / max(1, lesions),
-            "o",
-            color=BLACK,
-            label=f"threshold {threshold:.3f}",
-        )
+        at = curve[curve.threshold >= threshold].iloc[-1]
+        ax.plot(at.false_positives_per_case, at.sensitivity, "o", color=BLACK, label=f"threshold {threshold:.3f}")
         ax.legend(fontsize=8, loc="lower right")
     ax.set(xlabel="false positives per patient", ylabel="lesions found (share)", ylim=(0, 1.03))
     ax.grid(alpha=0.3)

@@ -58,12 +58,16 @@ def boosted(features: pd.DataFrame, target: ArrayLike, settings: ForestSettings 
 
 
 def settled(
-    features: pd.DataFrame, target: ArrayLike, patients: ArrayLike, settings: ForestSettings | None = None
+    features: pd.DataFrame,
+    target: ArrayLike,
+    patients: ArrayLike,
+    settings: ForestSettings | None = None,
+    make: Callable[..., Forest] = fit,
 ) -> tuple[ForestSettings, pd.DataFrame]:
     """The settings with the leaf size of `leaf_choices` whose forests rank unseen patients best, and a table: min_leaf, auc.
 
     Each choice is tried on the given rows alone, in `inner_folds` patient-grouped folds (nested: give it a fold's training rows). The
-    first where they tie, or where the rows are too few to leave patients out. There is no choice where `min_leaf` is set.
+    first where they tie, or where the rows are too few to leave patients out. There is no choice where `min_leaf` is set. `make`: `fit` or `boosted`.
     """
     settings = settings or ForestSettings()
     first = replace(settings, min_leaf=settings.leaf)
@@ -79,7 +83,7 @@ def settled(
         return first, pd.DataFrame({"min_leaf": [first.min_leaf], "auc": [math.nan]})
     for leaf in settings.leaf_choices:
         tried = replace(first, min_leaf=leaf, trees=settings.inner_trees, min_candidates=2, min_class=1)
-        areas.append(auc(out_of_fold(features, truth, patients, None, tried, fold).scores, truth))
+        areas.append(auc(out_of_fold(features, truth, patients, None, tried, fold, make).scores, truth))
     best = settings.leaf_choices[int(np.argmax(np.round(areas, 12)))]
     return replace(first, min_leaf=best), pd.DataFrame({"min_leaf": settings.leaf_choices, "auc": areas})
 
@@ -120,7 +124,7 @@ def out_of_fold(
     make: Callable[..., Forest] = fit,
     tell: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> OutOfFold:
-    """Scores of every row by a forest of the other patients, made by `fit` with `settled` settings (or by `boosted`).
+    """Scores of every row by a forest of the other patients, made by `fit` (or `boosted`) with `settled` settings.
 
     `choose` gives the features of each fold's forest from the positions of its training rows, so that selection stays
     inside the fold (it must look at those rows only); names do for features that were not chosen on these rows; None
@@ -139,7 +143,7 @@ def out_of_fold(
         train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         names = list(features.columns) if choose is None else list(choose(train) if callable(choose) else choose)
         given = features.iloc[train][names], truth[train]
-        own = settled(*given, np.asarray(patients)[train], settings)[0] if make is fit else settings
+        own = settled(*given, np.asarray(patients)[train], settings, make)[0]
         forest = make(*given, replace(own, min_candidates=2))
         scores[held] = forest.score(features.iloc[held])
         forests[number] = forest

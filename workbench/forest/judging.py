@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -65,8 +65,7 @@ def baselines(
     features: pd.DataFrame,
     target: ArrayLike,
     patients: ArrayLike,
-    size_columns: Sequence[str],
-    shape_columns: Sequence[str],
+    simpler: Mapping[str, Sequence[str]],
     selected: Choose | Sequence[str] | None = None,
     settings: ForestSettings | None = None,
     fold: np.ndarray | None = None,
@@ -74,25 +73,20 @@ def baselines(
     lesions: ArrayLike | None = None,
     known: OutOfFold | None = None,
 ) -> pd.DataFrame:
-    """The same folds and recall for a forest on size alone, shape alone, the selected features and all of them, and for
-    gradient boosting on the selected ones.
+    """The same folds and recall for a forest on each `simpler` set of columns (by its name), on the selected features, on all of them, and
+    for gradient boosting on the selected ones.
 
     `selected` is best a function of the training rows (see `out_of_fold`): names chosen on all rows would flatter
     themselves. `known`: their out-of-fold scores, where they are there already. One row each: features (what), columns (how many), auc,
-    threshold, recall, false_positives, removed, removed_share; with _low and _high of auc and removed_share from a bootstrap over patients at the fixed threshold,
-    of recall by Wilson. auc_gain and removed_gain: what the selected ones have more, from the same draws.
+    threshold, recall, false_positives, removed, removed_share; with _low and _high of auc, threshold and removed_share when patients are
+    drawn again and the threshold is chosen anew for each draw, of recall by Wilson. auc_gain and removed_gain: what the selected ones
+    have more, from the same draws.
     """
     settings = settings or ForestSettings()
     truth = checked(target, len(features), settings)
     fold = grouped_folds(truth, patients, settings.folds, settings.seed) if fold is None else np.asarray(fold)
-    groups = numbered(patients)
-    sets = {
-        "size": list(size_columns),
-        "shape": list(shape_columns),
-        "selected": selected,
-        "all": list(features.columns),
-        "boosting": selected,
-    }
+    weights = _drawn(numbered(patients), truth, draws, np.random.default_rng(settings.seed))
+    sets = dict(simpler) | {"selected": selected, "all": list(features.columns), "boosting": selected}
     rows, drawn = [], []
     for what, columns in sets.items():
         if columns is None:
@@ -102,7 +96,7 @@ def baselines(
         found = found or out_of_fold(features, truth, patients, columns, settings, fold, make)
         chosen = threshold_for_recall(found.scores, truth, settings.recall, lesions)
         removed = (found.scores < chosen.threshold) & ~truth
-        drawn.append(_by_patient(found.scores, truth, removed, groups, draws, settings.seed))
+        drawn.append(again(found.scores, truth, lesions, settings.recall, weights))
         low, high = _middle_95(drawn[-1])
         rows.append(
             {
@@ -112,6 +106,8 @@ def baselines(
                 "auc_low": low[0],
                 "auc_high": high[0],
                 "threshold": chosen.threshold,
+                "threshold_low": low[2],
+                "threshold_high": high[2],
                 "recall": chosen.recall,
                 "recall_low": chosen.recall_low,
                 "recall_high": chosen.recall_high,
@@ -136,13 +132,20 @@ def baselines(
     return table
 
 
-def _by_patient(
-    scores: np.ndarray, truth: np.ndarray, removed: np.ndarray, groups: np.ndarray, draws: int, seed: int
+def again(
+    scores: np.ndarray, truth: np.ndarray, lesions: ArrayLike | None, recall: float, weights: np.ndarray
 ) -> np.ndarray:
-    """AUC and share of false positives removed `[2 draw]` when patients are drawn with replacement; the same draws for one seed."""
-    weights = _drawn(groups, truth, draws, np.random.default_rng(seed))
+    """AUC, share of false positives removed, and the threshold that each draw of patients (`weights` `[draw candidate]`) would choose,
+    `[3 draw]`."""
+    names = np.arange(len(scores)) if lesions is None else np.asarray(lesions)
+    own = pd.DataFrame({"lesion": names, "score": scores, "row": np.arange(len(scores))})[truth]
+    best = own.sort_values("score", ascending=False, kind="stable").drop_duplicates("lesion")
+    heard = weights[:, best.row].cumsum(1)  # lesions kept as the threshold falls
+    enough = heard >= recall * heard[:, -1:] - 1e-9
+    threshold = best.score.to_numpy()[enough.argmax(1)]
+    removed = (scores < threshold[:, None]) & ~truth
     shares = (weights * removed).sum(1) / weights[:, ~truth].sum(1)
-    return np.stack([areas(scores, truth, weights), shares])
+    return np.stack([areas(scores, truth, weights), shares, threshold])
 
 
 def _drawn(groups: np.ndarray, truth: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

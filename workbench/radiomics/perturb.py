@@ -51,7 +51,8 @@ _CLEAR = 4  # voxels along a box's faces that stay empty: the wavelet reads 3 be
 class Perturbation:
     """One change, or a chain of changes, of image and mask.
 
-    `kind` is "systematic" (the same change for every lesion) or "random" (drawn anew for each). `noise` in units of the
+    `kind` is "systematic" (the same change for every lesion) or "random" (noise and contour drawn anew for each; the chains' shift and turn are
+    the same for every lesion, and what they do to all alike counts as disagreement in ICC(1,1)). `noise` in units of the
     image's own, `shift` in voxels along z, y, x, `turn_deg` about the body's axis, `volume` the change as a share,
     `contour_mm` the standard deviation of the contour's displacement.
     """

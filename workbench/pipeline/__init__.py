@@ -1,0 +1,24 @@
+"""The method in order on a cohort: every stage trained, its held-out cases measured.
+
+Each stage leaves a folder in the experiment; one whose manifest still holds is
+not run again. Later stages learn from out-of-fold maps only.
+"""
+
+from workbench.pipeline.decisions import boundary_case, candidates_chance, forest_rows, simpler
+from workbench.pipeline.nets import dice
+from workbench.pipeline.order import FOLDS, KILLED, RUN, one_at_a_time, run, train, train_fold
+
+__all__ = [
+    "FOLDS",
+    "KILLED",
+    "RUN",
+    "boundary_case",
+    "candidates_chance",
+    "dice",
+    "forest_rows",
+    "one_at_a_time",
+    "run",
+    "simpler",
+    "train",
+    "train_fold",
+]

@@ -1,0 +1,126 @@
+"""Maps become candidate lesions, and those their descriptors."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from workbench import candidates, consistency, corrections, radiomics, selection
+from workbench.experiment import Experiment, write_array, write_json, write_table
+from workbench.pipeline.nets import dice, may_train
+from workbench.radiomics import perturb
+from workbench.volume import Refused, numbered
+
+
+def run_consistency(experiment: Experiment, folder: Path) -> dict:
+    rows = []
+    for row in experiment.cases().itertuples():
+        _, labels, spacing = experiment.work(row.case)
+        p = experiment.array("tumor", "maps", row.case).float()
+        refined = consistency.refine(p, spacing[0], experiment.settings.consistency)
+        write_array(folder / "masks" / f"{row.case}.npy", refined.mask)
+        truth = labels == 2
+        rows.append(
+            {
+                "case": row.case,
+                "patient": row.patient,
+                "split": row.split,
+                "restored": int(refined.restored.sum()),
+                "restored_right": int((refined.restored & truth).sum()),
+                "suppressed": int(refined.suppressed.sum()),
+                "suppressed_right": int((refined.suppressed & ~truth).sum()),
+                "dice_before": dice(p >= experiment.settings.consistency.threshold, truth),
+                "dice_after": dice(refined.mask, truth),
+            }
+        )
+    table = pd.DataFrame(rows)
+    write_table(folder / "cases.csv", table)
+    test = table[table.split == "test"]
+    return {f"test_{k}": float(test[k].sum()) for k in ("restored", "restored_right", "suppressed", "suppressed_right")}
+
+
+def run_candidates(experiment: Experiment, folder: Path) -> dict:
+    tables, dropped, said = [], 0, experiment.corrections
+    s = experiment.settings.candidates
+    for row in experiment.cases().itertuples():
+        _, labels, spacing = experiment.work(row.case)
+        p = experiment.array("tumor", "maps", row.case).float()
+        inside = experiment.array("liver", "masks", row.case)
+        found = candidates.find(experiment.array("consistency", "masks", row.case), p, inside, spacing, s)
+        write_array(folder / "labels" / f"{row.case}.npy", found.labels)
+        hits, lesion = candidates.match(found.labels, numbered(labels == 2), s)
+        false = np.zeros(len(hits), bool)
+        if row.case in said and said[row.case].rejected and may_train(row):
+            z, y, x = labels.shape
+            where = corrections.rejected(experiment.path("corrections"), row.case, (z, y, x))
+            false = corrections.falsified(found.labels, labels == 2, where, s.overlap)
+        table = found.table.copy()
+        table.insert(1, "is_lesion", hits & ~false)
+        table.insert(2, "lesion", np.where(false, 0, lesion))
+        table.insert(3, "rejected", false)
+        for n, name in enumerate(("case", "patient", "split", "fold")):
+            table.insert(n, name, getattr(row, name))
+        tables.append(table)
+        dropped += found.dropped_count
+    table = pd.concat([t for t in tables if len(t)]) if any(map(len, tables)) else tables[0]
+    write_table(folder / "candidates.csv", table)
+    counts = {
+        f"{split}_{what}": int((table[table.split == split].is_lesion == hit).sum())
+        for split in ("train", "test")
+        for what, hit in (("true", True), ("false", False))
+    }
+    return {**counts, "dropped": dropped, "rejected": int(table.rejected.sum())}
+
+
+def candidate_table(experiment: Experiment) -> pd.DataFrame:
+    return experiment.table("candidates", "candidates.csv", dtype={"case": str, "patient": str})
+
+
+def run_radiomics(experiment: Experiment, folder: Path) -> dict:
+    table, on = candidate_table(experiment), experiment.device
+    if not (table.split == "train").any():
+        raise Refused(
+            experiment.folder,
+            "no candidate in any training patient",
+            "some, to describe and to learn from",
+            "Train the tumor stage longer, or on more patients.",
+        )
+    rows, repeats, which, seconds = [], [], [], time.monotonic()
+    cases = list(dict.fromkeys(table.case))
+    train = set(table.case[table.split == "train"])
+    for i, case in enumerate(cases):
+        hu, _, spacing = experiment.work(case)
+        scan = (hu, experiment.array("candidates", "labels", case).long(), experiment.array("liver", "masks", case))
+        image, labels, inside = (part.to(on) for part in scan)
+        described, values = radiomics.steady(image, labels, spacing, inside)
+        described = described.rename(columns={"label": "candidate"}).assign(case=case)
+        rows.append(described)
+        if case in train:
+            repeats.append(values)
+            which.append(described[["case", "candidate"]])
+        experiment.progress("radiomics", i + 1, len(cases), {})
+    features = pd.concat(rows)
+    write_table(folder / "features.csv", features[["case", "candidate", *radiomics.NAMES, "reason"]])
+    write_table(folder / "repeats.csv", pd.concat(which))
+    write_array(folder / "repeats.npy", torch.from_numpy(np.concatenate(repeats, 1)))
+    kinds = [("none", selection.UNPERTURBED), *((p.name, p.kind) for p in perturb.PERTURBATIONS)]
+    write_json(folder / "perturbations.json", [{"name": name, "kind": kind} for name, kind in kinds])
+    return {
+        "candidates": len(features),
+        "perturbations": len(perturb.PERTURBATIONS),
+        "described": len(features) * (1 + len(perturb.PERTURBATIONS)),
+        "undefined_share": float(features[list(radiomics.NAMES)].isna().mean().mean()),
+        "seconds": time.monotonic() - seconds,
+    }
+
+
+def tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates and their features, row by row the same lesions."""
+    table = candidate_table(experiment)
+    features = experiment.table("radiomics", "features.csv", dtype={"case": str})
+    joined = table[["case", "candidate"]].merge(features, on=["case", "candidate"], how="left", validate="one_to_one")
+    return table.reset_index(drop=True), joined[list(radiomics.NAMES)]

@@ -1,0 +1,261 @@
+"""The cohort on its work grid, and the cascade's two nets trained by folds: each training case has its maps from a net that never saw it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench import cascade, cohort, corrections, liver, processes, readers, slabs, tumor
+from workbench.experiment import Experiment, Progress, write_array, write_table
+from workbench.threads import side_by_side
+from workbench.volume import Refused, components, resample
+
+
+def run_cohort(experiment: Experiment, folder: Path) -> dict:
+    settings, rows = experiment.settings, []
+    cases = cohort.read_manifest(experiment.manifest)
+    tumor_ml, hashes, tables, said = {}, [], [], experiment.corrections
+    for i, case in enumerate(cases):
+        ct, labels = case.read()
+        hashes.append((case, case.identify(ct)))
+        corrected = case.case in said and bool(said[case.case].labels_sha256) and may_train(case)
+        if corrected:
+            labels = readers.read_labels(corrections.labels_file(experiment.path("corrections"), case.case), like=ct)
+        shape, spacing = settings.work_grid(ct.shape, ct.spacing_mm)
+        on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
+        on_work[resample(labels.array == 2, shape) >= 0.5] = 2
+        write_array(
+            folder / "hu" / f"{case.case}.npy", resample(ct.array, shape).round().clamp(-1024, 3071).to(torch.int16)
+        )
+        write_array(folder / "labels" / f"{case.case}.npy", on_work)
+        tumor_ml[case.case] = float((labels.array == 2).sum()) * labels.voxel_ml
+        lesions = components(labels.array == 2)[1]
+        rows.append(
+            {
+                "case": case.case,
+                "patient": case.patient,
+                "split": case.split,
+                "field_of_view": case.field_of_view,
+                "corrected": corrected,
+                "slices": ct.shape[0],
+                "spacing_z_mm": ct.spacing_mm[0],
+                "spacing_y_mm": ct.spacing_mm[1],
+                "spacing_x_mm": ct.spacing_mm[2],
+                "work_z_mm": spacing[0],
+                "work_y_mm": spacing[1],
+                "work_x_mm": spacing[2],
+                "liver_ml": float((labels.array >= 1).sum()) * labels.voxel_ml,
+                "tumors": lesions,
+                "tumors_on_work_grid": components(on_work == 2)[1],
+                "tumor_ml": tumor_ml[case.case],
+                "voxel_hash": hashes[-1][1],
+            }
+        )
+        table = case.ct.parent / "lesions.csv"
+        if table.is_file():
+            tables.append(pd.read_csv(table).assign(case=case.case, split=case.split))
+        experiment.progress("cohort", i + 1, len(cases), {})
+    of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
+    table = pd.DataFrame(rows)
+    table.insert(3, "fold", [of.get(c, -1) for c in table.case])
+    cohort.each_scan_once(experiment.manifest, hashes)
+    write_table(folder / "cases.csv", table)
+    if tables:
+        write_table(folder / "lesions.csv", pd.concat(tables))
+    return {
+        "patients": table.patient.nunique(),
+        "held_out_patients": table[table.split == "test"].patient.nunique(),
+        "tumors": int(table.tumors.sum()),
+    }
+
+
+def may_train(case: cohort.Case) -> bool:
+    """True, or refused: the last look before something said of a case enters training."""
+    if case.split != "train":
+        raise Refused(case.case, "corrections of a held-out case", "corrections of training cases only")
+    return True
+
+
+def _fold_maps(
+    experiment: Experiment, folder: Path, settings: cascade.CascadeSettings, predict: Callable[[list, str], Tensor]
+) -> None:
+    """Maps of all cases: a training case by the net that never saw it, a held-out case by the mean of all."""
+    nets = cascade.load(folder, settings, experiment.device, range(experiment.settings.folds))
+    table = experiment.cases()
+    for i, row in enumerate(table.itertuples()):
+        path = folder / "maps" / f"{row.case}.npy"
+        if not path.is_file():
+            chosen = [nets[int(row.fold)]] if row.fold >= 0 else nets
+            write_array(path, predict(chosen, row.case).to(torch.float16))
+        experiment.progress(f"{folder.name} maps", i + 1, len(table), {})
+
+
+def train_folds(
+    experiment: Experiment,
+    folder: Path,
+    settings: cascade.CascadeSettings,
+    bank: Callable[[str], Any],
+    only: int | None = None,
+) -> None:
+    """The net of each fold, or of one, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
+    table, count = experiment.cases("train"), experiment.settings.folds
+    missing = [n for n in range(count) if only in (None, n) and not (folder / f"fold{n}.json").is_file()]
+    start = experiment.start / folder.name if experiment.start else None
+    banks, used, scratch = {}, 0, folder / "slices" / (str(processes.rank()) if only is None else f"fold{only}")
+    for case in table.case if missing else ():
+        made = bank(case)
+        used += made.bytes if made is not None else 0
+        spare = made is None or used <= slabs.room(experiment.device)
+        banks[case] = made if spare else made.in_files(scratch / case)
+
+    def train(fold: int, show: Progress) -> None:
+        aside = set_aside(table[table.fold != fold], settings.fit.inner, experiment.settings.seed + fold)
+        sides: dict[str, list] = {"held out": [], "choosing": [], "training": []}
+        for r in table.itertuples():
+            if banks[r.case] is not None:
+                side = "held out" if r.fold == fold else "choosing" if r.patient in aside else "training"
+                sides[side].append(banks[r.case])
+        if not sides["training"]:
+            raise Refused(
+                experiment.manifest,
+                f"nothing for the {folder.name} net of fold {fold} to learn from",
+                "patients in each fold whose liver, for its net in a whole field of view, is there",
+                "Add such patients or use fewer folds.",
+            )
+        cascade.train_fold(
+            sides["training"],
+            sides["held out"],
+            settings,
+            folder,
+            fold,
+            experiment.device,
+            show,
+            sides["choosing"],
+            start,
+        )
+
+    def tell(name: str, done: int, total: int, row: dict) -> None:
+        experiment.progress(f"{folder.name} {name}", done, total, row)
+
+    if processes.count() > 1:  # they train one net at a time, together
+        for fold in missing:
+            train(fold, tell)
+    else:
+        side_by_side(train, missing, tell, experiment.device)
+    shutil.rmtree(scratch, ignore_errors=True)
+    if processes.rank() > 0 or only is not None:
+        return
+    curves = [
+        pd.DataFrame(json.loads((folder / f"fold{n}.json").read_text())["curve"]).assign(fold=n) for n in range(count)
+    ]
+    write_table(folder / "curves.csv", pd.concat(curves))
+
+
+def set_aside(training: pd.DataFrame, share: float, seed: int) -> set[str]:
+    """A share of the training patients, at least one of them, that takes no part in the training; none for 0."""
+    patients = sorted(training.patient.unique())
+    count = max(1, round(share * len(patients))) if share > 0 else 0
+    if count and len(patients) - count < 1:
+        raise Refused("inner", f"{len(patients)} training patients", "at least two", "Use more patients, or inner 0.")
+    return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
+
+
+def _cut(experiment: Experiment) -> set[str]:
+    """Cases that show no more than the liver's box: their reference takes the liver net's place."""
+    table = experiment.cases()
+    return set(table.case[table.field_of_view != "whole"])
+
+
+def train_liver(experiment: Experiment, folder: Path, only: int | None = None) -> None:
+    s, cut = experiment.settings.liver, _cut(experiment)
+
+    def bank(case: str):
+        hu, labels, spacing = experiment.work(case)
+        return None if case in cut else liver.bank_case(hu, labels, spacing, s)
+
+    train_folds(experiment, folder, s.cascade, bank, only)
+
+
+def run_liver(experiment: Experiment, folder: Path) -> dict:
+    s, cut = experiment.settings.liver, _cut(experiment)
+
+    def predict(nets: list, case: str) -> Tensor:
+        hu, labels, spacing = experiment.work(case)
+        return (labels >= 1).float() if case in cut else liver.probability(nets, hu, spacing, s, experiment.device)
+
+    train_liver(experiment, folder)
+    _fold_maps(experiment, folder, s.cascade, predict)
+    rows = []
+    for row in experiment.cases().itertuples():
+        _, labels, spacing = experiment.work(row.case)
+        found = liver.mask(experiment.array("liver", "maps", row.case).float(), spacing, s)
+        write_array(folder / "masks" / f"{row.case}.npy", found)
+        rows.append(
+            {
+                "case": row.case,
+                "patient": row.patient,
+                "split": row.split,
+                "fold": row.fold,
+                "dice": math.nan if row.case in cut else dice(found, labels >= 1),
+            }
+        )
+    write_table(folder / "cases.csv", pd.DataFrame(rows))
+    return by_split(pd.DataFrame(rows), "dice")
+
+
+def train_tumor(experiment: Experiment, folder: Path, only: int | None = None) -> None:
+    s = experiment.settings.tumor
+
+    def bank(case: str):
+        hu, labels, spacing = experiment.work(case)
+        p = experiment.array("liver", "maps", case).float()
+        at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
+        return None if at is None else tumor.bank_case(hu, labels, p, at)
+
+    train_folds(experiment, folder, s.cascade, bank, only)
+
+
+def run_tumor(experiment: Experiment, folder: Path) -> dict:
+    s = experiment.settings.tumor
+
+    def predict(nets: list, case: str) -> Tensor:
+        hu, _, spacing = experiment.work(case)
+        p = experiment.array("liver", "maps", case).float()
+        at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
+        return tumor.probability(nets, hu, p, at, s, experiment.device)
+
+    train_tumor(experiment, folder)
+    _fold_maps(experiment, folder, s.cascade, predict)
+    threshold, rows = experiment.settings.consistency.threshold, []
+    for row in experiment.cases().itertuples():
+        labels = experiment.work(row.case)[1]
+        found = experiment.array("tumor", "maps", row.case).float() >= threshold
+        rows.append(
+            {
+                "case": row.case,
+                "patient": row.patient,
+                "split": row.split,
+                "fold": row.fold,
+                "dice": dice(found, labels == 2),
+            }
+        )
+    write_table(folder / "cases.csv", pd.DataFrame(rows))
+    return by_split(pd.DataFrame(rows), "dice")
+
+
+def dice(a: Tensor, b: Tensor) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
+
+
+def by_split(table: pd.DataFrame, column: str) -> dict:
+    return {f"{split}_{column}": float(part[column].mean()) for split, part in table.groupby("split")}
