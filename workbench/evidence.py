@@ -336,9 +336,9 @@ def _ill(cases: pd.DataFrame) -> pd.DataFrame:
     return cases[cases.recall_iou0.notna()]
 
 
-def _of(table: pd.DataFrame, names: pd.Index) -> np.ndarray:
+def _of(table: pd.DataFrame, names: pd.Index) -> list[str]:
     """The patients of cases."""
-    return table.drop_duplicates("case").set_index("case").patient.reindex(names).to_numpy()
+    return table.drop_duplicates("case").set_index("case").patient.reindex(names).to_list()
 
 
 def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[Claim]:
