@@ -16,6 +16,7 @@ import torch
 from workbench import (
     candidates,
     cascade,
+    cohort,
     experiment,
     forest,
     ledger,
@@ -28,6 +29,7 @@ from workbench import (
 )
 from workbench.experiment import STAGES, Experiment
 from workbench.pipeline import decisions, nets, order
+from workbench.readers import nifti
 from workbench.threads import side_by_side
 from workbench.volume import Refused
 
@@ -461,3 +463,37 @@ def test_an_interrupted_stage_goes_on(tmp_path, toy_cohort, monkeypatch):
     assert not (made.path("liver") / "stage.json").exists()
     pipeline.run(made, "liver")
     assert calls == [0, 1, 1]
+
+
+def test_models_of_phantoms_alone_say_so_of_a_scan(models, trained, tmp_path):
+    (tmp_path / "scan").mkdir()
+    ct = tmp_path / "scan" / "ct.nii.gz"
+    nifti.write(tiny.patient(50)[0], ct)
+    assert models.phantoms == 0 and not trained.cases().phantom.any()
+    said, line, error = results.from_file(replace(models, phantoms=12), (ct, tmp_path / "out" / "a"))
+    words = "learnt from 12 phantoms and no patient"
+    assert "a: ok" in line and not error and words in said[0]
+    about = json.loads((tmp_path / "out" / "a" / "result.json").read_text())
+    assert words in about["warnings"][0] and words in (tmp_path / "out" / "a" / "report.html").read_text()
+    assert not any(words in s for s in results.from_file(models, (ct, tmp_path / "out" / "b"))[0])
+    (ct.parent / cohort.PHANTOM).write_text("{}")  # of a phantom it need not be said
+    assert not any(words in s for s in results.from_file(replace(models, phantoms=12), (ct, tmp_path / "out" / "c"))[0])
+
+
+def test_a_cohort_of_phantoms_is_known_as_one(trained, tmp_path, monkeypatch):
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    table = pd.read_csv(copy / "cohort" / "cases.csv")
+    for whole, counted in ((table.split == "train", table.split.eq("train").sum()), (table.case == table.case[0], 0)):
+        table.assign(phantom=whole).to_csv(copy / "cohort" / "cases.csv", index=False)
+        assert segmentation.Models.load(copy, "cpu").phantoms == counted
+
+
+def test_a_kept_candidate_that_no_mask_shows_is_told_of(models, monkeypatch):
+    whole = segmentation.segment(tiny.patient(50)[0], models)
+    kept = whole.lesions[whole.lesions.kept]
+    assert len(kept) and not any("too small" in line for line in whole.warnings)
+    numbers = segmentation._numbers_on
+    gone = int(kept.candidate.iloc[-1])
+    monkeypatch.setattr(segmentation, "_numbers_on", lambda *a: (found := numbers(*a)) * (found != gone))
+    said = [line for line in segmentation.segment(tiny.patient(50)[0], models).warnings if "too small" in line]
+    assert len(said) == 1 and said[0].startswith(f"candidate {gone} (")

@@ -125,6 +125,37 @@ def odd_regions():
     return torch.from_numpy(image), torch.from_numpy(labels), (2.0, 1.0, 1.5)
 
 
+def test_levels_are_those_of_numpy_also_just_below_an_edge():
+    """numpy.digitize at PyRadiomics's edges: a value of -1e-15 lies below the edge at 0, although 25 + -1e-15 is 25."""
+    values = np.array([-30, -25 - 4e-15, -25, -1e-15, 0, 1e-15, 24.999999999999996, 25, 49, 75 - 1e-14, 75])
+    rng = np.random.default_rng(0)
+    for own in (values, values - 0.1, rng.normal(0, 60, 400), np.arange(-5, 6) * 25.0 + rng.normal(0, 1e-14, 11)):
+        low = min(own) - min(own) % 25
+        expected = np.digitize(own, np.arange(low, max(own) + 50, 25))
+        region = torch.ones((1, 1, len(own)), dtype=torch.bool)
+        voxels = ragged.Boxes(
+            torch.zeros((1, 1, 1, len(own))), region[None], region[None], None, (1.0, 1.0, 1.0)
+        ).voxels
+        levels = discretise.discretise(torch.from_numpy(own)[None], voxels, torch.zeros(1))
+        assert levels.level[0, :-1].tolist() == expected.tolist() and int(levels.top[0]) == expected.max()
+
+
+def test_mcc_of_rare_levels_is_pyradiomics():
+    """Its denominators have 2^-52 added, which counts where a level has few of very many voxels."""
+    rng = np.random.default_rng(1)
+    p = rng.random((2, 3, 12, 12)) * np.exp(-np.abs(np.subtract.outer(np.arange(12), np.arange(12))))
+    p[0, :, 9:, :9], p[0, :, :9, 9:] = 0, 0  # three rare levels, neighbours of one another only
+    p[0, :, 9:, 9:] *= 1e-6
+    p[:, 1, 4], p[:, 1, :, 4] = 0, 0  # and one that a direction lacks
+    p = (p + p.swapaxes(2, 3)) / (2 * p.sum((2, 3), keepdims=True))
+    px = p.sum(3)
+    q = np.einsum("rdik,rdjk,rdik->rdij", p, p, 1 / (px[..., :, None] * px[..., None, :] + 2.0**-52))
+    expected = np.sqrt(np.sort(np.linalg.eigvals(q).real)[..., -2])
+    found = glcm._mcc(*(torch.from_numpy(v) for v in (p, px)), torch.tensor([12, 12])).numpy()
+    assert np.allclose(found, expected, rtol=1e-9, atol=0)
+    assert (found[0] < 1 - 1e-5).all()  # without it two parts that never meet have 1
+
+
 def test_degenerate_regions_get_reasons_and_leave_the_others_alone():
     image, labels, spacing = odd_regions()
     table = radiomics.describe(image, labels, spacing).set_index("label")

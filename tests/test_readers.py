@@ -482,3 +482,40 @@ def test_a_real_file_cut_short_is_refused(realdata, tmp_path):
     (tmp_path / "flipped.nii.gz").write_bytes(flipped)
     with pytest.raises(Refused, match="gzip"):
         readers.read(tmp_path / "flipped.nii.gz")
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "f4", "f8"])
+def test_descriptors_read_what_itk_reads(tmp_path, kind):
+    """Real numbers keep their type, and scaled ones are worked out in float64, so that no value changes its bin on the way."""
+    sitk = pytest.importorskip("SimpleITK")
+    stored = (np.random.default_rng(0).random(SHAPE) * 120 - 100 * (kind[0] != "u")).astype(kind)
+    for slope, inter in ((1, 0), (0.7, 0), (0.7, 3.3), (1, -30.5)):
+        header = nibabel.Nifti1Header()
+        header.set_data_shape(SHAPE)
+        header.set_data_dtype(kind)
+        header.set_sform(np.diag([0.7, 0.9, 2.5, 1]), 1)
+        header.set_qform(np.diag([0.7, 0.9, 2.5, 1]), 1)
+        header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, inter, 352
+        path = tmp_path / "case.nii"
+        path.write_bytes(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WorkbenchWarning)
+            array = readers.read(path, as_stored=True).in_file_order()[0].numpy()
+        theirs = sitk.GetArrayFromImage(sitk.ReadImage(path))
+        assert np.array_equal(array, theirs)
+        assert array.dtype == theirs.dtype if theirs.dtype.kind == "f" else array.dtype in (np.int16, np.float64)
+
+
+def test_whole_numbers_in_a_float_file_stay_real_for_descriptors(tmp_path):
+    path = save(tmp_path / "case.nii.gz", hu().astype(np.float32), placed(np.diag([0.7, 0.9, 2.5])))
+    assert readers.read(path).array.dtype == torch.int16
+    assert readers.read(path, as_stored=True).array.dtype == torch.float32
+
+
+def test_what_cannot_be_hu_is_described_with_a_warning(tmp_path):
+    picture = np.linspace(0, 1, np.prod(SHAPE)).reshape(SHAPE).astype(np.float32)
+    path = save(tmp_path / "case.nii.gz", picture, placed(np.diag([0.7, 0.9, 2.5])))
+    with pytest.raises(Refused, match="scaled to 0..1"):
+        readers.read(path)
+    with pytest.warns(WorkbenchWarning, match="found values from 0 to 1; expected HU"):
+        readers.read(path, as_stored=True)

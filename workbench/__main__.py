@@ -291,7 +291,7 @@ def radiomics(
         raise Refused("--engine", engine, "torch or pyradiomics")
     on = folder.pick_device(device)
     with _said():
-        volume = readers.read(image)
+        volume = readers.read(image, as_stored=True)
         regions = readers.read_labels(mask, like=volume, allowed=None)
     hu, spacing_mm = volume.in_file_order()  # as PyRadiomics sees it: wavelets depend on the axes' direction
     labels = volume.with_array(regions.array).in_file_order()[0].long()  # the image's axes, whatever the mask's are

@@ -54,6 +54,7 @@ SCHEMA = {
 MEASURED = tuple(name for name in SCHEMA if name not in (*COLUMNS, *OPTIONAL))
 HU = (-1024, 3071)  # fixed: the range of 12 bits, which every scanner and most converters keep
 NAME_BYTES = 100  # rule: with what results and partial files add, it stays below the 255 of file systems
+PHANTOM = "phantom.json"  # beside a phantom's CT
 MINIMUM_PATIENTS = 3
 
 
@@ -319,6 +320,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_phantom(ct: Path) -> bool:
+    """Whether a CT file is one that `workbench phantom` made."""
+    return (ct.parent / PHANTOM).is_file()
+
+
 def _nothing() -> None:
     pass
 
@@ -328,7 +334,7 @@ def _write_phantom(_: None, job: tuple[Path, int, str, str]) -> str:
 
     folder, seed, preset, device = job
     about = {"seed": seed, "preset": preset, "version": workbench.__version__, "device": torch.device(device).type}
-    mark = folder / "phantom.json"
+    mark = folder / PHANTOM
     if mark.is_file() and json.loads(mark.read_text()) == about:
         return folder.name
     made = phantom.generate(seed, preset, device)

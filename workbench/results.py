@@ -16,6 +16,7 @@ import torch
 
 import workbench
 from workbench import cards, figures, folders, ledger, readers, report, verdicts
+from workbench.cohort import is_phantom
 from workbench.experiment import versions, write_json, write_table
 from workbench.files import sweep
 from workbench.readers import nifti
@@ -92,6 +93,10 @@ def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, s
             free(folder)
             with claimed(folder):
                 result = segment(replace(volume, name=folder.name), models, tell)
+                if models.phantoms and not is_phantom(path):
+                    result.warnings.append(
+                        f"the models have learnt from {models.phantoms} phantoms and no patient: expect little of them on a patient's scan"
+                    )
                 doubts = [f"{folder.name}: {line}" for line in result.warnings]
                 result.warnings += said
                 keep(result, folder, path)

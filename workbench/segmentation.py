@@ -49,6 +49,7 @@ class Models:
     boundary: boundary.BoundaryModel
     device: torch.device
     folder: Path
+    phantoms: int = 0  # that they have learnt from, where nothing else was there
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "auto") -> Models:
@@ -56,6 +57,7 @@ class Models:
         for stage in ("liver", "tumor", "forest", "boundary"):
             experiment.need(stage)
         s, on = experiment.settings, experiment.device
+        learnt = experiment.cases("train")
         return cls(
             s,
             cascade.load(experiment.path("liver"), s.liver.cascade, on, range(s.folds)),
@@ -64,6 +66,7 @@ class Models:
             boundary.load(experiment.path("boundary"), s.boundary, on),
             on,
             experiment.folder,
+            len(learnt) if "phantom" in learnt and learnt.phantom.all() else 0,
         )
 
 
@@ -312,6 +315,14 @@ def segment(
         masks = on_own_grid(decided, volume.shape)
         liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0
         history = ledger.write(masks, liver_mask)
+    doubts = liver.doubts(liver_mask, volume.spacing_mm) if liver_given is None else []
+    numbers = _numbers_on(decided.pieces, masks[2])
+    kept = decided.lesions[decided.lesions.kept]
+    lost = kept[~np.isin(kept.candidate, numbers.unique().numpy())]
+    doubts += [
+        f"candidate {n} ({ml:.2g} ml) is kept, but too small for a voxel of this grid: no mask shows it"
+        for n, ml in zip(lost.candidate, lost.volume_ml)
+    ]
     status = "no liver" if not bool(maps.liver.any()) else "ok" if bool(masks[-1].any()) else "no tumor"
     return Result(
         volume,
@@ -320,13 +331,13 @@ def segment(
         resample(maps.p, volume.shape).clamp(0, 1),
         history,
         liver_mask,
-        _numbers_on(decided.pieces, masks[2]),
+        numbers,
         decided.lesions,
         models.forest.threshold.threshold,
         timings,
         s,
         str(models.device),
-        liver.doubts(liver_mask, volume.spacing_mm) if liver_given is None else [],
+        doubts,
         maps=maps,
         pieces=decided.pieces,
         change_ml={

@@ -46,6 +46,7 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "split": case.split,
                 "field_of_view": case.field_of_view,
                 "corrected": corrected,
+                "phantom": cohort.is_phantom(case.ct),
                 "slices": ct.shape[0],
                 "spacing_z_mm": ct.spacing_mm[0],
                 "spacing_y_mm": ct.spacing_mm[1],

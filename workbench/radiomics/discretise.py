@@ -214,6 +214,12 @@ def picked(values: Tensor, at: Tensor) -> Tensor:
     return out
 
 
+def _steps(values: Tensor, edge: Tensor, width: float) -> Tensor:
+    """How many bin edges above `edge` each value reaches. One just below an edge may lie a whole number of widths above `edge` by rounding."""
+    steps = (values - edge).div_(width).floor_()
+    return steps.sub_((steps * width + edge > values).double())
+
+
 def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN_WIDTH) -> Levels:
     """Levels of `values` `[i n]`; a segment whose range is at most `noise` `[l]` counts as constant, with level 1."""
     images, n = values.shape
@@ -224,10 +230,10 @@ def discretise(values: Tensor, voxels: Voxels, noise: Tensor, width: float = BIN
     high = ends.scatter_reduce(1, lesion, values, "amax", include_self=False)
     constant = high - low <= noise
     edge = (low - low.remainder(width)).double()
-    span = torch.where(constant, 0, torch.floor((high.double() - edge) / width))
+    span = torch.where(constant, 0, _steps(high.double(), edge, width))
     beyond = ~(span < MOST)  # not a number counts as beyond
     top = torch.where(beyond, 0, span).long() + 1
     level = values.new_zeros((images, n + 1), dtype=torch.uint8 if int(top.max()) < 256 else torch.int16)
     first, single = (v.index_select(1, voxels.lesion) for v in (edge, constant | beyond))
-    level[:, :-1] = (values.double() - first).div_(width).floor_().masked_fill_(single, 0).add_(1)
+    level[:, :-1] = _steps(values.double(), first, width).masked_fill_(single, 0).add_(1)
     return Levels(voxels, level, top.flatten(), constant.flatten(), beyond.flatten())

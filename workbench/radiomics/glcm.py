@@ -28,6 +28,8 @@ NAMES = (
     "inverse_variance", "joint_average", "joint_energy", "joint_entropy", "mcc", "maximum_probability", "sum_average",
     "sum_entropy", "sum_squares",
 )  # fmt: skip
+EPS = 2.0**-52  # rule: what PyRadiomics adds to the MCC's denominators,
+RARE = 3e-5  # rule: which counts for a level of fewer voxels than this share, in regions of some 15,000 voxels and more
 UNDEFINED_IF_CONSTANT = ("correlation", "imc1", "imc2", "mcc")
 
 
@@ -198,4 +200,8 @@ def _mcc(p: Tensor, px: Tensor, top: Tensor) -> Tensor:
     scale = torch.where(px > 0, px.clamp_min(1e-300).rsqrt(), 0.0)
     values = torch.linalg.eigvalsh(p * scale[..., :, None] * scale[..., None, :]).abs()
     second = values.topk(2, dim=-1).values[..., 1]
+    rare = torch.where(px > 0, px, 1.0).amin(-1) < RARE
+    if bool(rare.any()):
+        q = (p[rare] / (px[rare][:, :, None] * px[rare][:, None, :] + EPS)) @ p[rare].mT
+        second[rare] = torch.linalg.eigvals(q).real.topk(2, dim=-1).values[..., 1].clamp_min(0).sqrt()
     return torch.where(top[:, None] > 1, second, 1.0)

@@ -34,12 +34,18 @@ class Verdict:
 
 
 def read(
-    path: str | Path, *, fill_nonfinite: float | None = None, form: str | None = None, series: str | None = None
+    path: str | Path,
+    *,
+    fill_nonfinite: float | None = None,
+    form: str | None = None,
+    series: str | None = None,
+    as_stored: bool = False,
 ) -> Volume:
     """A CT in HU, canonical `[z y x]`, int16 where its values are whole and fit, else float32.
 
     What a file leaves open can be settled on purpose: `fill_nonfinite` in place of NaN, the NIfTI `form` to trust
-    (sform, qform or pixdim), the UID of one DICOM `series`.
+    (sform, qform or pixdim), the UID of one DICOM `series`. `as_stored`, for descriptors: real numbers keep the type that they have in the
+    file, and what cannot be HU is warned of, not refused.
     """
     from workbench.readers import dicom, nifti
 
@@ -49,7 +55,7 @@ def read(
         if value is not None and reader is not of:
             raise Refused(path, f"{name}={value}", f"no {name}, which only {of.__name__.split('.')[-1]} input has")
     choice = {"form": form} if form is not None else {"series": series} if series is not None else {}
-    return reader.read(path, fill_nonfinite=fill_nonfinite, **choice)
+    return reader.read(path, fill_nonfinite=fill_nonfinite, as_stored=as_stored, **choice)
 
 
 def read_labels(

@@ -42,11 +42,13 @@ def list_cases(path: str | Path) -> list[Path]:
     return sorted({p.parent for p in _files(path) if _is_dicom(p)}, key=gates.natural)
 
 
-def read(path: str | Path, *, fill_nonfinite: float | None = None, series: str | None = None) -> Volume:
+def read(
+    path: str | Path, *, fill_nonfinite: float | None = None, series: str | None = None, as_stored: bool = False
+) -> Volume:
     """The CT series of a folder as canonical `[z y x]` HU; `series` is a SeriesInstanceUID where there are several."""
     path = Path(path)
     order, affine = stack(path, series)
-    return gates.ct(_pixels(order, path), affine, path, fill_nonfinite)
+    return gates.ct(_pixels(order, path), affine, path, fill_nonfinite, as_stored=as_stored)
 
 
 def stack(path: Path, series: str | None = None) -> tuple[list[Slice], np.ndarray]:

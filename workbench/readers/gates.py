@@ -153,15 +153,16 @@ def finite(array: np.ndarray, subject: object, fill: float | None) -> np.ndarray
     return np.where(bad, np.asarray(fill, array.dtype), array)
 
 
-def smallest(array: np.ndarray) -> np.ndarray:
-    """int16 where every value is whole and fits, else float32."""
-    if array.dtype == np.int16:
+def smallest(array: np.ndarray, as_stored: bool = False) -> np.ndarray:
+    """int16 where every value is whole and fits, else float32; `as_stored`: real numbers stay what they are, and so does a whole one
+    that does not fit, as float64."""
+    if array.dtype == np.int16 or as_stored and array.dtype.kind == "f":
         return array
     low, high = array.min(), array.max()
     fits = low >= -32768 and high <= 32767
     if fits and (array.dtype.kind in "iub" or np.array_equal(array, np.rint(array))):
         return array.astype(np.int16)
-    return array.astype(np.float32)
+    return array.astype(np.float64 if as_stored else np.float32)
 
 
 def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> None:
@@ -228,16 +229,26 @@ def canonical(array: np.ndarray, matrix: np.ndarray, path: str | Path, name: str
 
 
 def ct(
-    array: np.ndarray, matrix: np.ndarray, path: str | Path, fill_nonfinite: float | None, eight_bit: bool = False
+    array: np.ndarray,
+    matrix: np.ndarray,
+    path: str | Path,
+    fill_nonfinite: float | None,
+    eight_bit: bool = False,
+    as_stored: bool = False,
 ) -> Volume:
-    """The gates of a CT in one row: affine, slices, finite values, HU; then canonical."""
+    """The gates of a CT in one row: affine, slices, finite values, HU; then canonical. `as_stored` as in `readers.read`."""
     affine(matrix, path)
-    array = smallest(finite(array, path, fill_nonfinite))
+    array = smallest(finite(array, path, fill_nonfinite), as_stored)
     axes, _ = turn(matrix)
     if array.shape[axes.index(0)] < MIN_SLICES or min(array.shape) < 2:
         raise Refused(path, f"{array.shape[axes.index(0)]} slice(s) in a grid of {' x '.join(map(str, array.shape))}",
                       f"at least {MIN_SLICES} slices", "Give the whole scan, not one image of it.")  # fmt: skip
-    hounsfield(array, path, eight_bit)
+    try:
+        hounsfield(array, path, eight_bit)
+    except Refused as refused:
+        if not as_stored:
+            raise
+        warn(path, str(refused).removeprefix(f"{path}: "))
     volume = canonical(array, matrix, path)
     field = [n * s for n, s in zip(volume.shape, volume.spacing_mm)]
     if any(length > most for length, most in zip(field, FIELD_MM)):

@@ -47,10 +47,10 @@ def list_cases(path: str | Path) -> list[Path]:
     return sorted((p for p in files if not p.name.lower().startswith(words)), key=gates.natural)
 
 
-def read(path: str | Path, *, fill_nonfinite: float | None = None) -> Volume:
+def read(path: str | Path, *, fill_nonfinite: float | None = None, as_stored: bool = False) -> Volume:
     """A CT as canonical `[z y x]` HU."""
     array, affine = voxels(path)
-    return gates.ct(array, affine, path, fill_nonfinite, eight_bit=array.dtype.itemsize == 1)
+    return gates.ct(array, affine, path, fill_nonfinite, array.dtype.itemsize == 1, as_stored)
 
 
 def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:

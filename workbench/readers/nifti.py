@@ -37,10 +37,12 @@ def list_cases(path: str | Path) -> list[Path]:
     return sorted((p for p in files if not _is_label(p)), key=gates.natural)
 
 
-def read(path: str | Path, *, fill_nonfinite: float | None = None, form: str | None = None) -> Volume:
+def read(
+    path: str | Path, *, fill_nonfinite: float | None = None, form: str | None = None, as_stored: bool = False
+) -> Volume:
     """A CT as canonical `[z y x]` HU. `form` ("sform", "qform", "pixdim") settles what the header leaves open."""
     array, affine, dtype = voxels(path, form)
-    return gates.ct(array, affine, path, fill_nonfinite, eight_bit=dtype.itemsize == 1)
+    return gates.ct(array, affine, path, fill_nonfinite, dtype.itemsize == 1, as_stored)
 
 
 def read_labels(path: str | Path, *, allowed: Collection[int] | None = None, form: str | None = None) -> Volume:
@@ -244,7 +246,8 @@ def _payload(path: Path, need: int, slice_bytes: int, shape: tuple[int, ...]) ->
 
 
 def _scaled(array: np.ndarray, header, path: Path) -> np.ndarray:
-    """Slope and intercept of the header; whole ones keep whole numbers."""
+    """Slope and intercept of the header, worked out in float64; float32 of all but float64, as ITK gives it. A whole intercept alone keeps
+    whole numbers."""
     from nibabel.spatialimages import HeaderDataError
 
     try:
@@ -255,8 +258,13 @@ def _scaled(array: np.ndarray, header, path: Path) -> np.ndarray:
         return array
     if slope == 1 and float(inter).is_integer() and array.dtype.kind in "iu" and array.dtype.itemsize <= 2:
         return array.astype(np.int32) + int(np.clip(inter, -(2**30), 2**30))
+    out = np.empty(
+        array.shape, np.float64 if array.dtype.itemsize == 8 and array.dtype.kind == "f" else np.float32, order="F"
+    )
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the gates
-        return array.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        for k in range(array.shape[-1]):
+            out[..., k] = array[..., k] * np.float64(slope) + np.float64(inter)
+    return out
 
 
 def _storable(array: torch.Tensor) -> np.ndarray:
