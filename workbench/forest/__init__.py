@@ -6,8 +6,8 @@ Chooses: scikit-learn's forest, each tree balanced on its own bootstrap sample, 
 maps. The leaf size is chosen inside each fold's training patients (nested). A missing value takes the training median, which is stored beside the names, so that every device fills alike
 and anyone can read what was filled in; a value that float32 cannot hold counts as missing. The threshold is the
 largest that keeps a stated share of the true lesions (99 %) among *out-of-fold* scores; what it removes is always
-told together with what it loses. Two baselines stand beside the selected features: size alone, and shape alone (Bhat
-2022 found that these carry much of the gain). A fitted forest also runs as tensors, on any device, with
+told together with what it loses. Simpler filters stand beside the selected features: size alone, shape alone (Bhat
+2022 found that these carry much of the gain), and all of shape and boundary. A fitted forest also runs as tensors, on any device, with
 scikit-learn's probabilities to 1e-6.
 
 Stored as skops, as safetensors and JSON. Nothing is unpickled: the files must have the checksums that the JSON states, skops may
