@@ -1,9 +1,12 @@
 """The stages in order on toy patients: trained once for all tests of this file (and for the notebooks' test)."""
 
 import json
+import os
 import shutil
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 
@@ -337,14 +340,86 @@ def test_a_result_that_fails_leaves_nothing(segmented, tmp_path, monkeypatch):
 def test_a_former_result_makes_room_and_other_folders_do_not(segmented, tmp_path):
     result, _ = segmented
     first = results.keep(result, tmp_path / "case")
-    (first / "stale.txt").touch()
+    stale = [first / name for name in ("layers.png", "cards/candidate-99.png", ".report.html.99999999.part")]
+    for file in stale:
+        file.write_text("of the former result")
     results.keep(result, tmp_path / "case")
-    assert not (first / "stale.txt").exists() and [p.name for p in tmp_path.iterdir()] == ["case"]
+    assert not any(file.exists() for file in stale) and [p.name for p in tmp_path.iterdir()] == ["case"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "scan.dcm").write_text("precious")
     with pytest.raises(Refused, match="no result"):
         results.keep(result, tmp_path / "mine")
     assert (tmp_path / "mine" / "scan.dcm").read_text() == "precious"
+
+
+def mine(folder):
+    """What a user puts into a result folder; as path and content, a link as what it says."""
+    (folder / "mine" / "deep").mkdir(parents=True)
+    (folder / "mine" / "labels.nii.gz").write_bytes(b"drawn by hand")
+    (folder / "mine" / "empty").mkdir()
+    for name in ("notes.txt", "labels_fixed_in_slicer.nii.gz", ".hidden", "cards/candidate-01-seen.txt", "mine/deep/a"):
+        (folder / name).write_text(name)
+    for name, to in (("ct", "../elsewhere"), ("mine/up", "../notes.txt"), ("nowhere", "/no/such/place")):
+        (folder / name).symlink_to(to)
+    (folder.parent / "elsewhere").mkdir(exist_ok=True)
+    (folder.parent / "elsewhere" / "scan.dcm").write_text("precious")
+
+
+def users(folder):
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
+    return {
+        name: str(p.readlink()) if p.is_symlink() else p.read_bytes() if p.is_file() else None
+        for name, p in found.items()
+        if not results.OWN.fullmatch(name)
+    }
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_users_own_files_stay_when_a_result_is_made_anew(segmented, tmp_path, monkeypatch, links):
+    folder = results.keep(segmented[0], tmp_path / "case")
+    assert users(folder) == {}, "all that the workbench writes is known"
+    mine(folder)
+    before = users(folder)
+    assert len(before) == 12
+    if not links:  # a file system without hard links
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "no links")))
+    for _ in range(2):
+        results.keep(segmented[0], folder)
+        assert users(folder) == before
+    assert (tmp_path / "elsewhere" / "scan.dcm").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["case", "elsewhere"]
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_a_users_own_files_stay_when_it_is_interrupted(segmented, tmp_path, monkeypatch, moves):
+    """Before either move, and between the two: by an exception, and by a kill after which the next call finds what is left."""
+    folder = results.keep(segmented[0], tmp_path / "case")
+    mine(folder)
+    before = users(folder)
+    real, done = os.replace, []
+
+    def stop(source, to):
+        if Path(to) in (folder, tmp_path / f".case.{os.getpid()}.old"):
+            if len(done) == moves:
+                done.append("stopped")
+                raise KeyboardInterrupt
+            done.append("moved")
+        real(source, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            results.keep(segmented[0], folder)
+    assert users(folder) == before and (folder / "labels.nii.gz").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["case", "elsewhere"]
+    if moves:
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        folder.rename(tmp_path / f".case.{gone.pid}.old")
+        (tmp_path / f".case.{gone.pid}.part").mkdir()
+        with results.claimed(folder):
+            assert users(folder) == before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["case", "elsewhere"]
 
 
 def test_air_is_no_liver(models):

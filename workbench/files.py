@@ -48,11 +48,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what processes that are no more left half-written for `name` in a folder."""
+    """Remove what processes that are no more left half-written for `name` in a folder; what they had moved away comes back."""
     for part in [*folder.glob(f".{name}.*.part"), *folder.glob(f".{name}.*.old")]:
-        writer = part.name.split(".")[-2]
-        if writer.isdigit() and not Path("/proc", writer).exists():
-            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+        own, writer, kind = part.name[1:].rsplit(".", 2)
+        if not writer.isdigit() or Path("/proc", writer).exists():
+            continue
+        if kind == "old" and not (folder / own).exists():
+            os.replace(part, folder / own)
+        elif part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)  # a folder of the user's may be write-protected
+        else:
+            part.unlink()
 
 
 def read_json(path: Path, *keys: str, **kinds: Any) -> dict:

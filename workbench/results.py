@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,11 +24,17 @@ from workbench.readers import nifti
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused
 
+OWN = re.compile(  # all that the workbench writes there; what a reader said (`verdicts`) is the reader's
+    r"(labels|liver_probability|tumor_probability|ledger|candidates)\.nii\.gz|lesions\.csv|(result|cards)\.json"
+    r"|(preview|layers)\.png|report\.html|cards(/candidate-\d+\.png)?|(cards/)?\..+\.\d+\.part"
+)
+
 
 def keep(result: Result, folder: str | Path, source: str | Path | None = None) -> Path:
     """Write a result, whole or not at all: it is made beside its place and moved there when complete.
 
-    A former result makes room, but for what a reader said of it; a folder that holds anything else is refused and left alone.
+    A former result makes room; what else lies in its folder (verdicts, a user's own files) stays there. A folder that holds no result is
+    refused and left alone.
     """
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays one
@@ -35,13 +42,14 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, glob.escape(folder.name))
     making = _making(folder)
+    former = making.with_suffix(".old")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
     try:
         _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
-        if (folder / verdicts.FOLDER).is_dir():
-            shutil.copytree(folder / verdicts.FOLDER, making / verdicts.FOLDER)
-        former = making.with_suffix(".old")
+        for entry in (*folder.glob("*"), *folder.glob("cards/*")):
+            if not OWN.fullmatch(name := entry.relative_to(folder).as_posix()):
+                _carry(entry, making / name)
         if folder.exists():
             os.replace(folder, former)
         os.replace(making, folder)
@@ -50,8 +58,25 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
         error.filename = str(folder)  # not the place where it was made
         raise
     finally:
+        if former.exists() and not folder.exists():  # interrupted between the two moves
+            os.replace(former, folder)
         shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def _carry(entry: Path, to: Path) -> None:
+    """The same at another place: a folder made anew, its files linked where the file system can, links as they are."""
+
+    def file(source: str | os.DirEntry, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.copytree(entry, to, symlinks=True, copy_function=file)
+    else:
+        file(str(entry), str(to))
 
 
 @contextmanager
