@@ -103,6 +103,8 @@ def test_contact_sheet_shows_the_same_layers(folder, tmp_path):
     tumor = np.array(to_rgb(figures.LEDGER_COLOURS[7])) * 0.7
     assert shown.std() > 0.15 and (np.abs(shown - to_rgb(figures.TUMOR_COLOUR)).max(-1) < 0.25).sum() > 500
     assert (np.abs(shown - (tumor + 0.3 * 0.4)).max(-1) < 0.12).any(), "what the boundary added"
+    for name, colour in qa.BOUNDARY.values():
+        assert (np.abs(shown - to_rgb(colour)).max(-1) < 0.02).sum() > 500, name
     assert (
         qa.contact_sheet(fake.result(tmp_path / "n", "none", status="no liver"), tmp_path / "x.png").stat().st_size
         > 1000

@@ -35,9 +35,10 @@ def draw(found: list[Layer], title: str) -> Figure:
                     interpolation="nearest",
                 )
             elif layer is not None:
+                colours = layer[1]["colormap"]
                 for value in np.unique(layer[0]):
-                    if value and (colour := layer[1]["colormap"].get(int(value), figures.GREY)):
-                        view.fill(ax, layer[0] == value, colour, layer[1]["opacity"])
+                    if value:
+                        view.fill(ax, layer[0] == value, colours.get(int(value), colours[None]), layer[1]["opacity"])
             elif points is not None:
                 down, across = view.axes
                 mm = points[0] * spacing_mm
