@@ -147,6 +147,7 @@ def test_a_result_made_anew_keeps_what_was_said(judged, models, trained, tmp_pat
     case = next(c for c in cohort.read_manifest(trained.manifest) if c.split == "train")
     results.keep(segmentation.segment(case.read()[0], models), folder, case.ct)
     assert verdicts.read(folder) == before and before.outdated(verdicts.fingerprint(folder)) == ""
+    assert "Readers: 1 reject (Ann)." in (folder / "report.html").read_text()
 
 
 def test_a_rejected_candidate_is_a_false_positive_for_the_forest(trained, judged, copy, toy_cohort, capsys):

@@ -13,7 +13,7 @@ import torch
 from dicoms import PLAIN, TILTED, abdomen, series
 from pydicom.sr.codedict import codes
 
-from workbench import dicomseg, readers
+from workbench import dicomseg, readers, verdicts
 from workbench.readers import dicomseg as reader
 from workbench.readers import nifti, scans
 from workbench.volume import Refused
@@ -179,6 +179,25 @@ def test_lesions_of_several_results_in_one_table(tmp_path, call):
     assert held.isna().any().any() and all(v == v for row in told for v in row.values())  # null, never NaN
     status, _, err = call("export", "lesions", tmp_path / "r1", "-o", tmp_path / "all.xls")
     assert status == 2 and "expected .csv or .json" in err
+
+
+def test_lesions_say_what_readers_said_while_it_counts(tmp_path, call):
+    for n in (1, 2, 3):
+        fake_folders.result(tmp_path / f"r{n}", f"case {n}")
+    verdicts.give(tmp_path / "r1", 2, "reject", "a vessel, cut", "Ann")
+    verdicts.give(tmp_path / "r1", 3, "accept", who="Ben")
+    verdicts.give(tmp_path / "r2", 1, "accept", "of a result that has changed since", "Ann")
+    (tmp_path / "r2" / "lesions.csv").write_text((tmp_path / "r2" / "lesions.csv").read_text() + "\n")
+    status, _, err = call("export", "lesions", *(tmp_path / f"r{n}" for n in (1, 2, 3)), "-o", tmp_path / "all.csv")
+    assert status == 0 and "r2: the result has changed since 1 verdict" in err
+    table = pd.read_csv(tmp_path / "all.csv", keep_default_na=False)
+    said = table[["case", "candidate", "verdict", "reader", "note"]].to_numpy().tolist()
+    assert said[:3] == [
+        ["case 1", 1, "", "", ""],
+        ["case 1", 2, "reject", "Ann", "a vessel, cut"],
+        ["case 1", 3, "accept", "Ben", ""],
+    ]
+    assert len(said) == 9 and not any(any(row[2:]) for row in said[3:])
 
 
 # -- in -----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import fake_folders as fake
 import pandas as pd
 import pytest
 
-from workbench import folders, report
+from workbench import folders, report, verdicts
 from workbench.ledger import CODES
 from workbench.volume import Refused
 
@@ -90,6 +90,22 @@ def test_case_report_has_everything_and_escapes_it(tmp_path):
     assert "No warnings." in text and f"liver {'ab' * 32} ../exp" in text
     (folder / "preview.png").write_bytes(b"\x89PNG stored")
     assert Page(report.case_report(folder)).images == [b"\x89PNG stored"]
+
+
+def test_case_report_says_what_readers_said(tmp_path):
+    folder = fake.result(tmp_path / "r")
+    assert "Readers:" not in Page(report.case_report(folder)).text
+    for candidate, verdict, who in ((1, "accept", "Ann"), (2, "reject", "Ben"), (3, "reject", "Ann")):
+        verdicts.give(folder, candidate, verdict, who=who)
+    assert "Readers: 1 accept, 2 reject (Ann, Ben)." in Page(report.case_report(folder)).text
+    verdicts.correct(folder, fake.arrays()["labels"], "Ann")
+    assert "2 reject (Ann, Ben); labels corrected by Ann." in Page(report.case_report(folder)).text
+    (folder / "lesions.csv").write_text((folder / "lesions.csv").read_text() + "\n")
+    changed = "labels corrected by Ann; the result has changed since 3 verdicts and the corrected labels (last on 2"
+    assert f"Readers: {changed}" in Page(report.case_report(folder)).text
+    (folder / "verdicts" / "verdicts.json").write_text("{")
+    text = Page(report.case_report(folder)).text
+    assert "verdicts.json: found no JSON" in text and "1 kept of 3 candidates" in text
 
 
 def test_case_report_of_a_case_without_liver(tmp_path):

@@ -528,7 +528,8 @@ def lesions(
     _file(out)
     if out.suffix not in (".csv", ".json"):
         raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
-    table = lesion_table(results)
+    with _said():
+        table = lesion_table(results)
     if out.suffix == ".csv":
         folder.write_table(out, table)
     else:

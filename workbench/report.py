@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment
 
-from workbench import figures, folders, forest
+from workbench import figures, folders, forest, verdicts
 from workbench.files import read_json, write_atomic
 from workbench.volume import Refused
 
@@ -203,6 +203,11 @@ def case_report(folder: str | Path) -> str:
         facts.append(
             f"contour: {change['boundary']:+.2f} ml, on the work grid by its smoothing alone {change['smoothing']:+.2f} ml"
         )
+    warnings = list(info.get("warnings", []))
+    try:
+        said = verdicts.read(case.path).words(verdicts.fingerprint(case.path))
+    except Refused as refused:  # the page has all the rest
+        said, warnings = "", [*warnings, str(refused)]
     features = lesions.drop(columns=[c for c in shown if c != "candidate"])
     return _page(
         f"Case {case.case}",
@@ -212,7 +217,8 @@ def case_report(folder: str | Path) -> str:
             _section(
                 "Lesions",
                 [_table(lesions[shown]), _table(features, "The features that the forest saw", fold=True)],
-                words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm.",
+                words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm."
+                + (f" Readers: {said}." if said else ""),
                 missing="No candidate was found.",
             ),
             _cards(case),
@@ -232,7 +238,7 @@ def case_report(folder: str | Path) -> str:
             _section("Versions", [_pairs({"workbench": info.get("version"), **info.get("versions", {})}, PARTS)]),
             _section("Settings", _settings(info.get("config", {}))),
         ],
-        info.get("warnings", []),
+        warnings,
     )
 
 

@@ -50,6 +50,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
         for entry in (*folder.glob("*"), *folder.glob("cards/*")):
             if not OWN.fullmatch(name := entry.relative_to(folder).as_posix()):
                 _carry(entry, making / name)
+        (making / "report.html").write_text(report.case_report(making), encoding="utf-8")  # says what readers said
         if folder.exists():
             os.replace(folder, former)
         os.replace(making, folder)
@@ -135,13 +136,18 @@ def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, s
 
 
 def lesion_table(places: list[Path]) -> pd.DataFrame:
-    """The candidates of several results, a row each, with the case first and the result's status second."""
+    """The candidates of several results, a row each, with the case first, the result's status second, and what a reader said of them."""
     tables = []
     for place in places:
-        held = folders.result(place)
+        held, review, now = folders.result(place), verdicts.read(place), verdicts.fingerprint(place)
         table = held.lesions()
         table.insert(0, "case", held.case)
         table.insert(1, "status", str(held.info.get("status", "")))
+        said = [review.of(now).get(candidate) for candidate in table.candidate]
+        for at, (name, of) in enumerate((("verdict", "verdict"), ("reader", "who"), ("note", "note")), 3):
+            table.insert(at, name, [getattr(verdict, of, "") for verdict in said])
+        if outdated := review.outdated(now):
+            readers.gates.warn(place, outdated)
         tables.append(table)
     return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
 
@@ -218,4 +224,3 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         making / "preview.png",
     )
     cards.write(result, making)
-    (making / "report.html").write_text(report.case_report(making), encoding="utf-8")

@@ -78,6 +78,14 @@ class Review:
         last = max([*(v.when for v in old), *([self.corrected.when] if drawn else [])])
         return f"the result has changed since {' and '.join(parts)} (last on {last[:10]})"
 
+    def words(self, result_sha256: str) -> str:
+        """All of it in one line; empty when nothing was said."""
+        now = self.of(result_sha256).values()
+        kinds = [f"{n} {kind}" for kind in KINDS if (n := sum(v.verdict == kind for v in now))]
+        parts = [f"{', '.join(kinds)} ({', '.join(sorted({v.who for v in now}))})"] if kinds else []
+        parts += [f"labels corrected by {self.corrected.who}"] if self.corrected else []
+        return "; ".join([*parts, *([outdated] if (outdated := self.outdated(result_sha256)) else [])])
+
 
 def fingerprint(folder: str | Path) -> str:
     """SHA-256 of what a result says: its lesions, ledger and labels."""
