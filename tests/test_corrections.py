@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from workbench import cohort, corrections, experiment, pipeline, readers, results, segmentation, verdicts
+from workbench.readers import nifti
 from workbench.volume import Refused
 
 
@@ -175,13 +176,15 @@ def test_a_rejected_candidate_is_a_false_positive_for_the_forest(trained, judged
     assert not again.finished("candidates"), "and misses them"
 
 
-def test_corrected_labels_stand_in_place_of_the_reference(trained, judged, copy, toy_cohort):
+def test_corrected_labels_stand_in_place_of_the_reference(trained, judged, copy, toy_cohort, call, tmp_path):
     (case, good), bad = judged["train"], judged["test"][1]
     fixed = trained.work(case)[1].numpy().copy()
     fixed[fixed == 2] = 1
     fixed[6, 18:22, 18:22] = 2
-    for folder in (good, bad):
-        verdicts.correct(folder, fixed, "Ann")
+    verdicts.correct(bad, fixed, "Ann")
+    like = readers.read_labels(good / "labels.nii.gz")
+    nifti.write(like.with_array(torch.from_numpy(fixed)), tmp_path / "drawn elsewhere.nii.gz")
+    assert call("correct", good, tmp_path / "drawn elsewhere.nii.gz", "--who", "Ann")[0] == 0
     made = experiment.Experiment.create(copy, toy_cohort, tiny.settings(), "cpu", with_corrections=[good, bad])
     assert not made.finished("cohort")
     pipeline.run(made, "cohort")

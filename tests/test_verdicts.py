@@ -1,12 +1,14 @@
 """Verdicts and corrected labels: kept, read back, told from those on a former result, refused when damaged."""
 
 import json
+from pathlib import Path
 
 import fake_folders as fake
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
 from workbench import verdicts
 from workbench.volume import Refused
@@ -137,3 +139,46 @@ def test_corrected_labels_that_are_none_are_refused(folder):
     file.unlink()
     with pytest.raises(Refused, match="no such file"):
         verdicts.corrected(folder)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_labels_drawn_elsewhere_come_in_by_the_command_line(tmp_path, call, suffix):
+    """As another program writes them: another order and direction of the axes, another type."""
+    folder = fake.result(tmp_path / "r", "c", oblique=True)
+    fixed = fake.arrays()["labels"].copy()
+    fixed[2, 3:6, 30] = 2
+    fake.write_nifti(tmp_path / "drawn.nii.gz", fixed.astype(np.int16), oblique=True)
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "drawn.nii.gz")), "SAR")
+    sitk.WriteImage(turned, str(tmp_path / f"fixed{suffix}"))
+    status, out, err = call("correct", folder, tmp_path / f"fixed{suffix}", "--who", "Ann")
+    assert status == 0 and "1 piece(s) of tumor, 0.045 ml in all, touch no liver" in err
+    assert out.strip().startswith(str(folder / "verdicts" / "labels-"))
+    np.testing.assert_array_equal(verdicts.corrected(folder).array.numpy(), fixed)
+    about = verdicts.read(folder).corrected
+    assert (about.who, about.file) == ("Ann", Path(out.strip()).name)
+    by_panel = fake.result(tmp_path / "other", "c", oblique=True)
+    assert verdicts.correct(by_panel, fixed, "Ann").read_bytes() == Path(out.strip()).read_bytes()
+    assert call("correct", folder, tmp_path / f"fixed{suffix}")[0] == 0 and verdicts.read(folder).corrected.who != ""
+
+
+def test_labels_of_another_grid_or_with_other_values_are_refused(tmp_path, call):
+    folder = fake.result(tmp_path / "r", "c")
+    labels = fake.arrays()["labels"]
+    for name, array, oblique in (
+        ("cut", labels[1:], False),
+        ("turned", labels, True),
+        ("three", labels * 3 // 2, False),
+    ):
+        fake.write_nifti(tmp_path / f"{name}.nii.gz", array, oblique)
+    for name, said in (
+        ("cut", "the grid of"),
+        ("turned", "mm away from those of"),
+        ("three", "label values 0, 1, 3; expected only 0, 1, 2"),
+        ("none", "no such file"),
+    ):
+        status, out, err = call("correct", folder, tmp_path / f"{name}.nii.gz")
+        assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1, err
+        assert said in err and f"{name}.nii.gz" in err, err
+    assert not (folder / "verdicts").exists()
+    status, _, err = call("correct", tmp_path, tmp_path / "cut.nii.gz")
+    assert status == 2 and "no result.json" in err

@@ -373,6 +373,22 @@ def view(result: Annotated[Path, typer.Argument(help="A result folder.")]) -> No
 
 
 @app.command()
+def correct(
+    result: Annotated[Path, typer.Argument(help="A result folder.")],
+    labels: Annotated[Path, typer.Argument(help="0, 1 liver, 2 tumor, on the result's grid.")],
+    who: Annotated[str, typer.Option(help="Who drew them; by default the user.")] = "",
+) -> None:
+    """Keep labels that were corrected elsewhere (3D Slicer, ITK-SNAP) beside a result, as the panel of `view` does."""
+    from workbench import folders, readers, verdicts
+
+    with _said():
+        own = readers.read_labels(folders.result(result).file("labels"))
+        drawn = readers.read_labels(labels, like=own)
+        kept = verdicts.correct(result, drawn.array.numpy(), who)
+    print(kept)
+
+
+@app.command()
 def report(
     result: Annotated[Path, typer.Argument(help="A result folder or an experiment.")],
     out: Annotated[Path, typer.Option("-o", help="HTML to write.")],
