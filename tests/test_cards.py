@@ -90,6 +90,21 @@ def test_a_candidate_is_gone_from_the_threshold_that_its_card_names(what_if, dec
     assert any(np.isfinite(c["map"]["gone_from"]) for c in made["cards"])
 
 
+@pytest.mark.parametrize(
+    "gone, median, peak, said",
+    [
+        (0.71, 0.4, 0.704, "would not mark it at a threshold of 0.71 or more (set: 0.30; probability 0.40, 0.70 at most)."),
+        (1.0, 0.9949, 0.9987, "marks it at every threshold up to 0.99 (set: 0.30; probability 0.99, 0.999 at most)."),
+        (1.0, 0.9987, 0.99999994, "marks it at every threshold up to 0.99 (set: 0.30; probability 0.999, 0.9999999 at most)."),
+        (np.nan, 0.9987, 1.0, "marks it at every threshold (set: 0.30; probability 0.999, 1.00 at most)."),
+    ],
+)  # fmt: skip
+def test_a_probability_near_one_is_not_told_as_one(gone, median, peak, said):
+    at = {"gone_from": gone, "median": median, "peak": peak, "joins": [], "without_rule": True}
+    card = {"votes": {"for": 1, "trees": 2}, "map": at, "margin": 0.1, "kept": True, "score": 0.5, "beyond_ml": None}
+    assert f"The cascade {said}" in cards.words(card, 0.4, 0.3)
+
+
 def test_lower_thresholds_join_and_add_what_the_cards_say(what_if, decided, made):
     for card in made["cards"]:
         level, joined = card["map"]["joins_at"], card["map"]["joins"]

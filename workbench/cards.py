@@ -300,11 +300,11 @@ def words(card: dict, threshold: float, cascade_threshold: float) -> list[str]:
             + "; ".join(f"{f['name']} at {f['turns_at']:.4g} instead of {f['value']:.4g}" for f in turning[:2])
             + "."
         )
-    gone = at["gone_from"]
+    gone, seen = at["gone_from"], f"probability {_short(at['median'])}, {_short(at['peak'])} at most"
     lines.append(
-        f"The cascade would not mark it at a threshold of {gone:.2f} or more (set: {cascade_threshold:.2f}; probability {at['median']:.2f}, {at['peak']:.2f} at most)."
-        if not math.isnan(gone)
-        else f"The cascade marks it at every threshold (probability {at['median']:.2f}, {at['peak']:.2f} at most)."
+        f"The cascade would not mark it at a threshold of {gone:.2f} or more (set: {cascade_threshold:.2f}; {seen})."
+        if gone < 1
+        else f"The cascade marks it at every threshold{f' up to {1 - FINE:.2f}' * (gone == 1)} (set: {cascade_threshold:.2f}; {seen})."
     )
     if at["joins"]:
         lines.append(f"At {at['joins_at']:.2f} it is one piece with candidate {', '.join(map(str, at['joins']))}.")
@@ -312,6 +312,12 @@ def words(card: dict, threshold: float, cascade_threshold: float) -> list[str]:
         "Without the three-slice rule it " + ("is there too." if at["without_rule"] else "would not be there.")
     )
     return lines
+
+
+def _short(probability: float) -> str:
+    """Two digits, and as many more as tell it from 1."""
+    digits = next(n for n in range(2, 20) if probability >= 1 or float(f"{probability:.{n}f}") < 1)
+    return f"{probability:.{digits}f}"
 
 
 def draw(
