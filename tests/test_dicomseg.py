@@ -200,6 +200,21 @@ def test_lesions_say_what_readers_said_while_it_counts(tmp_path, call):
     assert len(said) == 9 and not any(any(row[2:]) for row in said[3:])
 
 
+@pytest.mark.parametrize("oblique", [False, True])
+def test_lesions_of_an_earlier_version_get_their_place_in_the_world(tmp_path, call, oblique):
+    folder = fake_folders.result(tmp_path / "r", "case 1", oblique)
+    assert call("export", "lesions", folder, "-o", tmp_path / "all.csv")[0] == 0
+    image = nibabel.load(folder / "candidates.nii.gz")
+    table = pd.read_csv(tmp_path / "all.csv")
+    at = np.linalg.inv(image.affine) @ np.vstack([table[["r_mm", "a_mm", "s_mm"]].to_numpy().T, np.ones(3)])
+    i, j, k = np.rint(at[:3]).astype(int)
+    assert np.asarray(image.dataobj)[i, j, k].tolist() == [1, 2, 3], "the voxels of the file there"
+    assert np.allclose(at[:3], [i, j, k], atol=1e-3)
+    empty = fake_folders.result(tmp_path / "none", "case 2", status="no liver")
+    assert call("export", "lesions", empty, "-o", tmp_path / "none.csv")[0] == 0
+    assert "r_mm" in pd.read_csv(tmp_path / "none.csv").columns
+
+
 # -- in -----------------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from scipy.spatial.transform import Rotation
 
 from workbench import (
     candidates,
@@ -328,6 +329,29 @@ def test_a_result_folder_is_whole(segmented, tmp_path):
     assert added + removed > 0
     assert about["change_ml"]["boundary"] == pytest.approx((added - removed) * result.volume.voxel_ml, abs=1e-6)
     assert set(about["change_ml"]) == {"boundary", "smoothing"}
+
+
+def test_lesions_lie_where_a_viewer_shows_them(models, tmp_path):
+    """On a grid that is turned about two axes; by nibabel and, in LPS, by SimpleITK: the mean of a candidate's voxels there."""
+    import nibabel
+    import SimpleITK as sitk
+
+    ct, _ = tiny.patient(50)
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("xz", [17, -25], degrees=True).as_matrix()
+    turn[:3, 3] = 30, -210, 1400
+    volume = replace(ct, affine=turn @ ct.affine)
+    folder = results.keep(segmentation.segment(volume, models), tmp_path / "case")
+    table = pd.read_csv(folder / "lesions.csv")
+    assert len(table) > 1
+    image, by_itk = nibabel.load(folder / "candidates.nii.gz"), sitk.ReadImage(str(folder / "candidates.nii.gz"))
+    for row in table.itertuples():
+        at = np.argwhere(np.asarray(image.dataobj) == row.candidate).mean(0)
+        ras = np.array([row.r_mm, row.a_mm, row.s_mm])
+        assert np.allclose(nibabel.affines.apply_affine(image.affine, at), ras, atol=1e-3)
+        assert np.allclose(
+            by_itk.TransformContinuousIndexToPhysicalPoint(at.tolist()) * np.array([-1, -1, 1]), ras, atol=1e-3
+        )
 
 
 def test_a_result_that_fails_leaves_nothing(segmented, tmp_path, monkeypatch):

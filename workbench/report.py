@@ -31,6 +31,7 @@ ABLATION_METRICS = (
 )
 SHOWN = 12  # held-out cases on the page of an experiment
 DATA = ("data", "")
+PLACE = ("z_mm", "y_mm", "x_mm", "r_mm", "a_mm", "s_mm")  # from the first voxel; of the scanner
 PARTS = ("part", "version")
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
 
@@ -182,9 +183,7 @@ def case_report(folder: str | Path) -> str:
     case = folders.result(folder)
     info, lesions = case.info, case.lesions()
     shown = [
-        c
-        for c in ("candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm", "z_mm", "y_mm", "x_mm")
-        if c in lesions
+        c for c in ("candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm", *PLACE) if c in lesions
     ]
     preview = case.path / "preview.png"
     data = preview.read_bytes() if preview.exists() else figures.png(figures.preview_of(case.path))
@@ -217,7 +216,8 @@ def case_report(folder: str | Path) -> str:
             _section(
                 "Lesions",
                 [_table(lesions[shown]), _table(features, "The features that the forest saw", fold=True)],
-                words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm."
+                words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm: z, y, x from the "
+                "first voxel towards head, back and left, and RAS, which viewers show."
                 + (f" Readers: {said}." if said else ""),
                 missing="No candidate was found.",
             ),

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -22,7 +23,7 @@ from workbench.experiment import versions, write_json, write_table
 from workbench.files import sweep
 from workbench.readers import nifti
 from workbench.segmentation import Models, Result, segment
-from workbench.volume import Refused
+from workbench.volume import Refused, Spacing
 
 OWN = re.compile(  # all that the workbench writes there; what a reader said (`verdicts`) is the reader's
     r"(labels|liver_probability|tumor_probability|ledger|candidates)\.nii\.gz|lesions\.csv|(result|cards)\.json"
@@ -141,6 +142,8 @@ def lesion_table(places: list[Path]) -> pd.DataFrame:
     for place in places:
         held, review, now = folders.result(place), verdicts.read(place), verdicts.fingerprint(place)
         table = held.lesions()
+        if "r_mm" not in table and (grid := held.volume("labels")):  # an earlier version made it
+            table = _in_the_world(table, *grid[1:])
         table.insert(0, "case", held.case)
         table.insert(1, "status", str(held.info.get("status", "")))
         said = [review.of(now).get(candidate) for candidate in table.candidate]
@@ -150,6 +153,17 @@ def lesion_table(places: list[Path]) -> pd.DataFrame:
             readers.gates.warn(place, outdated)
         tables.append(table)
     return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+
+
+def _in_the_world(lesions: pd.DataFrame, spacing_mm: Spacing, affine: np.ndarray) -> pd.DataFrame:
+    """The same with each place also where viewers have it: r_mm, a_mm, s_mm, towards the right, the front and the head.
+
+    `affine` leads from canonical indices (x, y, z) to RAS mm.
+    """
+    indices = lesions[["x_mm", "y_mm", "z_mm"]].to_numpy(float) / spacing_mm[::-1]
+    places = pd.DataFrame(indices @ affine[:3, :3].T + affine[:3, 3], lesions.index, ["r_mm", "a_mm", "s_mm"])
+    at = lesions.columns.get_loc("x_mm") + 1
+    return pd.concat([lesions.iloc[:, :at], places, lesions.iloc[:, at:]], axis=1)
 
 
 def free(folder: Path) -> None:
@@ -181,7 +195,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         ("candidates", result.candidates),
     ):
         nifti.write(volume.with_array(array, name), making / f"{name}.nii.gz")
-    write_table(making / "lesions.csv", result.lesions)
+    write_table(making / "lesions.csv", _in_the_world(result.lesions, volume.spacing_mm, volume.affine))
     present = torch.bincount(result.ledger.flatten()).nonzero().flatten().tolist()
     write_json(
         making / "result.json",
