@@ -177,6 +177,14 @@ def test_lesions_of_several_results_in_one_table(tmp_path, call):
     told = json.loads((tmp_path / "all.json").read_text())
     assert [row["candidate"] for row in told] == held.candidate.tolist()
     assert held.isna().any().any() and all(v == v for row in told for v in row.values())  # null, never NaN
+    fake_folders.result(tmp_path / "e" / "results" / "r3", "case 3")
+    for folder, cases in ((tmp_path, ["case 1"]), (tmp_path / "e", ["case 3"])):
+        assert call("export", "lesions", folder, "-o", tmp_path / "all.csv")[0] == 0
+        assert pd.read_csv(tmp_path / "all.csv").case.unique().tolist() == cases
+    out = call("export", "lesions", tmp_path / "r1", tmp_path / "e" / "results", "-o", tmp_path / "all.csv")[1]
+    assert out.startswith("6 candidates of 2 results")
+    status, _, err = call("export", "lesions", tmp_path / "all.csv", "-o", tmp_path / "x.csv")
+    assert status == 2 and "found no result; expected a result folder, a folder of them" in err
     status, _, err = call("export", "lesions", tmp_path / "r1", "-o", tmp_path / "all.xls")
     assert status == 2 and "expected .csv or .json" in err
 

@@ -211,11 +211,25 @@ def test_write_is_whole_or_refused(tmp_path):
     path = report.write(folder, tmp_path / "new" / "case.html")
     assert path.read_text().startswith("<!doctype html>") and [p.name for p in path.parent.iterdir()] == ["case.html"]
     assert report.write(folder) == folder / "report.html"
-    with pytest.raises(Refused, match="neither result.json nor experiment.json"):
+    with pytest.raises(Refused, match=r"neither result.json nor experiment.json"):
+        report.write(tmp_path / "none")
+    with pytest.raises(Refused, match=r"a folder of 1 result; .* Each has its page, report.html; name one"):
         report.write(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused, match="a file that can be written"):
         report.write(folder, tmp_path / "file" / "case.html")
+
+
+def test_the_command_writes_one_page_and_says_where_those_of_several_results_are(experiment, tmp_path, call):
+    for n in (1, 2):
+        fake.result(tmp_path / "results" / f"r{n}")
+    for n, folder in enumerate((tmp_path / "results" / "r1", experiment)):
+        out = tmp_path / f"{n}.html"
+        assert call("report", folder, "-o", out)[:2] == (0, f"{out}\n") and out.read_text().startswith(
+            "<!doctype html>"
+        )
+    status, _, err = call("report", tmp_path / "results", "-o", tmp_path / "x.html")
+    assert status == 2 and "a folder of 2 results" in err and not (tmp_path / "x.html").exists()
 
 
 def test_flat_settings():

@@ -395,12 +395,9 @@ def report(
 ) -> None:
     """One HTML file, images included, of a result or of an experiment."""
     from workbench import report as r
-    from workbench.files import write_atomic
 
     _file(out)
-    html = r.case_report(result) if (result / "result.json").is_file() else r.experiment_report(result)
-    write_atomic(out, html.encode())
-    print(out)
+    print(r.write(result, out))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -533,24 +530,26 @@ def dicomseg(
 
 @exports.command()
 def lesions(
-    results: Annotated[list[Path], typer.Argument(help="Result folders.")],
+    results: Annotated[list[Path], typer.Argument(help="Result folders, folders of them, or experiments.")],
     out: Annotated[Path, typer.Option("-o", help="CSV or JSON to write.")],
 ) -> None:
     """The lesions of one or more results in one table, a row a candidate: CSV, or JSON where FILE ends in .json."""
     from workbench import experiment as folder
+    from workbench.qa import worklist
     from workbench.results import lesion_table
     from workbench.volume import Refused
 
     _file(out)
     if out.suffix not in (".csv", ".json"):
         raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
+    places = [p for path in results for p in ([path] if (path / "result.json").is_file() else worklist.cases(path))]
     with _said():
-        table = lesion_table(results)
+        table = lesion_table(places)
     if out.suffix == ".csv":
         folder.write_table(out, table)
     else:
         folder.write_json(out, json.loads(table.to_json(orient="records")))
-    print(f"{len(table)} candidates of {len(results)} results -> {out}")
+    print(f"{len(table)} candidates of {len(places)} results -> {out}")
 
 
 def _joined(device: str) -> str:

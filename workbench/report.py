@@ -504,8 +504,14 @@ def write(folder: str | Path, path: str | Path | None = None) -> Path:
     folder = Path(folder)
     if (folder / "result.json").is_file():
         html = case_report(folder)
-    elif (folder / "experiment.json").is_file():
+    elif (folder / "experiment.json").is_file() or folders.stage_hashes(folder):
         html = experiment_report(folder)
+    elif held := len(folders.results_at(folder, "*/")):
+        found, fix = (
+            f"a folder of {held} result{'s' * (held > 1)}",
+            "Each has its page, report.html; name one to write it anew.",
+        )
+        raise Refused(folder, found, "one result folder, or an experiment", fix)
     else:
         raise Refused(folder, "neither result.json nor experiment.json", "a result or experiment folder")
     path = Path(path) if path else folder / "report.html"
