@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +35,30 @@ def test_json_without_what_it_must_hold_is_refused(tmp_path, text):
         read_json(tmp_path / "a.json", "a", "b")
     (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
     assert read_json(tmp_path / "a.json", "a", "b") == {"a": 1, "b": 2}
+
+
+def test_what_a_process_that_is_no_more_left_is_swept_away_and_what_it_had_moved_comes_back(tmp_path):
+    """`a`: killed between its two moves; `b`: after them, while the former was removed; `c`: before them. A live one is left alone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (f".a.{gone.pid}.old", f".a.{gone.pid}.part", f".b.{gone.pid}.old", "c", f".c.{gone.pid}.part",
+                 f".d.{os.getpid()}.part"):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text(name)
+    files.sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".d.{os.getpid()}.part", "a", "c"]
+    assert (tmp_path / "a" / "f").read_text().endswith(".old")
+
+
+def test_a_write_protected_folder_is_removed_and_what_a_link_leads_to_is_not(tmp_path):
+    (tmp_path / "tree" / "in").mkdir(parents=True)
+    (tmp_path / "tree" / "in" / "f").touch()
+    (tmp_path / "kept").mkdir(mode=0o555)
+    (tmp_path / "tree" / "link").symlink_to("../kept")
+    (tmp_path / "tree" / "in").chmod(0o555)
+    if os.getuid() == 0:  # whom no protection stops: another user's, then
+        for path in (tmp_path, *tmp_path.rglob("tree"), *tmp_path.rglob("tree/in")):
+            os.chown(path, 65534, 65534)
+    code = "import os, pathlib; from workbench.files import remove; os.getuid() or os.setuid(65534); remove(pathlib.Path('tree'))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept").stat().st_mode & 0o777 == 0o555

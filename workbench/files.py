@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
@@ -48,17 +48,27 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what processes that are no more left half-written for `name` in a folder; what they had moved away comes back."""
-    for part in [*folder.glob(f".{name}.*.part"), *folder.glob(f".{name}.*.old")]:
+    """Remove what processes that are no more left half-written for `name` in a folder; what they had only moved away comes back."""
+    for part in [*folder.glob(f".{name}.*.old"), *folder.glob(f".{name}.*.part")]:
         own, writer, kind = part.name[1:].rsplit(".", 2)
         if not writer.isdigit() or Path("/proc", writer).exists():
             continue
-        if kind == "old" and not (folder / own).exists():
+        if (
+            kind == "old" and part.with_suffix(".part").exists() and not (folder / own).exists()
+        ):  # nothing was in its place yet
             os.replace(part, folder / own)
         elif part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part, ignore_errors=True)  # a folder of the user's may be write-protected
+            remove(part)
         else:
             part.unlink()
+
+
+def remove(tree: Path) -> None:
+    """A folder with all that is in it, as far as it may be removed; write-protected folders are no obstacle."""
+    for place, _, _ in os.walk(tree):
+        with suppress(OSError):
+            os.chmod(place, 0o700)
+    shutil.rmtree(tree, ignore_errors=True)
 
 
 def read_json(path: Path, *keys: str, **kinds: Any) -> dict:

@@ -20,7 +20,7 @@ import workbench
 from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.cohort import is_phantom
 from workbench.experiment import versions, write_json, write_table
-from workbench.files import sweep
+from workbench.files import remove, sweep
 from workbench.readers import nifti
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused, Spacing
@@ -44,7 +44,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     sweep(folder.parent, glob.escape(folder.name))
     making = _making(folder)
     former = making.with_suffix(".old")
-    shutil.rmtree(making, ignore_errors=True)
+    remove(making)
     making.mkdir()
     try:
         _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
@@ -55,14 +55,14 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
         if folder.exists():
             os.replace(folder, former)
         os.replace(making, folder)
-        shutil.rmtree(former, ignore_errors=True)
+        remove(former)
     except OSError as error:
         error.filename = str(folder)  # not the place where it was made
         raise
     finally:
         if former.exists() and not folder.exists():  # interrupted between the two moves
             os.replace(former, folder)
-        shutil.rmtree(making, ignore_errors=True)
+        remove(making)
     return folder
 
 
@@ -97,7 +97,7 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        remove(making)
         for place in new:
             with suppress(OSError):  # not empty: something was written
                 place.rmdir()
