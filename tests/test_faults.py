@@ -409,6 +409,14 @@ FAULTS = [
      "found pixels that cannot be read (The number of bytes of pixel data is less than expected (92 vs 112 "
      "bytes) - the dataset may be corrupted, have an invalid group 0028 element value, or the transfer syntax "
      "may be incorrect); expected a whole slice. The file is truncated or damaged; fetch it again."),
+    (19, "the last slice of 0 bytes", lambda d: bytes_of(series(d / "scan") / "4.dcm", lambda b: b"").parent, READ,
+     "found a file of 0 bytes; expected an image. The copy or download failed; fetch it again."),
+    (19, "the last slice cut in its header", lambda d: bytes_of(series(d / "scan") / "4.dcm", lambda b: b[:400]).parent, READ,
+     "found damaged DICOM (a header without Rows and Columns, as of a truncated file); expected a DICOM "
+     "image. Fetch the series again."),
+    (19, "the last slice no DICOM", lambda d: bytes_of(series(d / "scan", names=[f"IM{k}" for k in range(5)]) / "IM4", lambda b: b"x" * 400).parent, READ,
+     "found no DICOM, under a name like those of the slices; expected a slice. Fetch it again, or move it away "
+     "if it is none."),
     (21, "mask of another shape", lambda d: nifti(d, np.ones((8, 7, 5), np.uint8)), on_ct,
      "found 8 x 7 x 5 voxels of 2 x 2 x 5 mm; expected 8 x 7 x 6 voxels of 2 x 2 x 5 mm, the grid of p1. "
      "Resample one onto the other first."),

@@ -8,8 +8,10 @@ import sys
 import warnings
 import zlib
 
+import dicoms
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -389,6 +391,52 @@ def test_pair_labels(tmp_path):
         readers.pair_labels(tmp_path / "two", tmp_path / "r")
     with pytest.raises(Refused, match="no such file"):
         readers.pair_labels(tmp_path / "missing", tmp_path / "r")
+
+
+@pytest.mark.parametrize("names", ["{}.dcm", "im{}"])
+def test_no_cut_of_a_last_slice_makes_a_shorter_stack(tmp_path, names):
+    folder = dicoms.series(tmp_path / "scan", dicoms.abdomen()[0], names=names)
+    last = folder / names.format(5)
+    whole = last.read_bytes()
+    for length in (*range(0, 700, 7), 100, 132, 400, 537):  # 537 ends in the middle of the modality
+        last.write_bytes(whole[:length])
+        with pytest.raises(Refused, match=last.name):
+            readers.read(folder)
+    last.write_bytes(b"x" * 4000)
+    with pytest.raises(Refused, match=f"{last.name}: found (damaged|no) DICOM"):
+        readers.read(folder)
+    (folder / names.format(2)).write_bytes(whole[:400])  # and none in the middle is only a gap
+    last.write_bytes(whole)
+    with pytest.raises(Refused, match=f"{names.format(2)}: found damaged DICOM"):
+        readers.read(folder)
+
+
+@pytest.mark.parametrize("names", ["{}.dcm", "im{}"])
+def test_what_is_no_image_may_lie_beside_a_series(tmp_path, names):
+    folder = dicoms.series(tmp_path / "scan", dicoms.abdomen()[0], names=names)
+    alone = readers.read(folder).array
+    for name in ("README", "readme.txt", ".DS_Store", "Thumbs.db", "DICOMDIR", "LICENSE2"):
+        (folder / name).write_bytes(b"x" * 500)
+    (folder / "empty.txt").touch()
+    for name, kind, modality in (
+        ("report.dcm", "1.2.840.10008.5.1.4.1.1.88.67", "SR"),
+        ("raw", "1.2.840.10008.5.1.4.1.1.66", "CT"),
+        ("index", "1.2.840.10008.1.3.10", None),
+    ):
+        dicoms.series(
+            folder,
+            np.zeros((1, 2, 2)),
+            names=name,
+            SOPClassUID=kind,
+            Modality=modality,
+            Rows=None,
+            Columns=None,
+            PixelData=None,
+        )
+    dicoms.series(
+        folder, np.zeros((1, 9, 11)), names="seg.dcm", SOPClassUID=pydicom.uid.SegmentationStorage, Modality="SEG"
+    )
+    assert torch.equal(readers.read(folder).array, alone)
 
 
 def test_the_package_does_not_import_the_libraries():

@@ -7,6 +7,7 @@ read: cases are named by their folder.
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from collections import defaultdict
@@ -28,6 +29,7 @@ TAGS = [
 ]  # fmt: skip
 GREY = "MONOCHROME2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, "1.2.840.10008.5.1.4.1.1.2.2")
 # what pydicom raises on damaged files; it has no type of its own for most of it
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError,
           struct.error)  # fmt: skip
@@ -100,8 +102,8 @@ def _matched(found: list[Slice], order: list[Slice], folder: Path) -> list[Slice
 
 
 def files(folder: Path) -> list[Path]:
-    """The DICOM files at or below a folder."""
-    return [p for p in _files(folder) if _is_dicom(p)]
+    """The DICOM files at or below a folder; an empty one is refused with the series that it lies in."""
+    return [p for p in _files(folder) if p.stat().st_size and _is_dicom(p)]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -111,7 +113,12 @@ def _files(folder: Path) -> list[Path]:
 def _is_dicom(path: Path) -> bool:
     with open(path, "rb") as file:
         first = file.read(132)
-    return first[128:] == b"DICM" or (path.suffix.lower() == ".dcm" and len(first) > 0)
+    return first[128:] == b"DICM" or path.suffix.lower() == ".dcm"
+
+
+def _form(path: Path) -> str:
+    """What files of one series have in common in their names, whatever they count."""
+    return re.sub(r"\d+", "0", path.name.lower())
 
 
 @dataclass(frozen=True)
@@ -166,27 +173,47 @@ def _slice(file: Path, header) -> Slice:
 
 
 def _headers(folder: Path) -> list[Slice]:
-    """Header of every DICOM image below a folder; DICOMDIR and other files are passed over."""
+    """Header of every DICOM image below a folder. DICOMDIR, objects without pixels and other files are passed over, but not
+    what was a slice: an empty file, a CT's header without its end, what is named like the slices and is no DICOM."""
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
-    found = []
+    found, others = [], []
     for file in _files(folder):
-        if file.name.upper() == "DICOMDIR" or not _is_dicom(file):
+        if file.name.upper() == "DICOMDIR":
             continue
+        if not _is_dicom(file):
+            others.append(file)
+            continue
+        gates.existing(file)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values that are no valid DICOM; what matters is checked here
                 header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
                 if "Rows" in header and "Columns" in header:
                     found.append(_slice(file, header))
+                elif _cut_short(header):
+                    raise ValueError("a header without Rows and Columns, as of a truncated file")
         except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
             raise Refused(file, f"damaged DICOM ({first_line(error)})", "a DICOM image",
                           "Fetch the series again.") from None  # fmt: skip
     if not found:
         raise Refused(folder, "no DICOM image in the folder", "a folder with the slices of one CT series",
                       "Give the folder that holds them, or a NIfTI file.")  # fmt: skip
+    forms, suffixes = {_form(s.file) for s in found}, {s.file.suffix.lower() for s in found}
+    for file in others:
+        empty = file.stat().st_size == 0 and file.suffix.lower() in suffixes
+        if empty or _form(file) in forms:
+            gates.existing(file)
+            raise Refused(file, "no DICOM, under a name like those of the slices", "a slice",
+                          "Fetch it again, or move it away if it is none.")  # fmt: skip
     return found
+
+
+def _cut_short(header) -> bool:
+    """Whether a header without the size of an image is of a CT image, or ends before it says of what: a UID may be cut too."""
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""
+    return any(ct.startswith(kind) for ct in CT_IMAGES) and "CT".startswith(header.get("Modality") or "")
 
 
 def _one_series(slices: list[Slice], folder: Path, series: str | None) -> list[Slice]:
