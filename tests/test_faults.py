@@ -210,6 +210,18 @@ def with_scout(folder):
     return series(folder / "scan", 1, names=["scout.dcm"], **scout)
 
 
+def with_mr(folder):
+    series(folder / "scan", 3)
+    return series(
+        folder / "scan",
+        4,
+        names=[f"b{k}.dcm" for k in range(4)],
+        SeriesInstanceUID="1.2.3",
+        SeriesNumber=3,
+        Modality="MR",
+    )
+
+
 def missing_slice(folder):
     series(folder / "scan", 6)
     (folder / "scan" / "2.dcm").unlink()
@@ -398,6 +410,17 @@ FAULTS = [
      "found 2 series or grids: [CT series 2, 3 images of 8 x 7, UID 1.2.826.0.1.3680043.8.498.1], [scout "
      "series 1, 1 image of 8 x 7, UID 1.2.3]; expected one CT series. Move the one you want to a folder of "
      "its own; in Python, readers.read(path, series=UID)."),
+    (17, "MR beside the CT", with_mr, READ,
+     "found 2 series or grids: [CT series 2, 3 images of 8 x 7, UID 1.2.826.0.1.3680043.8.498.1], [MR series 3, "
+     "4 images of 8 x 7, UID 1.2.3]; expected one CT series. Move the one you want to a folder of its own; in "
+     "Python, readers.read(path, series=UID)."),
+    (17, "two grids in one series", lambda d: series(d / "scan", ImageOrientationPatient=lambda k: [1, 0, 0, 0, 1, 0] if k < 4 else [1, 0, 0, 0, 0.8, 0.6]), READ,
+     "found 1 of 5 slices on another grid, by up to 4.88 pixels at a corner, as 4.dcm (PixelSpacing 0.9\\0.7, "
+     "ImageOrientationPatient 1\\0\\0\\0\\0.8\\0.6); expected PixelSpacing 0.9\\0.7 and ImageOrientationPatient "
+     "1\\0\\0\\0\\1\\0, within 0.05 pixels. Move the slices of one grid to a folder of their own, or resample "
+     "them onto one."),
+    (8, "a negative spacing of DICOM", lambda d: series(d / "scan", PixelSpacing=[-0.9, 0.7]), READ,
+     "found a PixelSpacing of -0.9\\0.7 mm; expected two lengths above 0. The header is damaged."),
     (17, "another modality", lambda d: series(d / "scan", Modality="MR"), READ,
      "found 5 DICOM images of modality MR; expected CT."),
     (17, "one file of a series", lambda d: series(d / "scan") / "1.dcm", READ,

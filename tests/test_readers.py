@@ -11,7 +11,6 @@ import zlib
 import dicoms
 import nibabel
 import numpy as np
-import pydicom
 import pytest
 import torch
 
@@ -411,6 +410,30 @@ def test_no_cut_of_a_last_slice_makes_a_shorter_stack(tmp_path, names):
         readers.read(folder)
 
 
+def test_a_grid_told_with_rounding_is_one_grid(tmp_path):
+    """11 columns of 0.7 mm, 9 rows of 0.9 mm: the far corner is 10 mm away, so half a turn of 0.006 moves it by .043 pixels."""
+    hu = dicoms.abdomen()[0]
+    turned = lambda by: lambda k: [1, by * (k % 2), 0, -by * (k % 2), 1, 0]
+    straight = readers.read(dicoms.series(tmp_path / "one", hu))
+    for n, rounded in enumerate(
+        (
+            dict(ImageOrientationPatient=turned(0.0006)),
+            dict(PixelSpacing=lambda k: [0.9, 0.7 + 1e-7 * (k % 2)]),
+            dict(ImageOrientationPatient=turned(0.006)),
+        )
+    ):
+        volume = readers.read(dicoms.series(tmp_path / f"rounded{n}", hu, **rounded))
+        assert torch.equal(volume.array, straight.array) and volume.spacing_mm == pytest.approx((5, 0.9, 0.7), abs=1e-4)
+        far = np.array([10, 8, 5, 1])  # the volume's last voxel, as x y z
+        assert np.linalg.norm((volume.affine - straight.affine) @ far) < 0.05 * 0.7
+    with pytest.raises(Refused, match=r"6 of 6 slices on another grid, by up to 0.0574 pixels at a corner"):
+        readers.read(dicoms.series(tmp_path / "off", hu, ImageOrientationPatient=turned(0.008)))
+    with pytest.raises(
+        Refused, match=r"1 of 6 slices on another grid.* image_3 \(PixelSpacing 0.9.0.8, .*PixelSpacing 0.9.0.7 "
+    ):
+        readers.read(dicoms.series(tmp_path / "wide", hu, PixelSpacing=lambda k: [0.9, 0.8 if k == 3 else 0.7]))
+
+
 @pytest.mark.parametrize("names", ["{}.dcm", "im{}"])
 def test_what_is_no_image_may_lie_beside_a_series(tmp_path, names):
     folder = dicoms.series(tmp_path / "scan", dicoms.abdomen()[0], names=names)
@@ -433,10 +456,23 @@ def test_what_is_no_image_may_lie_beside_a_series(tmp_path, names):
             Columns=None,
             PixelData=None,
         )
-    dicoms.series(
-        folder, np.zeros((1, 9, 11)), names="seg.dcm", SOPClassUID=pydicom.uid.SegmentationStorage, Modality="SEG"
-    )
+    for name, modality in (("seg.dcm", "SEG"), ("dose.dcm", "RTDOSE"), ("page.dcm", "OT")):
+        dicoms.series(folder, np.zeros((1, 9, 11)), names=name, Modality=modality)
     assert torch.equal(readers.read(folder).array, alone)
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT", "NM", ""])
+def test_a_ct_beside_other_images_must_be_asked_for(tmp_path, modality):
+    hu = dicoms.abdomen()[0]
+    folder = dicoms.series(tmp_path / "scan", hu, uid="1.2.3")
+    alone = readers.read(folder).array
+    dicoms.series(folder, hu[:, :4, :5], uid="1.2.4", Modality=modality, names="b{}")
+    with pytest.raises(
+        Refused,
+        match=rf"2 series or grids: (?=.*\[CT series 4, 6 images).*\[{modality or re.escape('?')} series 4, 6 images of 5 x 4",
+    ):
+        readers.read(folder)
+    assert torch.equal(readers.read(folder, series="1.2.3").array, alone)
 
 
 def test_the_package_does_not_import_the_libraries():

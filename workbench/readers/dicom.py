@@ -21,6 +21,7 @@ from workbench.volume import Refused, Volume
 
 GAP = 0.05  # rule: share of the slice distance that positions may be off; scanners round to 0.001 mm
 PLACE_MM = 0.01  # rule: a mask's image and its slice say the same position in their own decimals
+GRID = 0.05  # rule: share of a pixel that a slice's corners may lie off the others' grid through its header's rounding
 TILT_MM = 0.05  # rule: sideways shift per slice; half a degree over 5 mm slices
 TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "Rows", "Columns",
@@ -33,6 +34,11 @@ CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, "1.2.840.10008.5.1.4.1.1.
 # what pydicom raises on damaged files; it has no type of its own for most of it
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError,
           struct.error)  # fmt: skip
+BESIDE = {
+    "SEG",
+    "RTDOSE",
+    "OT",
+}  # rule: images made from a CT, and pictures of a screen; any other may be the one meant
 MAX_TOLD = 4  # rule: faults named in one line
 
 
@@ -158,7 +164,7 @@ def _slice(file: Path, header) -> Slice:
         file=file,
         series=str(header.get("SeriesInstanceUID")),
         number=str(header.get("SeriesNumber")),
-        modality=str(header.get("Modality", "?")),
+        modality=str(header.get("Modality") or "?"),
         scout="LOCALIZER" in str(header.get("ImageType", "")).upper(),
         rows=int(header.Rows),
         columns=int(header.Columns),
@@ -217,11 +223,10 @@ def _cut_short(header) -> bool:
 
 
 def _one_series(slices: list[Slice], folder: Path, series: str | None) -> list[Slice]:
-    """The slices of one CT series; refused with a list when there are several to choose from."""
+    """The slices of one CT series; refused with a list when there are several series of images to choose from."""
     groups = defaultdict(list)
     for s in slices:
-        turn = s.orientation and tuple(round(v, 3) for v in s.orientation)
-        groups[s.series, s.scout, s.modality, s.rows, s.columns, s.spacing_mm, turn].append(s)
+        groups[s.series, s.scout, s.modality, s.rows, s.columns].append(s)
     images = {key: group for key, group in groups.items() if group[0].modality == "CT"}
     if not images:
         kinds = ", ".join(sorted({s.modality for s in slices}))
@@ -231,12 +236,15 @@ def _one_series(slices: list[Slice], folder: Path, series: str | None) -> list[S
         images = {key: group for key, group in images.items() if group[0].series == series}
         if not images:
             raise Refused(folder, f"no CT series {series}", f"one of {listed}")
+    else:
+        images = {key: group for key, group in groups.items() if group[0].modality not in BESIDE}
     if len(images) > 1:
+        by_uid = "; in Python, readers.read(path, series=UID)" if len({uid for uid, *_ in images}) > 1 else ""
         raise Refused(
             folder,
             f"{len(images)} series or grids: {_listed(images)}",
             "one CT series",
-            "Move the one you want to a folder of its own; in Python, readers.read(path, series=UID).",
+            f"Move the one you want to a folder of its own{by_uid}.",
         )
     (group,) = images.values()
     if group[0].scout:
@@ -269,11 +277,14 @@ def _geometry(slices: list[Slice], folder: Path) -> tuple[list[Slice], np.ndarra
         missing = [tag for tag, value in told.items() if value is None]
         if missing:
             raise Refused(s.file, f"no {' and '.join(missing)}", "a slice that says where it lies")
+        if min(s.spacing_mm) <= 0:
+            raise Refused(s.file, f"a PixelSpacing of {_plain(s.spacing_mm)} mm", "two lengths above 0",
+                          "The header is damaged.")  # fmt: skip
     if len(slices) < gates.MIN_SLICES:
         raise Refused(folder, f"{len(slices)} slice(s)", f"at least {gates.MIN_SLICES}", "Give the whole series.")
     gates.size((slices[0].columns, slices[0].rows, len(slices)), folder)
 
-    across, down = np.reshape(slices[0].orientation, (2, 3))
+    across, down, row_mm, column_mm = _one_grid(slices, folder)
     normal = np.cross(across, down)
     length = np.linalg.norm(normal)
     if abs(length - 1) > 1e-2:
@@ -287,10 +298,30 @@ def _geometry(slices: list[Slice], folder: Path) -> tuple[list[Slice], np.ndarra
     step = (position[-1] - position[0]) / (len(slices) - 1)
     _straightness(slices, position, step, normal, folder)
 
-    row_mm, column_mm = slices[0].spacing_mm
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1], lps[:3, 2], lps[:3, 3] = across * column_mm, down * row_mm, step, position[0]
     return slices, np.diag([-1.0, -1, 1, 1]) @ lps
+
+
+def _one_grid(slices: list[Slice], folder: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Row and column directions and spacing that the slices have in common, the medians; refused where one has its own."""
+    turns, spacing = np.reshape([s.orientation for s in slices], (-1, 2, 3)), np.array([s.spacing_mm for s in slices])
+    turn, (row_mm, column_mm) = np.median(turns, axis=0), np.median(spacing, axis=0)
+    apart = turns * spacing[:, ::-1, None] - turn * [[column_mm], [row_mm]]
+    corners = np.array([(1, 0), (0, 1), (1, 1)]) * (slices[0].columns - 1, slices[0].rows - 1)
+    off = np.linalg.norm(corners @ apart, axis=2).max(1) / min(row_mm, column_mm)
+    if (off > GRID).any():
+        s = slices[int(off.argmax())]
+        raise Refused(folder, f"{(off > GRID).sum()} of {len(slices)} slices on another grid, by up to {off.max():.3g} pixels at a corner, as "
+                      f"{s.file.name} (PixelSpacing {_plain(s.spacing_mm)}, ImageOrientationPatient {_plain(s.orientation)})",
+                      f"PixelSpacing {_plain((row_mm, column_mm))} and ImageOrientationPatient {_plain(turn.ravel())}, within {GRID} pixels",
+                      "Move the slices of one grid to a folder of their own, or resample them onto one.")  # fmt: skip
+    return *turn, row_mm, column_mm
+
+
+def _plain(numbers) -> str:
+    """Numbers as a header has them."""
+    return "\\".join(f"{n:.7g}" for n in numbers)
 
 
 def _evenness(slices: list[Slice], height: np.ndarray, folder: Path) -> None:
