@@ -316,6 +316,8 @@ FAULTS = [
      "found voxels in several files (x%1000d.raw 1 6 1); expected in one. Write it again as one file."),
     (2, "NRRD with a header without end", lambda d: bytes_of(mha(d, name="ct.nrrd"), lambda b: b.replace(b"\n\n", b"\n# " + b"x" * 65536 + b"\n\n", 1)), READ,
      "found a header of more than 65,536 bytes; expected less. The header is damaged."),
+    (4, "NRRD packed by bzip2", lambda d: bytes_of(mha(d, name="ct.nrrd"), lambda b: b.replace(b"encoding: raw", b"encoding: bzip2")), READ,
+     "found voxels packed by bzip2; expected raw or gzip. Write it again so, as `unu save -f nrrd -e gzip` does."),
     (4, "text named .nrrd", lambda d: bytes_of(mha(d, name="ct.nrrd"), lambda b: b"hello"), READ,
      "found a file that starts with b'hell'; expected NRRD. Is this another format under this name?"),
     (4, "text named .mha", lambda d: bytes_of(mha(d), lambda b: b"hello"), READ,
@@ -375,6 +377,8 @@ FAULTS = [
     (13, "offset by 1024", lambda d: nifti(d, ct() + 1024), READ,
      "found values from 933 to 1207 with soft tissue near 1060, an offset of 1024; expected HU, with water at "
      "0. Subtract 1024 (set the intercept, scl_inter, to -1024)."),
+    (13, "an infinite slope", lambda d: nifti(d, header={"scl_slope": np.inf}), READ,
+     "found a scale (scl_slope) of inf; expected a finite slope. The header is damaged."),
     (13, "beyond any HU", lambda d: nifti(d, ct().astype(np.float32) * 1e6), READ,
      "found values from -9.1e+07 to 1.83e+08; expected HU, -1024 to a few thousand. The scale in the header "
      "is damaged."),
@@ -457,6 +461,9 @@ FAULTS = [
      "to 0."),
     (22, "half a label", lambda d: nifti(d, np.float32(0.5) * (ct() > 60)), LABELS,
      "found label values that are not whole numbers, as 0.5; expected integers: 0 background, 1 liver, 2 "
+     "tumor. Resample label maps with nearest neighbour, and threshold probabilities first."),
+    (22, "nearly a label", lambda d: nifti(d, np.float32(0.9999999) * (ct() > 60)), LABELS,
+     "found label values that are not whole numbers, as 0.9999999; expected integers: 0 background, 1 liver, 2 "
      "tumor. Resample label maps with nearest neighbour, and threshold probabilities first."),
     (22, "negative label", lambda d: nifti(d, -np.int16(ct() > 60)), any_label,
      "found label values -1, 0; expected values of 0 and above. Renumber the regions from 1."),

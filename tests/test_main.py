@@ -417,6 +417,16 @@ def test_a_place_that_cannot_be_written_is_refused(call, files, out):
     assert not list((files / "a_folder").iterdir()) and not list((files / "read_only").iterdir())
 
 
+def test_a_link_to_nothing_is_no_place_for_results(call, files):
+    for name, to in (("nothing", files / "gone" / "e.json"), ("itself", "itself"), ("new", "e.json")):
+        (files / name).symlink_to(to)
+    evaluate = ("evaluate", files / "labels.nii.gz", files / "labels.nii.gz", "-o")
+    for name in ("nothing", "itself"):
+        for words in (("phantom", files / name), ("phantom", files / name / "below"), (*evaluate, files / name)):
+            refused(call(*words), f"a link to {(files / name).readlink()}, which is not there")
+    assert call(*evaluate, files / "new")[0] == 0 and (files / "new").is_symlink() and (files / "e.json").is_file()
+
+
 def test_a_name_too_long_for_a_file_is_refused(call, files):
     refused(call("evaluate", files / ("n" * 300), files / "labels.nii.gz", "-o", files / "e.json"), "too long")
     status, out, _ = call("check", files / ("n" * 300), files / "toy.nii.gz")

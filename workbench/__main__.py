@@ -604,9 +604,9 @@ def _writable(folder: Path) -> None:
     from workbench.volume import Refused
 
     place = folder.absolute()
-    while not place.exists():
+    while not place.exists() and not place.is_symlink():
         place = place.parent
-    why = "" if place.is_dir() else "a file"
+    why = "" if place.is_dir() else "a file" if place.exists() else f"a link to {place.readlink()}, which is not there"
     if not why and not place.stat().st_mode & 0o222:
         why = "read-only"
     if not why:
@@ -631,7 +631,12 @@ def _file(out: Path, *inputs: Path | None) -> None:
         raise Refused(
             out, "one of the inputs", "another file to write", "Name it with -o; an input is never overwritten."
         )
-    _writable(out.resolve().parent)
+    meant = Path(os.path.realpath(out))
+    if meant.is_symlink() or out.is_symlink() and not meant.parent.is_dir():  # a link to itself, or into no folder
+        raise Refused(
+            out, f"a link to {out.readlink()}, which is not there", "a file to write", "Name another with -o."
+        )
+    _writable(meant.parent)
 
 
 def _each_its_own(names: list[str]) -> list[str]:

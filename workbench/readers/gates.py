@@ -270,7 +270,7 @@ def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: Col
             raise Refused(path, "label values that are NaN or infinite", "integers: 0 background, 1 liver, 2 tumor")
         part = array[array != np.rint(array)]
         if part.size:
-            raise Refused(path, f"label values that are not whole numbers, as {part.reshape(-1)[0]:g}",
+            raise Refused(path, f"label values that are not whole numbers, as {part.flat[0]!s}",
                           "integers: 0 background, 1 liver, 2 tumor",
                           "Resample label maps with nearest neighbour, and threshold probabilities first.")  # fmt: skip
     found = sorted(int(v) for v in np.unique(array))

@@ -78,7 +78,11 @@ def _nrrd(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
                       "Write it again with its geometry, from the original DICOM.")  # fmt: skip
     encoding, need = fields.get("encoding", "raw"), math.prod(shape) * _of_kind(BYTES, fields.get("type", ""), path)
     data, start = _data(path, fields.get("datafile", "LOCAL"), start)
-    if encoding in ("raw", "gzip", "gz"):  # bzip2 and text fail aloud in ITK
+    if encoding in ("bzip2", "bz2"):
+        raise Refused(
+            path, "voxels packed by bzip2", "raw or gzip", "Write it again so, as `unu save -f nrrd -e gzip` does."
+        )
+    if encoding in ("raw", "gzip", "gz"):  # text fails aloud in ITK
         _enough(path, data, start, need, shape, encoding != "raw")
     import SimpleITK as sitk
 
@@ -87,7 +91,7 @@ def _nrrd(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
         image = sitk.ReadImage(os.fspath(path), imageIO="NrrdImageIO")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise Refused(path, f"a file that ITK cannot read ({reason})", "a valid image") from None
+        raise Refused(path, f"a file that ITK cannot read ({reason})", "a valid image", "Write it again.") from None
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise Refused(path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel", "one")
     n = image.GetDimension()

@@ -61,6 +61,8 @@ def voxels(path: str | Path, form: str | None = None) -> tuple[np.ndarray, np.nd
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise Refused(path, f"voxels of type {dtype}", "one integer or real number a voxel")
+    if np.isinf(header["scl_slope"]):  # NaN is what nibabel writes for none
+        raise Refused(path, f"a scale (scl_slope) of {header['scl_slope']}", "a finite slope", "The header is damaged.")
     start = int(header["vox_offset"]) if np.isfinite(header["vox_offset"]) else -1
     need = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if start < header.sizeof_hdr or start > 2**30:
