@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,31 @@ def test_small_regions_equal_pyradiomics():
     labels = torch.where((labels >= 4) & (labels <= 9), labels, 0)
     ours = radiomics.describe(image, labels, spacing)
     assert not differences(ours, radiomics.describe(image, labels, spacing, engine="pyradiomics"))
+
+
+def test_reasons_are_those_of_both_engines():
+    """All but what the boundary group is not, which PyRadiomics has not, and its own words where it fails."""
+    pytest.importorskip("radiomics")
+    image, labels, _ = odd_regions()
+    by_hand = {
+        1: "one voxel",
+        2: "flat region",
+        3: "no two voxels are neighbours",
+        8: "at the border of the volume",
+        10: "flat region",
+    }
+    plain = lambda reason: {
+        words for words in reason.split("; ") if not re.match("boundary|no liver|PyRadiomics", words)
+    }
+    for thick in (2.0, 5.0):
+        slices = {f"slices of {thick:.0f} mm: texture across them is coarse"} if thick == 5 else set()
+        ours, theirs = (radiomics.describe(image, labels, (thick, 1, 1.5), engine=e) for e in ("torch", "pyradiomics"))
+        for label, one, other in zip(ours.label, ours.reason, theirs.reason):
+            assert plain(one) == plain(other) == slices | ({by_hand[label]} if label in by_hand else set())
+            assert "boundary not computed by PyRadiomics" in other.split("; ")
+            assert ("PyRadiomics: mask only contains 1 segmented voxel" in other) == (label == 1)
+    mean = radiomics.describe(image, labels, (2.0, 1.0, 1.5), engine="pyradiomics", names=["intensity_mean"])
+    assert mean.set_index("label").reason[[4, 8]].to_list() == ["", "at the border of the volume"]
 
 
 def test_two_voxels_by_hand():

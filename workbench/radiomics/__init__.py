@@ -61,7 +61,7 @@ def describe(
     labels = found.labels.tolist()
     if engine == "pyradiomics":
         values, reasons = reference.describe(
-            image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress, bin_width
+            image.cpu().numpy(), lesions.cpu().numpy(), spacing_mm, labels, progress, bin_width, names
         )
         return table(labels, values, reasons, names)
     values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)

@@ -17,6 +17,7 @@ from workbench.connected import true_at
 from workbench.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, intensity, ngtdm, shape, wavelet
 from workbench.radiomics.catalogue import BANDS, NAMES
 from workbench.radiomics.ragged import Boxes
+from workbench.volume import Spacing
 
 THICK_MM = 5.0  # a choice: slices from here on are marked in each row
 _TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
@@ -117,12 +118,16 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, asked: 
             words.append("boundary not defined: " + " ".join(name.removeprefix("boundary_") for name in margin))
         if boxes.liver is None and "boundary_liver_contact" in asked:
             words.append("no liver mask: liver_contact")
-        if edge[lesion]:
-            words.append("at the border of the volume")
-        if max(boxes.spacing_mm) >= THICK_MM:
-            words.append(f"slices of {max(boxes.spacing_mm):.3g} mm: texture across them is coarse")
-        out.append("; ".join(words))
+        out.append("; ".join(words + surroundings(edge[lesion], boxes.spacing_mm)))
     return out
+
+
+def surroundings(at_border: bool, spacing_mm: Spacing) -> list[str]:
+    """What its place and the slices say of a region's values, whichever engine computed them."""
+    words = ["at the border of the volume"] if at_border else []
+    if max(spacing_mm) >= THICK_MM:
+        words.append(f"slices of {max(spacing_mm):.3g} mm: texture across them is coarse")
+    return words
 
 
 def _at_border(boxes: Boxes) -> Tensor:

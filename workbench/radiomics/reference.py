@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from workbench.radiomics.catalogue import CATALOGUE
+from workbench.radiomics.catalogue import CATALOGUE, NAMES
 from workbench.radiomics.discretise import BIN_WIDTH
+from workbench.radiomics.engine import surroundings
 from workbench.volume import Spacing
 
 MARGIN = 8  # rule: the coif1 filter reaches 3 voxels, one more where an axis is odd
@@ -74,30 +76,51 @@ def describe(
     labels: list[int],
     progress: Callable[[str, int, int], None] | None = None,
     bin_width: float = BIN_WIDTH,
+    names: Collection[str] = NAMES,
 ) -> tuple[np.ndarray, list[str]]:
-    """The 707 standard values of each label, `[lesion, 728]` with NaN in the boundary group, and a reason a lesion."""
+    """The 707 standard values of each label, `[lesion, 728]` with NaN in the boundary group, and a reason a lesion, of those
+    that are asked for by their `names`."""
     import SimpleITK as sitk
 
     twins = CATALOGUE["pyradiomics"]
     values = np.full((len(labels), len(CATALOGUE)), np.nan)
-    reasons = [""] * len(labels)
+    reasons, names = [""] * len(labels), frozenset(names)
     with _quiet():
         engine = extractor(bin_width)
         for row, label in enumerate(labels):
             if image.dtype not in (np.float32, np.float64):
                 image = image.astype(np.float64)
-            box, region = crop(image, lesions == label)
+            mask = lesions == label
+            box, region = crop(image, mask)
             pair = [sitk.GetImageFromArray(np.ascontiguousarray(a)) for a in (box, region.astype(np.uint8))]
             for one in pair:
                 one.SetSpacing(tuple(float(s) for s in spacing_mm[::-1]))
             try:
                 result = engine.execute(*pair, label=1)
             except (ValueError, IndexError, ZeroDivisionError, FloatingPointError) as error:
-                reasons[row] = f"PyRadiomics: {error}"
+                failed = [f"PyRadiomics: {error}"]
             else:
+                failed = []
                 for column, key in enumerate(twins):
                     if isinstance(key, str):
                         values[row, column] = np.real(result[key])
+            missing = [name for name, value in zip(NAMES, values[row]) if name in names and np.isnan(value)]
+            words = _of_region(box, region, missing) + failed
+            if any(name.startswith("boundary_") for name in missing):
+                words.append("boundary not computed by PyRadiomics")
+            ends = any(mask.take(end, axis).any() for axis in range(3) for end in (0, -1))
+            reasons[row] = "; ".join(words + surroundings(ends, spacing_mm))
             if progress:
                 progress("regions", row + 1, len(labels))
     return values, reasons
+
+
+def _of_region(hu: np.ndarray, region: np.ndarray, missing: list[str]) -> list[str]:
+    """Why texture of a region is not defined or says little, in the words of the torch engine."""
+    count = int(region.sum())
+    if count == 1:
+        return ["one voxel"]
+    if np.ptp(hu[region]) == 0:
+        return ["flat region"]
+    apart = ndimage.label(region, np.ones((3, 3, 3)))[1] == count and any("gl" in name for name in missing)
+    return ["no two voxels are neighbours"] if apart else []
