@@ -372,11 +372,11 @@ def test_one_bad_input_does_not_keep_the_others_back(call, files, trained):
 
 
 def test_an_occupied_place_is_refused_before_the_work(call, files, trained, monkeypatch):
-    from workbench import pipeline
+    from workbench import results
 
     (files / "out" / "toy").mkdir(parents=True)
     (files / "out" / "toy" / "notes.txt").touch()
-    monkeypatch.setattr(pipeline, "segment", lambda *a: pytest.fail("worked first"))
+    monkeypatch.setattr(results, "segment", lambda *a: pytest.fail("worked first"))
     refused(call("segment", files / "toy.nii.gz", "--models", trained.folder, "-o", files / "out"), "no result")
 
 
