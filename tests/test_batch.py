@@ -3,6 +3,7 @@
 import fcntl
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,56 @@ def test_unknown_parameter_is_refused_before_anything_runs(books, tmp_path):
     assert not (tmp_path / "exp").exists()
     with pytest.raises(Refused, match="unknown parameter nowhere"):
         batch.run_all(tmp_path / "exp", {"nowhere": 1})
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("all",), "no experiment.json"),
+        (("04",), "no experiment.json"),
+        (("01", "-p", "preset", "toy"), "demo or paper"),
+        (("01", "-p", "preset", "paper"), "no manifest"),
+        (("01", "-p", "preset", "demo", "-p", "manifest", "none.csv"), "no such file"),
+        (("all", "-p", "preset", "demo", "-p", "device", "gpu"), "auto, cpu, cuda"),
+        (("result",), "no result"),
+    ],
+)
+def test_what_no_notebook_could_begin_with_is_refused_before_a_kernel_and_leaves_nothing(call, tmp_path, words, says):
+    status, _, err = call("run", *words, "-o", tmp_path / "a" / "e")
+    assert status == 2 and says in err and len(err.splitlines()) == 1, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_or_case_that_is_not_there_is_refused_on_an_experiment_that_is(call, trained):
+    held = trained.cases("train").case.iloc[0]  # has no result
+    for words in (("04", "-p", "device", "gpu"), ("case", "-p", "case", "nope"), ("result", "-p", "case", held)):
+        status, _, err = call("run", *words, "-o", trained.folder)
+        assert status == 2 and len(err.splitlines()) == 1, err
+    assert not (trained.folder / "notebooks").exists()
+    every = batch.combinations(trained.folder, {"case": ["all"]}, "result")
+    assert [one["case"] for one in every] == sorted(trained.cases("test").case), "those that have a result"
+
+
+def test_a_preset_begins_an_experiment_for_the_notebooks_after_the_first(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(batch, "run", lambda path, *_, **__: ran.append(path) or batch.Outcome(path.stem, path, "done"))
+    assert len(batch.run_all(tmp_path / "e", {"preset": "demo"}, progress=False)) == len(ran) == 11
+
+
+def test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained.folder, tmp_path / "e", ignore=shutil.ignore_patterns("tumor", "forest"))
+    ran = []
+
+    def run(path, *_, **__):
+        ran.append(path.stem[:2])
+        return batch.Outcome(path.stem, path, "failed" if ran[-1] == "03" else "done")
+
+    monkeypatch.setattr(batch, "run", run)
+    outcomes = batch.run_all(tmp_path / "e", progress=False)
+    assert ran == ["01", "02", "03", "06", "07", "08"], "04, 05 need tumor; 09, 10 and 00 tumor and forest"
+    skipped = {o.notebook[:2]: o.error for o in outcomes if o.status == "skipped"}
+    assert list(skipped) == ["04", "05", "09", "10", "00"] and not any(o.ok for o in outcomes if o.error)
+    assert skipped["04"] == "04_consistency: the stage tumor is not there"
 
 
 def test_unchanged_looks_at_source_parameters_version_and_the_stages_it_saw(tmp_path):

@@ -1046,7 +1046,7 @@ OUTCOMES = [  # row, what happens, tests that hold it
     (42, "said at the start, before the work", "test_main::test_a_place_that_cannot_be_written_is_refused test_kill::test_a_read_only_file_system_is_said_at_the_start"),
     (42, "any letters and spaces in paths", "test_faults::test_row_42_odd_letters_in_paths test_batch::test_run_keeps_the_result_skips_the_second_time_and_shows_the_error"),
     (42, "without a display `workbench view` writes a contact sheet and says so", "test_qa::test_view_without_a_display_writes_the_sheet_and_says_so"),
-    (44, "the error with notebook and cell; the notebook is kept with it, the others run, exit status 1", "test_batch::test_run_keeps_the_result_skips_the_second_time_and_shows_the_error test_faults::test_row_44_the_others_go_on"),
+    (44, "the error with notebook and cell; the notebook is kept with it, those that do not rest on a missing stage run, exit status 1", "test_batch::test_run_keeps_the_result_skips_the_second_time_and_shows_the_error test_batch::test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped test_faults::test_row_44_the_others_go_on"),
     (45, "never read: cases are named by manifest or folder", "test_faults::test_row_45_patients_are_not_named test_trust::test_no_patient_is_named_anywhere"),
 ]  # fmt: skip
 PROOF = {  # a silent row: the test that the library below says nothing
@@ -1067,6 +1067,8 @@ def test_row_44_the_others_go_on(tmp_path, monkeypatch):
         ran.append(path.stem)
         return batch.Outcome(path.stem, path, "failed" if path.stem == "01_a" else "done", error="cell 1: no")
 
+    (tmp_path / "e" / "cohort").mkdir(parents=True)
+    (tmp_path / "e" / "cohort" / "stage.json").touch()
     monkeypatch.setattr(batch, "folder", lambda: tmp_path)
     monkeypatch.setattr(batch, "run", run)
     monkeypatch.setattr("sys.argv", ["workbench", "run", "all", "-o", str(tmp_path / "e")])

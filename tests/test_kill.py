@@ -57,7 +57,7 @@ def books(folder: Path) -> Path:
     for number in (1, 2):
         cells = [
             nbformat.v4.new_markdown_cell("How much?"),
-            nbformat.v4.new_code_cell("experiment = ''", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell(f"import time\ntime.sleep(0.3)\nprint({number} + 1)"),
             nbformat.v4.new_code_cell(f"time.sleep(0.3)\n{number} * 21"),
         ]

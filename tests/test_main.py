@@ -297,9 +297,12 @@ def test_run_of_several_cases_goes_on_and_its_exit_status_tells(call, tmp_path, 
         return batch.Outcome(given["case"], tmp_path / "x", "failed" if failed else "done", error="oops" * failed)
 
     monkeypatch.setattr(batch, "run", run)
-    ended, out, err = call("run", "case", "-p", "case", "b", "-p", "case", "c", "-o", tmp_path / "e")
+    for case in "bc":
+        (tmp_path / "e" / "results" / case).mkdir(parents=True)
+        (tmp_path / "e" / "results" / case / "result.json").touch()
+    ended, out, err = call("run", "result", "-p", "case", "b", "-p", "case", "c", "-o", tmp_path / "e")
     assert ended == status and [line.split(":")[0] for line in out.splitlines()] == ["b", "c", "2 notebooks"]
-    assert ("1 done, 1 failed" if bad else "2 done") in out and "[2/2] case c" in err
+    assert ("1 done, 1 failed" if bad else "2 done") in out and "[2/2] result c" in err
 
 
 def test_run_all_takes_one_case_at_most(call, tmp_path):

@@ -200,6 +200,27 @@ def test_notebooks_and_saved_figures_are_in_the_report(experiment, tmp_path):
     assert "The stage `metrics` has not run." in page.text and "No result yet." in page.text
 
 
+def test_a_failure_for_want_of_a_stage_is_no_warning_once_the_stage_has_run(experiment, tmp_path):
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    for stage in {*folders.STAGES} - {*folders.stage_hashes(copy)}:
+        (copy / stage).mkdir()
+        (copy / stage / "stage.json").write_text("{}")
+    there = folders.stage_hashes(copy)
+    early = {stage: sha for stage, sha in there.items() if stage not in ("tumor", "forest")}
+    for name, after in (("03_tumor", early), ("02_liver", early), ("case-c1", early), ("08_forest", there)):
+        was = {"status": "failed", "seconds": 1.0, "error": "cell 3: oops", "stages_after": after}
+        (copy / "notebooks" / f"{name}.json").write_text(json.dumps(was))
+    page = Page(report.experiment_report(copy))
+    assert [
+        name for name in ("02_liver", "03_tumor", "case-c1", "08_forest") if f"Notebook {name} failed" in page.text
+    ] == [
+        "02_liver",
+        "08_forest",
+    ], "what failed with its stages there is still to be looked at"
+    shutil.rmtree(copy / "tumor")
+    assert "Notebook 03_tumor failed" in Page(report.experiment_report(copy)).text
+
+
 def test_report_of_an_experiment_that_has_only_begun(tmp_path):
     (tmp_path / "experiment.json").write_text("{}")
     page = Page(report.experiment_report(tmp_path))

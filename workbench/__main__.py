@@ -344,7 +344,7 @@ def run(
     from workbench.volume import Refused
 
     given = _parameters(context.args)
-    sets = batch.combinations(experiment, given)
+    sets = batch.combinations(experiment, given, notebook)
     if notebook == "all":
         if len(sets) > 1:
             raise Refused("run all", f"{len(sets)} sets of parameters", "one", "Name one notebook for several cases.")
@@ -357,7 +357,9 @@ def run(
         outcomes = batch.run_each(notebook, experiment, sets)
     for o in outcomes:
         print(f"{o.notebook}: {o.status} {o.error}".rstrip() + f"  {o.output}")
-    count = [f"{n} {s}" for s in ("done", "unchanged", "failed") if (n := sum(o.status == s for o in outcomes))]
+    count = [
+        f"{n} {s}" for s in ("done", "unchanged", "failed", "skipped") if (n := sum(o.status == s for o in outcomes))
+    ]
     print(f"{len(outcomes)} notebooks: {', '.join(count)}")
     if (experiment / "experiment.json").is_file():
         print(tracking.sync(experiment), file=sys.stderr)

@@ -1,7 +1,7 @@
 """Notebooks without a browser: run one by number or name, on one case or many, keep what it produced, skip what is unchanged.
 
 The only module that imports papermill. Chooses: unknown parameters are refused before anything runs (papermill warns
-and runs the defaults); the kernel is always this interpreter, whatever kernels a user has installed; an executed
+and runs the defaults), and so is a folder, preset, device or case with which none of this checkout's notebooks could begin; the kernel is always this interpreter, whatever kernels a user has installed; an executed
 notebook lies in EXPERIMENT/notebooks/ beside a page to read (HTML, no script, no network), a log, and a small JSON file that
 says from what it was made (source, parameters, version, and the stages that were finished when it ended). While all of
 these still hold it is not run again. Ctrl-C or SIGTERM ends the kernel and the batch, and keeps what was done.
@@ -28,10 +28,13 @@ from typing import TextIO
 
 import pandas as pd
 
+from workbench import cohort
+from workbench.experiment import NEEDS, PRESETS, Experiment, pick_device
 from workbench.files import write_atomic
-from workbench.folders import stage_hashes
+from workbench.folders import STAGES, results_at, stage_hashes
 from workbench.volume import Refused
 
+RESULT = "result"  # the notebook that reads results and asks for no experiment
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 ALONE = (
     '<meta http-equiv="Content-Security-Policy" '
@@ -41,7 +44,7 @@ ALONE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a notebook ended: `status` is done, unchanged or failed; `error` is empty unless it failed."""
+    """How a notebook ended: `status` is done, unchanged, failed or skipped; `error` says why it failed or was skipped."""
 
     notebook: str
     output: Path
@@ -51,7 +54,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        return self.status != "failed"
+        return self.status in ("done", "unchanged")
 
 
 def folder() -> Path:
@@ -489,19 +492,26 @@ def _braced(path: Path) -> str:
     return str(path.resolve()).replace("{", "{{").replace("}", "}}")
 
 
-def combinations(experiment: str | Path, given: Mapping[str, Sequence[str]]) -> list[dict[str, object]]:
+def combinations(
+    experiment: str | Path, given: Mapping[str, Sequence[str]], notebook: str | int | Path = "all"
+) -> list[dict[str, object]]:
     """One set of parameters for each value of the one that was given several times.
 
-    `case` may be `all`: every case of the experiment's cohort. A case that the cohort does not have is refused.
+    `case` may be `all`: every case of the experiment's cohort or, for the notebook `result`, every result. A case that is not
+    among them is refused.
     """
     given = dict(given)
-    table = Path(experiment) / "cohort" / "cases.csv"
-    if "case" in given and ("all" in given["case"] or table.is_file()):
-        if not table.is_file():
+    place = _place(experiment, *given.get("experiment", [])[:1])
+    table, of_results = place / "cohort" / "cases.csv", notebook != "all" and find(notebook).stem == RESULT
+    if "case" in given and ("all" in given["case"] or table.is_file() or of_results):
+        if of_results:
+            known = _results(place)
+        elif table.is_file():
+            known = list(pd.read_csv(table, dtype=str)["case"])
+        else:
             raise Refused(
                 "-p case all", f"no {table}", "an experiment whose cohort stage has run", "Run notebook 01 first."
             )
-        known = list(pd.read_csv(table, dtype=str)["case"])
         if unknown := [case for case in given["case"] if case not in [*known, "all"]]:
             raise Refused("case", ", ".join(unknown), "all, or some of " + ", ".join(known))
         given["case"] = known if "all" in given["case"] else list(dict.fromkeys(given["case"]))
@@ -512,14 +522,67 @@ def combinations(experiment: str | Path, given: Mapping[str, Sequence[str]]) -> 
     return [alone | {name: value} for name in several for value in given[name]] or [alone]
 
 
+def _place(experiment: str | Path, given: object = None) -> Path:
+    """The folder that a notebook works on: the experiment's, or what was given for the notebook's own parameter of that name."""
+    return folder().parent / str(given) if given else Path(experiment).resolve()
+
+
+def _results(place: Path) -> list[str]:
+    """The cases that have a result in a folder; refused when none has."""
+    if not (there := [path.name for path in results_at(place, "results/*/")]):
+        raise Refused(
+            place / "results",
+            "no result",
+            "one of notebook 10 or of `workbench segment CT --models EXPERIMENT -o FOLDER/results`",
+        )
+    return there
+
+
+def may_begin(place: Path, preset: str, manifest: str | Path = "") -> None:
+    """Refuse a preset with which no experiment can begin at a place."""
+    if preset not in PRESETS:
+        raise Refused("preset", preset, " or ".join(PRESETS))
+    if manifest:
+        cohort.read_manifest(folder().parent / manifest)
+    elif preset != "demo" and not (place / "experiment.json").is_file():
+        raise Refused(f"preset {preset}", "no manifest", "a cohort", "Name its manifest (CSV): -p manifest FILE.")
+
+
+def _ready(jobs: Sequence[tuple[Path, Mapping[str, object]]], experiment: str | Path) -> None:
+    """Refuse, before a kernel starts, what no notebook of this checkout could begin with; what others need is not known."""
+    begun = set()
+    for source, given in jobs:
+        if source.resolve().parent != folder().resolve() or "experiment" not in parameters(source):
+            continue
+        place = _place(experiment, given.get("experiment"))
+        device = str(given.get("device", "auto"))
+        if preset := str(given.get("preset", "")):
+            pick_device(device)
+            may_begin(place, preset, str(given.get("manifest", "")))
+            begun.add(place)
+        elif source.stem == RESULT:
+            _results(place)
+        elif place not in begun:
+            Experiment(place, device)
+
+
+def _lacking(source: Path, place: Path) -> list[str]:
+    """The stages that a numbered notebook rests on and that are not there; 00 rests on the trained ones."""
+    number = source.stem.partition("_")[0]
+    stage = ("metrics", *STAGES)[int(number)] if number.isdigit() and int(number) <= len(STAGES) else "cohort"
+    return [need for need in NEEDS[stage] if not (place / need / "stage.json").is_file()]
+
+
 def run_each(
     notebook: str | int | Path, experiment: str | Path, sets: Sequence[Mapping[str, object]], **kwargs
 ) -> list[Outcome]:
     """One notebook with one set of parameters after the other; all are checked before the first runs."""
     source = find(notebook)
-    for given in sets:
-        checked(source, dict(given))
-    return _one_by_one([(source, dict(given)) for given in sets], experiment, **kwargs)
+    jobs = [(source, dict(given)) for given in sets]
+    for _, given in jobs:
+        checked(source, given)
+    _ready(jobs, experiment)
+    return _one_by_one(jobs, experiment, **kwargs)
 
 
 def run_all(
@@ -531,7 +594,8 @@ def run_all(
 ) -> list[Outcome]:
     """Run the numbered notebooks in order (or `only` some), each with those parameters that it knows.
 
-    Refused when no notebook at all knows a parameter. One failure does not keep the others from running unless `stop`.
+    Refused when no notebook at all knows a parameter. After a failure, only those are skipped that rest on a stage that is now
+    not there; all others with `stop`.
     """
     chosen = [find(w) for w in only] if only else in_order()
     known = {path: globals()["parameters"](path) for path in chosen}
@@ -542,6 +606,7 @@ def run_all(
     given = {p: {name: v for name, v in (parameters or {}).items() if name in known[p]} for p in chosen}
     for path in chosen:
         checked(path, given[path])
+    _ready(list(given.items()), experiment)
     return _one_by_one(list(given.items()), experiment, stop, **kwargs)
 
 
@@ -557,6 +622,13 @@ def _one_by_one(
     for n, (path, given) in enumerate(jobs, 1):
         case = f" {given['case']}" if given.get("case") else ""
         tell(f"[{n}/{len(jobs)}] {path.stem}{case}")
+        if not all(o.ok for o in outcomes) and (lacking := _lacking(path, _place(experiment, given.get("experiment")))):
+            error = f"{path.stem}: the stage {lacking[0]} is not there"
+            tell(f"{error}: skipped")
+            outcomes.append(
+                Outcome(path.stem, Path(experiment) / "notebooks" / f"{path.stem}.ipynb", "skipped", error=error)
+            )
+            continue
         outcomes.append(run(path, experiment, given, progress=progress, **kwargs))
         if stop and not outcomes[-1].ok:
             break

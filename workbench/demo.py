@@ -9,7 +9,6 @@ from pathlib import Path
 from workbench import batch, cohort, report, tracking
 from workbench.experiment import PRESETS, Experiment
 from workbench.files import write_atomic
-from workbench.volume import Refused
 
 CASES, HELD_OUT, SEED = 180, 20, 1  # patients in all, of them never trained on, first seed
 
@@ -39,16 +38,13 @@ def begin(folder: str | Path, preset: str = "", manifest: str | Path = "", devic
     folder = Path(folder)
     if not preset:
         return Experiment(folder, device)
-    if preset not in PRESETS:
-        raise Refused("preset", preset, " or ".join(PRESETS))
+    batch.may_begin(folder, preset, manifest)
     if manifest:
         manifest = batch.folder().parent / manifest
     elif (folder / "experiment.json").is_file():
         manifest = Experiment(folder, device).manifest
-    elif preset == "demo":
-        manifest = cohort.write_phantoms(folder / "phantoms", CASES, SEED, "demo", HELD_OUT, progress=_show)
     else:
-        raise Refused(f"preset {preset}", "no manifest", "a cohort", "Name its manifest (CSV): -p manifest FILE.")
+        manifest = cohort.write_phantoms(folder / "phantoms", CASES, SEED, "demo", HELD_OUT, progress=_show)
     return Experiment.create(folder, manifest, PRESETS[preset](), device)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,14 @@ def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> 
     )
 
 
+def _outdated(notebook: str, was: dict, stages: Collection[str]) -> bool:
+    """Whether a notebook failed while one of its stages, up to its own number, was not there, and all are there now."""
+    number = notebook[:2]
+    needed = set(folders.STAGES[: int(number)] if number.isdigit() and int(number) else folders.STAGES)
+    lacked = needed - set(was.get("stages_after", needed))
+    return was.get("status") == "failed" and bool(lacked) and needed <= set(stages)
+
+
 def _learnt_from(experiment: folders.ExperimentFolder) -> int | None:
     """How many training patients have a candidate, from which selection and forest learn."""
     scores = experiment.table("forest", "scores.csv")
@@ -384,7 +393,8 @@ def experiment_report(folder: str | Path) -> str:
     notebooks = []
     for file in sorted((experiment.path / "notebooks").glob("*.json")):
         was = json.loads(file.read_text(encoding="utf-8"))
-        notebooks.append((file.stem, was.get("status", "?"), was.get("seconds", math.nan), was.get("error", "")))
+        status = was.get("status", "?") + ", before its stages had run" * _outdated(file.stem, was, stages)
+        notebooks.append((file.stem, status, was.get("seconds", math.nan), was.get("error", "")))
     warnings = [f"Not run yet: {', '.join(missing)}."] if missing else []
     warnings += [f"Notebook {name} failed: {error}" for name, status, _, error in notebooks if status == "failed"]
     for path in experiment.results():
