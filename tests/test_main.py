@@ -362,8 +362,30 @@ def test_evaluate_names_its_cases(call, files):
         for side in ("truth", "found"):
             (files / side).mkdir(exist_ok=True)
             (files / side / f"{name}.nii.gz").write_bytes((files / "labels.nii.gz").read_bytes())
-    assert call("evaluate", files / "truth", files / "found", "-o", files / "e.json")[0] == 0
+    words = ("evaluate", files / "truth", files / "found", "-o", files / "e.json")
+    assert call(*words)[0] == 0
     assert [c["case"] for c in json.loads((files / "e.json").read_text())["cases"]] == ["one", "two"]
+    (files / "found" / "one.nii.gz").unlink()
+    refused(call(*words), "1 truth without prediction (one)", "--common")
+    status, out, err = call(*words, "--common")
+    assert status == 0 and "1 cases in both; left out: 1 truth without prediction, 0 prediction" in err
+    assert [c["case"] for c in json.loads((files / "e.json").read_text())["cases"]] == ["two"] and "1 cases ->" in out
+
+
+def test_evaluate_keeps_the_table_that_it_prints_and_says_what_each_mean_is_over(call, files):
+    words = ("evaluate", files / "labels.nii.gz", files / "labels.nii.gz", "-o")
+    status, out, _ = call(*words, files / "e.json")
+    table, scores = pd.read_csv(files / "e.csv"), json.loads((files / "e.json").read_text())
+    assert status == 0 and str(files / "e.csv") in out and len(out.splitlines()) == len(table) + 3
+    assert re.search(r"tumor +voe +over cases", out) and re.search(r"lesion +voe +over detected lesions", out)
+    for structure, over, part in (("liver", "cases", "liver"), ("lesion", "detected lesions", "tumor")):
+        rows = table[(table.structure == structure) & (table.over == over)].set_index("measure")
+        assert all(rows.loc[m, "mean"] == scores[part][m] for m in ("voe", "rvd", "assd_mm")), structure
+    assert call(*words, files / "e.json")[0] == 0, "its own table is written anew"
+    (files / "e.csv").write_text("case,patient\n")
+    refused(call(*words, files / "e.json"), "e.csv", "another kind")
+    refused(call(*words, files / "x.csv"), "suffix .csv")
+    assert (files / "e.csv").read_text() == "case,patient\n" and not (files / "x.csv").exists()
 
 
 def test_one_bad_input_does_not_keep_the_others_back(call, files, trained):

@@ -147,12 +147,17 @@ def test_no_case_drops_out_of_the_mean():
     assert tumor["dice_global"] == 0.5  # 2 * 8 / 32
     assert (tumor["precision_iou0"], tumor["recall_iou0"]) == (0.5, 0.5)
     assert (tumor["voe"], tumor["assd_mm"]) == (0.0, 0.0)  # over the one detected lesion
-    table = metrics.breakdown(cases).set_index(["structure", "measure", "over"])
-    assert tuple(table.loc[("tumor", "assd_mm", "cases"), ["n", "undefined"]]) == (1, 3)
-    assert tuple(table.loc[("tumor", "voe", "cases"), ["mean", "n"]]) == (0.5, 4)
-    assert table.loc[("lesion", "assd_mm", "detected lesions"), "n"] == 1
-    assert tuple(table.loc[("lesion", "recall_iou0", "below 10 mm"), ["mean", "n"]]) == (0.5, 2)
-    assert table.loc[("lesion", "f1_iou50", "all lesions"), "mean"] == 0.5
+    every = metrics.breakdown(cases)
+    table = every.set_index(["structure", "measure", "over", "size"]).sort_index()
+    assert not table.index.has_duplicates
+    assert tuple(table.loc[("tumor", "assd_mm", "cases", "all"), ["n", "undefined"]]) == (1, 3)
+    assert tuple(table.loc[("tumor", "voe", "cases", "all"), ["mean", "n"]]) == (0.5, 4)
+    assert table.loc[("lesion", "assd_mm", "detected lesions", "all"), "n"] == 1
+    assert tuple(table.loc[("lesion", "recall_iou0", "reference lesions", "below 10 mm"), ["mean", "n"]]) == (0.5, 2)
+    f1 = ("lesion", "f1_iou50", "reference lesions and false positives", "all")
+    assert tuple(table.loc[f1, ["mean", "n"]]) == (0.5, 3)
+    assert tuple(table.loc[("lesion", "false_positives_iou50", "cases", "below 10 mm"), ["mean", "n"]]) == (0.25, 4)
+    assert every[every["size"] != "all"].groupby("measure")["size"].nunique().eq(3).all()
 
 
 def test_the_contract_has_exactly_its_keys():

@@ -385,6 +385,12 @@ def test_pair_labels(tmp_path):
     touch("p/extra.nii.gz", "t/only.nii.gz")
     with pytest.raises(Refused, match=r"1 truth without prediction \(only\), 1 prediction without truth \(extra\)"):
         readers.pair_labels(tmp_path / "t", tmp_path / "p")
+    with readers.gates.heard() as said:
+        some = readers.pair_labels(tmp_path / "t", tmp_path / "p", common=True)
+    assert [name for name, *_ in some] == ["a", "b"] and len(said) == 1
+    assert "2 cases in both; left out: 1 truth without prediction, 1 prediction without truth" in said[0]
+    with pytest.raises(Refused, match="2 prediction without truth .* a case name that is on both sides"):
+        readers.pair_labels(tmp_path / "lits", tmp_path / "r", common=True)
     touch("two/c2/labels-a.nii.gz", "two/c2/labels-b.nii.gz")
     with pytest.raises(Refused, match="2 label files"):
         readers.pair_labels(tmp_path / "two", tmp_path / "r")

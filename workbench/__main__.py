@@ -310,13 +310,25 @@ def radiomics(
 
 
 @app.command()
-def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-o", help="JSON to write.")]) -> None:
-    """LiTS's metrics of labels (1 liver, 2 tumor): two files, or two folders matched by name."""
+def evaluate(
+    truth: Path,
+    prediction: Path,
+    out: Annotated[Path, typer.Option("-o", help="JSON to write; the table that is printed goes to a CSV beside it.")],
+    common: Annotated[
+        bool, typer.Option("--common", help="Score the cases that both have, and say how many are left out.")
+    ] = False,
+) -> None:
+    """LiTS's metrics of labels (1 liver, 2 tumor): two files, or two folders matched by name.
+
+    -o scores.json writes scores.csv too: each mean with what it is a mean of, also by size of lesion.
+    """
     from workbench import experiment as folder
     from workbench import metrics, readers
 
-    pairs = readers.pair_labels(truth, prediction)
+    with _said():
+        pairs = readers.pair_labels(truth, prediction, common)
     _file(out, *(path for _, *both in pairs for path in both))
+    table = _beside(out, ".csv", "structure,measure,over,")
     cases = []
     for name, a, b in pairs:
         with _said():
@@ -325,8 +337,12 @@ def evaluate(truth: Path, prediction: Path, out: Annotated[Path, typer.Option("-
         cases.append(metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm, name))
         _count(name, len(cases), 0)
     folder.write_json(out, metrics.summarise(cases))
-    print(metrics.breakdown(cases).to_string(index=False, na_rep="-", float_format="{:.3f}".format))
-    print(f"{len(cases)} cases -> {out}")
+    means = metrics.breakdown(cases)
+    folder.write_table(table, means)
+    means.over = "over " + means.over
+    print(means.to_string(index=False, na_rep="-", float_format="{:.3f}".format))
+    print(f"{out.name}: `tumor` has Dice over cases, VOE, RVD and distances over detected lesions (the rows `lesion`)")
+    print(f"{len(cases)} cases -> {out}, this table -> {table}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -639,6 +655,21 @@ def _file(out: Path, *inputs: Path | None) -> None:
             out, f"a link to {out.readlink()}, which is not there", "a file to write", "Name another with -o."
         )
     _writable(meant.parent)
+
+
+def _beside(out: Path, suffix: str, begins: str) -> Path:
+    """A second file that goes with one to be written; refused where it is that one or begins as no such file of ours does."""
+    from workbench.volume import Refused
+
+    path = out.with_suffix(suffix)
+    if path == out:
+        raise Refused(
+            out, f"the suffix {suffix}, of the file that is written beside it", "another one", "Name it with -o."
+        )
+    _file(path)
+    if path.is_file() and not path.read_bytes().startswith(begins.encode()):
+        raise Refused(path, "a file of another kind", f"a free place beside {out.name}", "Choose another name with -o.")
+    return path
 
 
 def _each_its_own(names: list[str]) -> list[str]:

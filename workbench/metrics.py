@@ -219,17 +219,17 @@ def summarise(cases: list[dict]) -> dict:
 
 
 def breakdown(cases: list[dict]) -> pd.DataFrame:
-    """Every mean with what it is a mean of: `structure, measure, over, mean, n, undefined`.
+    """Every mean with what it is a mean of: `structure, measure, over, size, mean, n, undefined`; `n` counts what it is over.
 
     Whole-mask measures over cases, LiTS's over detected lesions, detection rates in all and by diameter class (where
     false positives have no class of their own: they are counted by their own size).
     """
     rows = []
 
-    def row(structure: str, measure: str, over: str, values: list[float]) -> None:
+    def row(structure: str, measure: str, over: str, values: list[float], size: str = "all") -> None:
         good = [v for v in values if not math.isnan(v)]
         mean = float(np.mean(good)) if good else math.nan
-        rows.append((structure, measure, over, mean, len(good), len(values) - len(good)))
+        rows.append((structure, measure, over, size, mean, len(good), len(values) - len(good)))
 
     for structure in ("liver", "tumor"):
         for measure in ("dice", *MEASURES, "surface_dice"):
@@ -238,16 +238,20 @@ def breakdown(cases: list[dict]) -> pd.DataFrame:
         row("lesion", measure, "detected lesions", [m[measure] for c in cases for m in c["matches"]])
     for key in OVERLAPS:
         counts = _pooled(cases, key)
-        n = {"precision": counts["tp"] + counts["fp"], "recall": counts["tp"] + counts["fn"], "f1": len(cases)}
-        for rate in ("precision", "recall", "f1"):
-            rows.append(("lesion", f"{rate}_{key}", "all lesions", counts[rate], n[rate], 0))
+        found, false, lesions = counts["tp"], counts["fp"], counts["tp"] + counts["fn"]
+        for rate, over, n in (
+            ("precision", "found lesions and false positives", found + false),
+            ("recall", "reference lesions", lesions),
+            ("f1", "reference lesions and false positives", lesions + false),
+        ):
+            rows.append(("lesion", f"{rate}_{key}", over, "all", counts[rate], n, 0))
         for size in SIZES:
             mine = [float(r[f"detected_{key}"]) for c in cases for r in c["lesions"] if r["size"] == size]
-            row("lesion", f"recall_{key}", size, mine)
+            row("lesion", f"recall_{key}", "reference lesions", mine, size)
     for size in SIZES:
-        mine = sum(r["size"] == size for c in cases for r in c["false_positives"])
-        rows.append(("lesion", "false_positives_iou50_per_case", size, mine / len(cases), mine, 0))
-    return pd.DataFrame(rows, columns=["structure", "measure", "over", "mean", "n", "undefined"])
+        mine = [float(sum(r["size"] == size for r in c["false_positives"])) for c in cases]
+        row("lesion", "false_positives_iou50", "cases", mine, size)
+    return pd.DataFrame(rows, columns=["structure", "measure", "over", "size", "mean", "n", "undefined"])
 
 
 def bootstrap(

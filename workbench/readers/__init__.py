@@ -109,11 +109,11 @@ def list_cases(path: str | Path) -> list[Path]:
     return sorted(set(found), key=gates.natural) if found or path.is_dir() else [path]
 
 
-def pair_labels(truth: str | Path, prediction: str | Path) -> list[tuple[str, Path, Path]]:
+def pair_labels(truth: str | Path, prediction: str | Path, common: bool = False) -> list[tuple[str, Path, Path]]:
     """(name, truth file, prediction file) of two label files or two folders, matched by case name.
 
     In a folder a case is a file, or a folder that holds one `labels*` file. LiTS's `segmentation-12` and `volume-12`
-    are both case 12. A case without its partner is refused, never left out.
+    are both case 12. A case without its partner is refused or, with `common`, left out with a warning that counts them.
     """
     truth, prediction = Path(truth), Path(prediction)
     one, other = _label_files(truth), _label_files(prediction)
@@ -123,15 +123,22 @@ def pair_labels(truth: str | Path, prediction: str | Path) -> list[tuple[str, Pa
     if set(one) != set(other):
         one, other = (_plain(files) for files in (one, other))
     lonely = sorted(set(one) - set(other), key=_key), sorted(set(other) - set(one), key=_key)
-    if any(lonely):
+    both, pair = set(one) & set(other), f"{truth} and {prediction}"
+    if any(lonely) and common and both:
+        gates.warn(
+            pair,
+            f"{len(both)} cases in both; left out: {len(lonely[0])} truth without prediction, "
+            f"{len(lonely[1])} prediction without truth",
+        )
+    elif any(lonely):
         raise Refused(
-            f"{truth} and {prediction}",
+            pair,
             f"{len(lonely[0])} truth without prediction ({', '.join(lonely[0]) or 'none'}), "
             f"{len(lonely[1])} prediction without truth ({', '.join(lonely[1]) or 'none'})",
-            "the same case names on both sides",
-            "Rename or remove these.",
+            "a case name that is on both sides" if common else "the same case names on both sides",
+            "Rename these." if common else "Rename or remove these, or score only what both have: --common.",
         )
-    return [(name, one[name], other[name]) for name in sorted(one, key=_key)]
+    return [(name, one[name], other[name]) for name in sorted(both, key=_key)]
 
 
 def _reader(path: Path):
