@@ -71,10 +71,10 @@ def run(
     place = given if given.is_dir() else rules.parent / "profiles" / profile
     if not (place / "config.yaml").is_file():
         raise Refused("--profile", profile, "local, slurm or a folder that holds a Snakemake profile's config.yaml")
-    out.mkdir(parents=True, exist_ok=True)
     command = [_snakemake(), "--snakefile", rules, "--directory", out, "--workflow-profile", place]
     command += ["--cores", str(cores)] if cores else ["--cores", "all"] if profile == "local" else []
     command += ["--configfile", out / CONFIG, *extra]
+    out.mkdir(parents=True, exist_ok=True)
     with held(out):
         write_json(out / CONFIG, about)  # a file: on the command line Snakemake reads a path as YAML
         if any((out / ".snakemake" / "locks").glob("*")):  # left by a run that was killed: nobody else is here
@@ -142,5 +142,10 @@ def _snakemake() -> str:
     beside = Path(sys.executable).parent / "snakemake"
     found = str(beside) if beside.is_file() else shutil.which("snakemake")
     if found is None:
-        raise Refused("workbench cohort", "no snakemake", "it installed", "pip install 'liver-workbench[cluster]'")
+        raise Refused(
+            "workbench cohort",
+            "no snakemake",
+            "it on the path",
+            "`pip install snakemake snakemake-executor-plugin-slurm` in an environment of its own, its bin last on the path.",
+        )
     return found

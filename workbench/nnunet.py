@@ -53,6 +53,7 @@ def export(
     training = [c for c in cases if c.split == "train"]
     if not training:
         raise Refused(manifest, "no training case", "at least one with split train")
+    cohort.folds(training, {c.case: 0.0 for c in training}, folds)  # too few patients: said before a scan is read
     place = folder / f"Dataset{number:03d}_{name}"
     making = place.with_name(f".{place.name}.{os.getpid()}.part")
     names = {c.case: f"{name}_{n:04d}" for n, c in enumerate(cases, 1)}
