@@ -237,6 +237,35 @@ def test_figures_draw_and_say_what_they_rest_on(make, says):
             assert ax.get_xlabel() or ax.get_ylabel() or len(ax.get_xticks()) == 0, "an axis without a name"
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: figures.parity(v := np.r_[-9, -0.5, 0, 0.5, 10.0 ** np.arange(9)], v, ["shape"] * len(v)),
+        lambda: _reasons(0.1),
+        lambda: _reasons(0.0019),
+    ],
+)
+def test_no_label_of_an_x_axis_lies_on_another(make):
+    figure = make()
+    figures.png(figure)
+    axis = figure.axes[0].xaxis
+    low, high = sorted(axis.get_view_interval())
+    drawn = [t.label1.get_window_extent() for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert len(drawn) > 2 and all(one.x1 < other.x0 for one, other in zip(drawn, drawn[1:]))
+
+
+def _reasons(most: float) -> Figure:
+    """The axis of reasons, about as narrow as in the decision explorer."""
+    figure = decisions.Picture(4.6, 3)
+    decisions._draw_reasons(figure.subplots(), pd.Series([-most, most / 3], index=["boundary_contrast_to_noise", "b"]))
+    return figure
+
+
+def test_learning_curves_say_whose_dice_it_is():
+    figure = figures.curves(T["curves"])
+    assert "Dice of slabs (1)" in [ax.get_ylabel() for ax in figure.axes]
+
+
 def test_redundancy_puts_copies_side_by_side():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 30))
@@ -248,7 +277,7 @@ def test_redundancy_puts_copies_side_by_side():
     assert (
         image[0, 1] == pytest.approx(1)
         and image[2, 3] == pytest.approx(1)
-        and "5 patients, 30 lesions, 4 features" in words(figure)
+        and "5 patients, 30 candidates, 4 features" in words(figure)
     )
 
 

@@ -5,6 +5,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench import metrics
 from workbench.figures.slices import View, box_around, slice_with_most
@@ -274,6 +275,8 @@ def _draw_reasons(ax, contributions: pd.Series) -> None:
     ax.barh(range(len(top)), top.to_numpy(), color=[TRUE_COLOUR if v > 0 else FALSE_COLOUR for v in top])
     ax.set_yticks(range(len(top)), top.index, fontsize=7)
     ax.axvline(0, color=BLACK, lw=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.tick_params(axis="x", labelsize=8)
     ax.set(xlabel="contribution to the score (above 0: lesion)")
 
 

@@ -31,8 +31,9 @@ def parity(ours, theirs, groups, title: str = "") -> Figure:
         right.plot(np.flatnonzero(on), np.maximum(apart[on], 1e-16), **look)
     ends = np.array([min(theirs[both].min(), 0), theirs[both].max()]) if both.any() else np.array([0, 1])
     left.plot(ends, ends, color=GREY, lw=1, zorder=0)
-    left.set_xscale("symlog")
-    left.set_yscale("symlog")
+    left.set_xscale("symlog", linthresh=1)  # -1, 0 and 1 stand a decade apart
+    left.set_yscale("symlog", linthresh=1)
+    left.tick_params(labelsize=8)
     left.set(xlabel="PyRadiomics (each in its own unit)", ylabel="here (each in its own unit)")
     left.legend(fontsize=8)
     right.set(yscale="log", xlabel="place in the catalogue", ylabel="relative difference (1; none drawn at 1e-16)")
@@ -54,12 +55,12 @@ def relative_difference(a, b) -> np.ndarray:
     )
 
 
-def perturbed(spread: pd.DataFrame, lesions: int, patients: int | None = None, title: str = "") -> Figure:
-    """How far descriptors move: index = perturbation, columns = groups, values in sd between lesions (median)."""
+def perturbed(spread: pd.DataFrame, candidates: int, patients: int | None = None, title: str = "") -> Figure:
+    """How far descriptors move: index = perturbation, columns = groups, values in sd between candidates (median)."""
     figure = Picture(7.4, 1.6 + 0.36 * max(4, len(spread)))
     ax = figure.subplots()
     image = ax.imshow(spread.to_numpy(float), cmap="cividis", aspect="auto", vmin=0)
-    figure.colorbar(image, ax=ax, label="median change (sd between lesions)", shrink=0.8)
+    figure.colorbar(image, ax=ax, label="median change (sd between candidates)", shrink=0.8)
     top = np.nanmax(spread.to_numpy(float), initial=0)
     for (y, x), value in np.ndenumerate(spread.to_numpy(float)):
         ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=BLACK if value > top / 2 else "white")
@@ -67,7 +68,7 @@ def perturbed(spread: pd.DataFrame, lesions: int, patients: int | None = None, t
     ax.set_yticks(range(len(spread)), [str(name).replace("_", " ") for name in spread.index])
     ax.set(xlabel="group of descriptors", ylabel="perturbation")
     who = f"{patients} patients, " if patients is not None else ""
-    figure.suptitle(f"{title or 'descriptors under perturbation'} ({who}{lesions} candidates)", fontsize=11)
+    figure.suptitle(f"{title or 'descriptors under perturbation'} ({who}{candidates} candidates)", fontsize=11)
     return figure
 
 
@@ -177,7 +178,7 @@ def redundancy(
     patients: int | None = None,
     title: str = "",
 ) -> Figure:
-    """Absolute Spearman correlation of features `[lesion x k]`, ordered so that clusters lie together."""
+    """Absolute Spearman correlation of features `[candidate x k]`, ordered so that clusters lie together."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
@@ -206,7 +207,7 @@ def redundancy(
             ax.axhline(edge, color="white", lw=0.6)
             ax.axvline(edge, color="white", lw=0.6)
     who = f"{patients} patients, " if patients is not None else ""
-    figure.suptitle(f"{title or 'redundancy'} ({who}{len(features)} lesions, {len(names)} features)", fontsize=11)
+    figure.suptitle(f"{title or 'redundancy'} ({who}{len(features)} candidates, {len(names)} features)", fontsize=11)
     return figure
 
 

@@ -146,7 +146,7 @@ def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
         ax.set_xlabel(x)
         ax.set_ylabel(
             {
-                "dice": "Dice (1)",
+                "dice": "Dice of slabs (1)",
                 "volume_dice": "Dice of whole volumes (1)",
                 "inner_dice": "Dice of whole volumes, choosing (1)",
                 "loss": "loss (1)",
