@@ -69,6 +69,11 @@ def change(before: Sequence[float], after: Sequence[float], patients: Sequence, 
     return f"{found['difference']:{form}} {interval}, p = {found['p']:.2g}, n = {found['n']}"
 
 
+def rounded(tests: pd.DataFrame) -> pd.DataFrame:
+    """A table of tests to three digits; a `p` below them is `<0.001`, not 0."""
+    return tests.round(3).assign(p=["<0.001" if p < 0.001 else f"{p:.3f}" for p in tests.p])
+
+
 # --- cases -------------------------------------------------------------------------------------------------------
 
 
