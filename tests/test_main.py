@@ -1,5 +1,6 @@
 """The command line as a contract: what it writes, what it refuses, with which exit status."""
 
+import hashlib
 import json
 import os
 import re
@@ -171,6 +172,33 @@ def test_radiomics_takes_label_values_as_they_are(call, files):
         == 0
     )
     assert pd.read_csv(files / "x.csv").label.tolist() == [1, 7]
+
+
+def test_radiomics_says_beside_its_table_what_it_was_made_from_and_how(call, files):
+    where = [files / "toy.nii.gz", files / "seven.nii.gz", "-o", files / "sub" / "x.csv", "--device", "cpu"]
+    status, out, _ = call("radiomics", *where)
+    about = json.loads((files / "sub" / "x.json").read_text())
+    assert status == 0 and str(files / "sub" / "x.json") in out
+    assert about["settings"] == {"bin_width_hu": 25.0, "resampling": None}
+    assert (about["radiomics"], about["engine"], about["device"]) == (__version__, "torch", "cpu")
+    for part, file in (("image", "toy.nii.gz"), ("mask", "seven.nii.gz"), ("table", "sub/x.csv")):
+        assert about[part]["sha256"] == hashlib.sha256((files / file).read_bytes()).hexdigest()
+        assert (files / "sub" / about[part]["path"]).resolve() == (files / file).resolve()
+    assert call("radiomics", *where)[0] == 0, "its own is written anew"
+    (files / "toy.json").write_text('{"Modality": "CT"}')  # as a converter leaves it beside a scan
+    refused(call("radiomics", *where[:3], files / "toy.csv"), "toy.json", "another kind")
+    refused(call("radiomics", *where[:3], files / "y.json"), "suffix .json")
+    assert (files / "toy.json").read_text() == '{"Modality": "CT"}' and not (files / "toy.csv").exists()
+
+
+def test_a_folder_of_slices_has_one_hash_of_all_its_files(tmp_path):
+    (tmp_path / "scan").mkdir()
+    for name in "ab":
+        (tmp_path / "scan" / name).write_text(name)
+    one = __main__._origin(tmp_path / "scan", torch.zeros(1), tmp_path)
+    (tmp_path / "scan" / "b").write_text("c")
+    other = __main__._origin(tmp_path / "scan", torch.zeros(1), tmp_path)
+    assert one["path"] == "scan" and one["sha256"] != other["sha256"] and one["voxels_sha256"] == other["voxels_sha256"]
 
 
 def test_radiomics_keeps_the_value_of_a_single_piece(call, files):

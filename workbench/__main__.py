@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,11 +15,14 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = typer.Typer(
     add_completion=False,
@@ -261,7 +265,9 @@ def segment(
 def radiomics(
     image: Annotated[Path | None, typer.Argument()] = None,
     mask: Annotated[Path | None, typer.Argument()] = None,
-    out: Annotated[Path, typer.Option("-o", help="CSV to write.")] = Path("radiomics.csv"),
+    out: Annotated[
+        Path, typer.Option("-o", help="CSV to write; what it was made from, and how, goes to a JSON beside it.")
+    ] = Path("radiomics.csv"),
     catalogue: Annotated[
         bool,
         typer.Option(
@@ -275,7 +281,7 @@ def radiomics(
     from workbench import experiment as folder
     from workbench import radiomics as r
     from workbench import readers
-    from workbench.files import write_atomic
+    from workbench.files import sha256, write_atomic, write_json
     from workbench.volume import Refused, numbered
 
     _file(out, image, mask)
@@ -289,6 +295,7 @@ def radiomics(
         raise Refused("radiomics", "no image and mask", "IMAGE MASK, or --catalogue")
     if engine not in ("torch", "pyradiomics"):
         raise Refused("--engine", engine, "torch or pyradiomics")
+    origin = _beside(out, ".json", '{\n "radiomics": ')
     on = folder.pick_device(device)
     with _said():
         volume = readers.read(image, as_stored=True)
@@ -306,7 +313,19 @@ def radiomics(
         labels = pieces.long()
     table = r.describe(hu.to(on), labels.to(on), spacing_mm, engine=engine, progress=_count)
     folder.write_table(out, table)
-    print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}")
+    about = {
+        "radiomics": __version__,
+        "versions": folder.versions(),
+        "engine": engine,
+        "device": str(on),
+        "settings": {"bin_width_hu": r.BIN_WIDTH, "resampling": None},  # on the image's own grid
+        "spacing_zyx_mm": spacing_mm,
+        "image": _origin(image, hu, out.parent),
+        "mask": _origin(mask, regions.array, out.parent),
+        "table": {"path": out.name, "sha256": sha256(out)},
+    }
+    write_json(origin, about)
+    print(f"{len(table)} regions, {len(r.NAMES)} descriptors -> {out}; from what and how -> {origin}")
 
 
 @app.command()
@@ -670,6 +689,19 @@ def _beside(out: Path, suffix: str, begins: str) -> Path:
     if path.is_file() and not path.read_bytes().startswith(begins.encode()):
         raise Refused(path, "a file of another kind", f"a free place beside {out.name}", "Choose another name with -o.")
     return path
+
+
+def _origin(path: Path, array: Tensor, beside: Path) -> dict[str, str]:
+    """An input by its place, the SHA-256 of its file (of a folder: of the names and hashes of its files) and of its voxels as read."""
+    from workbench.files import sha256
+
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    names = "".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)
+    return {
+        "path": os.path.relpath(path, beside),
+        "sha256": hashlib.sha256(names.encode()).hexdigest() if path.is_dir() else sha256(path),
+        "voxels_sha256": hashlib.sha256(array.contiguous().numpy().tobytes()).hexdigest(),
+    }
 
 
 def _each_its_own(names: list[str]) -> list[str]:
