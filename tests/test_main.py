@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import nibabel
 import numpy as np
@@ -184,7 +185,9 @@ def test_radiomics_says_beside_its_table_what_it_was_made_from_and_how(call, fil
     for part, file in (("image", "toy.nii.gz"), ("mask", "seven.nii.gz"), ("table", "sub/x.csv")):
         assert about[part]["sha256"] == hashlib.sha256((files / file).read_bytes()).hexdigest()
         assert (files / "sub" / about[part]["path"]).resolve() == (files / file).resolve()
-    assert call("radiomics", *where)[0] == 0, "its own is written anew"
+    assert "pyradiomics" not in about["versions"]
+    assert call("radiomics", *where, "--engine", "pyradiomics")[0] == 0, "its own is written anew"
+    assert json.loads((files / "sub" / "x.json").read_text())["versions"]["pyradiomics"] == version("pyradiomics")
     (files / "toy.json").write_text('{"Modality": "CT"}')  # as a converter leaves it beside a scan
     refused(call("radiomics", *where[:3], files / "toy.csv"), "toy.json", "another kind")
     refused(call("radiomics", *where[:3], files / "y.json"), "suffix .json")

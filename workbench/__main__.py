@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib.metadata import version
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -315,11 +316,11 @@ def radiomics(
     folder.write_table(out, table)
     about = {
         "radiomics": __version__,
-        "versions": folder.versions(),
+        "versions": folder.versions() | ({} if engine == "torch" else {engine: version(engine)}),
         "engine": engine,
         "device": str(on),
         "settings": {"bin_width_hu": r.BIN_WIDTH, "resampling": None},  # on the image's own grid
-        "spacing_zyx_mm": spacing_mm,
+        "spacing_zyx_mm": volume.spacing_mm,
         "image": _origin(image, hu, out.parent),
         "mask": _origin(mask, regions.array, out.parent),
         "table": {"path": out.name, "sha256": sha256(out)},
