@@ -159,9 +159,12 @@ def train(
     stage: Annotated[str, typer.Argument(help="all, or one stage")],
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV).")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
-    preset: str = "demo",
+    preset: Annotated[str | None, typer.Option(help="demo or paper; demo where no settings are named either.")] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="A JSON file of settings in place of a preset, such as a sweep's best.json.")
+        Path | None,
+        typer.Option(
+            help="A JSON file of settings, such as a sweep's best.json: all of them, or some to lay over --preset."
+        ),
     ] = None,
     start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
     fold: Annotated[int | None, typer.Option(help="Of liver or tumor, the net of this fold alone.")] = None,
@@ -179,7 +182,7 @@ def train(
     from workbench import pipeline, processes, results, tracking
     from workbench.volume import Refused
 
-    if preset not in folder.PRESETS:
+    if preset is not None and preset not in folder.PRESETS:
         raise Refused("--preset", preset, " or ".join(folder.PRESETS))
     if stage != "all" and stage not in folder.STAGES:
         raise Refused("stage", stage, "all, " + ", ".join(folder.STAGES))
@@ -198,7 +201,7 @@ def train(
         pipeline.train(folder.Experiment(experiment, device), stage)
         return
     _writable(experiment)
-    wanted = folder.read_settings(settings) if settings else folder.PRESETS[preset]()
+    wanted = folder.read_settings(settings, preset) if settings else folder.PRESETS[preset or "demo"]()
     new = fold is None and processes.count() == 1 and not experiment.exists()
     made = folder.Experiment.create(
         experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
@@ -446,7 +449,7 @@ def cohort(
     models: Annotated[
         Path | None, typer.Option(help="A trained experiment; without it the train split is learnt from.")
     ] = None,
-    preset: str = "demo",
+    preset: Annotated[str, typer.Option(help="demo or paper, of what is learnt.")] = "demo",
     device: Device = "auto",
     cores: Annotated[int | None, typer.Option(help="Jobs at once on this machine; all cores by default.")] = None,
     profile: Annotated[str, typer.Option(help="local, slurm or a folder with a Snakemake profile.")] = "local",

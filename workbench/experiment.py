@@ -120,8 +120,11 @@ def paper() -> Settings:
 PRESETS = {"demo": demo, "paper": paper}
 
 
-def read_settings(path: str | Path) -> Settings:
-    """Settings from a JSON file, as `asdict` and a sweep write them; what it does not name is at its default, an unknown name refused."""
+def read_settings(path: str | Path, preset: str | None = None) -> Settings:
+    """Settings from a JSON file, as `asdict` and a sweep write them, laid over those of a preset where one is named.
+
+    What neither names is at its default; an unknown name is refused, and a file that names another preset.
+    """
     path = Path(path)
     if not path.is_file():
         raise Refused("--settings", str(path), "a JSON file of settings, such as a sweep's best.json")
@@ -129,7 +132,16 @@ def read_settings(path: str | Path) -> Settings:
     unknown = sorted(set(_paths(values)) - set(_paths(json.loads(json.dumps(asdict(Settings()))))))
     if unknown:
         raise Refused(path, f"no setting {', '.join(unknown[:3])}", "names as in an experiment.json's settings")
-    return from_dict(Settings, values, path)
+    made = from_dict(Settings, values, path, PRESETS[preset]() if preset else None)
+    if preset and made.preset != preset:
+        raise Refused("--preset", preset, f"{made.preset}, as {path} says", "Leave --preset out, or name that one.")
+    return made
+
+
+def preset_of(settings: Settings) -> str:
+    """The name of the preset, which says so where settings differ from it."""
+    known = PRESETS.get(settings.preset)
+    return settings.preset if known and known() == settings else f"{settings.preset}, changed"
 
 
 class Experiment:
@@ -178,7 +190,7 @@ class Experiment:
                 "Begin with another experiment; else maps of these patients are not out of fold.",
             )
         about = {
-            "preset": settings.preset,
+            "preset": preset_of(settings),
             "settings": json.loads(json.dumps(asdict(settings))),
             "manifest": os.path.relpath(manifest, folder),
             "manifest_sha256": sha256(manifest),

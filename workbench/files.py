@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
@@ -102,17 +103,17 @@ def read_table(path: Path, *columns: str, **options: Any) -> pd.DataFrame:
     return table
 
 
-def from_dict(kind: Any, values: dict, where: object = "settings") -> Any:
-    """A settings dataclass from the nested dictionary that `asdict` and JSON made. What it does not name is at its default."""
+def from_dict(kind: Any, values: dict, where: object = "settings", base: Any = None) -> Any:
+    """A settings dataclass from the nested dictionary that `asdict` and JSON made. What it does not name is as in `base`, else at its default."""
     _require(values, dict, kind.__name__, where)
     made = {}
     for name, hint in get_type_hints(kind).items():
         if name in values and hasattr(hint, "__dataclass_fields__"):
-            made[name] = from_dict(hint, values[name], where)
+            made[name] = from_dict(hint, values[name], where, getattr(base, name, None))
         elif name in values:
             _require(values[name], hint, name, where)
             made[name] = tuples(values[name])
-    return kind(**made)
+    return kind(**made) if base is None else replace(base, **made)
 
 
 def tuples(value: Any) -> Any:

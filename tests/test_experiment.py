@@ -1,0 +1,36 @@
+"""What an experiment is asked to be: settings from a preset, from a file, and as it records them."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import tiny
+
+from workbench import experiment, report
+from workbench.experiment import Experiment
+
+
+def test_a_settings_file_is_laid_over_the_preset_that_is_named(tmp_path, toy_cohort, call):
+    file, folder = tmp_path / "s.json", tmp_path / "e"
+    file.write_text('{"folds": 4, "tumor": {"cascade": {"fit": {"batch": 6}}}}')
+    paper = experiment.paper()
+    made = experiment.read_settings(file, "paper")
+    assert (made.folds, made.tumor.cascade.fit.batch) == (4, 6)
+    fit = replace(made.tumor.cascade.fit, batch=paper.tumor.cascade.fit.batch)
+    tumor = replace(made.tumor, cascade=replace(made.tumor.cascade, fit=fit))
+    assert replace(made, folds=paper.folds, tumor=tumor) == paper
+    assert experiment.read_settings(file).tumor.cascade.fit.steps == experiment.Settings().tumor.cascade.fit.steps
+    experiment.write_json(file, asdict(replace(paper, folds=4)))
+    assert experiment.read_settings(file, "paper") == replace(paper, folds=4) == experiment.read_settings(file)
+    words = ("train", "radiomics", "--cohort", toy_cohort, "-o", folder, "--settings", file, "--preset", "demo")
+    status, _, err = call(*words)
+    assert status == 2 and f"--preset: found demo; expected paper, as {file} says." in err and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [(experiment.demo(), "demo"), (replace(experiment.paper(), folds=4), "paper, changed"), (tiny.settings(), "demo, changed")],
+)  # fmt: skip
+def test_an_experiment_says_where_its_settings_are_not_the_preset_s(tmp_path, toy_cohort, settings, said):
+    made = Experiment.create(tmp_path / "e", toy_cohort, settings, "cpu")
+    assert made.about["preset"] == said and made.settings == settings
+    assert f"preset: {said} " in report.experiment_report(made.folder)
