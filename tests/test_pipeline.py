@@ -528,6 +528,28 @@ def test_a_fold_without_a_whole_scan_is_refused(cut_cohort, tmp_path):
         pipeline.run(made, "liver")
 
 
+def test_a_cohort_that_selection_would_refuse_in_the_end_is_refused_before_anything_is_trained(cut_cohort, tmp_path):
+    """Of five patients selection leaves one out at a time, of seven two, of six with three folds two."""
+    s = tiny.settings()
+    for n, (selection, asked) in enumerate(
+        [
+            ({"min_patients": 5}, "7 with 2"),
+            ({"min_patients": 4, "folds": 3}, "6 with 2"),
+            ({"min_class": 26}, "3 with 26"),
+        ]
+    ):
+        few = replace(s, selection=replace(s.selection, **selection))
+        made = Experiment.create(tmp_path / str(n), cut_cohort, few, "cpu")
+        with pytest.raises(Refused, match=f"found 5 training patients with 25 lesions; expected at least {asked}, for"):
+            pipeline.run(made, "cohort")
+        assert not (made.path("cohort") / "stage.json").exists()
+    just = replace(s, selection=replace(s.selection, min_patients=4), forest=replace(s.forest, min_class=25))
+    assert pipeline.run(Experiment.create(tmp_path / "just", cut_cohort, just, "cpu"), "cohort")
+    with pytest.raises(Refused, match="at least 3 with 26"):
+        more = replace(s, forest=replace(s.forest, min_class=26))
+        pipeline.run(Experiment.create(tmp_path / "more", cut_cohort, more, "cpu"), "cohort")
+
+
 def test_without_held_out_cases_the_last_stage_is_left_out(cut_cohort, tmp_path, monkeypatch, capsys):
     made = Experiment.create(tmp_path, cut_cohort, tiny.settings(), "cpu")
     ran = []

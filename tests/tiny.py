@@ -85,7 +85,7 @@ def settings() -> experiment.Settings:
         liver=replace(stage(demo.liver, 0), pixel_mm=3.0, minimum_ml=20.0),
         tumor=stage(demo.tumor, 1),
         selection=selection.SelectionSettings(
-            min_lesions=8, min_class=2, min_repeated=4, min_patients=3, draws=6, trees=20, inner_folds=2, resamples=3
+            min_lesions=8, min_class=2, min_repeated=4, min_patients=2, draws=6, trees=20, inner_folds=2, resamples=3
         ),
         forest=forest.ForestSettings(
             trees=30, min_candidates=4, min_class=1, leaf_choices=(3, 1), inner_folds=2, inner_trees=5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -69,6 +70,7 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
     table = pd.DataFrame(rows)
     table.insert(3, "fold", [of.get(c, -1) for c in table.case])
     cohort.each_scan_once(experiment.manifest, hashes)
+    _enough(experiment, table[table.split == "train"])
     write_table(folder / "cases.csv", table)
     if tables:
         write_table(folder / "lesions.csv", pd.concat(tables))
@@ -77,6 +79,24 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
         "held_out_patients": table[table.split == "test"].patient.nunique(),
         "tumors": int(table.tumors.sum()),
     }
+
+
+def _enough(experiment: Experiment, training: pd.DataFrame) -> None:
+    """Refuse, before anything is trained, a cohort that selection or forest would refuse whatever the nets find.
+
+    Selection leaves out a fold of the patients at a time: `min_patients` must be left beside the largest.
+    """
+    s, patients, lesions = experiment.settings, training.patient.nunique(), int(training.tumors_on_work_grid.sum())
+    left = lambda n: n - math.ceil(n / min(s.selection.folds, n))
+    need = next(n for n in itertools.count(1) if left(n) >= s.selection.min_patients)
+    least = max(s.selection.min_class, s.forest.min_class)
+    if patients < need or lesions < least:
+        raise Refused(
+            experiment.manifest,
+            f"{patients} training patients with {lesions} lesions",
+            f"at least {need} with {least}, for the stages selection and forest",
+            "Add patients, or lower selection.min_patients, selection.min_class and forest.min_class with --settings.",
+        )
 
 
 def may_train(case: cohort.Case) -> bool:
