@@ -99,8 +99,15 @@ def test_each_fold_has_whole_fields_of_view():
 
 
 def test_too_few_patients_are_refused():
-    with pytest.raises(Refused, match="2 training patients"):
-        cohort.folds(cases("aab"), {f"c{i}": 0.0 for i in range(3)}, 2)
+    load = {f"c{i}": 0.0 for i in range(3)}
+    with pytest.raises(Refused, match=r"2 training patients; expected at least 3\. Add patients\.$"):
+        cohort.folds(cases("aab"), load, 2)
+    with pytest.raises(
+        Refused, match=r"3 training patients; expected at least 4, one for each fold\. .* fewer folds\.$"
+    ):
+        cohort.folds(cases("abc"), load, 4)
+    with pytest.raises(Refused, match="folds: found 0; expected at least 2"):
+        cohort.folds(cases("abc"), load, 0)
 
 
 def test_a_row_of_another_length_is_refused(tmp_path):

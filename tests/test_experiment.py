@@ -1,5 +1,6 @@
 """What an experiment is asked to be: settings from a preset, from a file, and as it records them."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -7,6 +8,7 @@ import tiny
 
 from workbench import experiment, report
 from workbench.experiment import Experiment
+from workbench.volume import Refused
 
 
 def test_a_settings_file_is_laid_over_the_preset_that_is_named(tmp_path, toy_cohort, call):
@@ -34,3 +36,10 @@ def test_an_experiment_says_where_its_settings_are_not_the_preset_s(tmp_path, to
     made = Experiment.create(tmp_path / "e", toy_cohort, settings, "cpu")
     assert made.about["preset"] == said and made.settings == settings
     assert f"preset: {said} " in report.experiment_report(made.folder)
+
+
+@pytest.mark.parametrize("folds", [0, 1])
+def test_settings_with_less_than_two_folds_are_refused(tmp_path, folds):
+    (tmp_path / "s.json").write_text(json.dumps({"folds": folds}))
+    with pytest.raises(Refused, match=f"Settings.folds: found {folds}; expected at least 2"):
+        experiment.read_settings(tmp_path / "s.json")

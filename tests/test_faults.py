@@ -645,8 +645,7 @@ ACTS = [
      "m.csv: found the same voxels in cases c0 (patient p0, train) and c1 (patient p1, test); expected each scan once. Remove one of the "
      "two: MSD Task03 is LiTS under other names, and 3D-IRCADb-01 is inside both."),
     (31, "too few patients", folds_of("aab"),
-     "the cohort: found 2 training patients; expected at least 3, one for each fold. Add patients or use "
-     "fewer folds."),
+     "the cohort: found 2 training patients; expected at least 3. Add patients."),
     (31, "too few candidates", few(3, 3),
      "forest: found 3 lesions and 3 look-alikes; expected at least 20 candidates, 5 of each class. Use a "
      "larger cohort."),

@@ -187,16 +187,19 @@ def each_scan_once(subject: object, hashes: Iterable[tuple[Case, str]]) -> None:
 
 def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str, int]:
     """Fold of each training case: patients grouped, whole fields of view and then tumor load spread evenly (snake order)."""
+    if count < 2:
+        raise Refused("folds", str(count), "at least 2")
     patients: dict[str, float] = {}
     for c in cases:
         patients[c.patient] = patients.get(c.patient, 0.0) + tumor_ml[c.case]
     whole = {c.patient for c in cases if c.field_of_view == "whole"}
-    if len(patients) < max(count, MINIMUM_PATIENTS):
+    if len(patients) < (least := max(count, MINIMUM_PATIENTS)):
+        many = count > MINIMUM_PATIENTS
         raise Refused(
             "the cohort",
             f"{len(patients)} training patients",
-            f"at least {max(count, MINIMUM_PATIENTS)}, one for each fold",
-            "Add patients or use fewer folds.",
+            f"at least {least}{', one for each fold' * many}",
+            f"Add patients{' or use fewer folds' * many}.",
         )
     order = sorted(patients, key=lambda p: (p not in whole, -patients[p], p))
     snake = [*range(count), *reversed(range(count))]

@@ -66,6 +66,10 @@ class Settings:
     forest: forest.ForestSettings = field(default_factory=forest.ForestSettings)
     boundary: boundary.BoundarySettings = field(default_factory=boundary.BoundarySettings)
 
+    def __post_init__(self):
+        if self.folds < 2:
+            raise Refused("Settings.folds", str(self.folds), "at least 2")
+
     def work_grid(self, shape: tuple[int, int, int], spacing_mm: Spacing) -> tuple[tuple[int, int, int], Spacing]:
         """Shape and spacing of the work grid over the same field of view."""
         thin = self.slice_mm is not None and spacing_mm[0] < self.slice_mm
