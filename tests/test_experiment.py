@@ -43,3 +43,25 @@ def test_settings_with_less_than_two_folds_are_refused(tmp_path, folds):
     (tmp_path / "s.json").write_text(json.dumps({"folds": folds}))
     with pytest.raises(Refused, match=f"Settings.folds: found {folds}; expected at least 2"):
         experiment.read_settings(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"forest": {"trees": "many"}}', 'forest.trees "many"; expected a whole number.'),
+        ('{"forest": {"trees": 2.5}}', "forest.trees 2.5; expected a whole number."),
+        ('{"pixel_mm": "fine"}', 'pixel_mm "fine"; expected a number or null.'),
+        ('{"boundary": {"grid_mm": [2, 1]}}', "boundary.grid_mm [2, 1]; expected a list of 3, each a number."),
+        ('{"forest": {"leaf_choices": 3}}', "forest.leaf_choices 3; expected a list, each a whole number."),
+        ('{"liver": {"cascade": 3}}', "liver.cascade 3; expected an object."),
+        ('{"liver": {"cascade": {"steps": 3}}}', "no setting liver.cascade.steps; expected names as in an"),
+        ("[1]", "Settings [1]; expected an object."),
+        ('{"folds": 2', "no JSON (Expecting"),
+    ],
+)
+def test_a_settings_file_is_told_what_is_wrong_in_it(tmp_path, text, says):
+    """It is its author's own, and not damaged."""
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(Refused) as refused:
+        experiment.read_settings(tmp_path / "s.json")
+    assert f"s.json: found {says}" in str(refused.value) and "damaged" not in str(refused.value)

@@ -661,8 +661,8 @@ ACTS = [
      "fold0.json: found no JSON (Unterminated string starting at: line 4 column 4 (char 33)); expected "
      "what the workbench wrote there. The file is damaged: restore it, or remove it and run this again."),
     (34, "settings of another kind in experiment.json", changed_settings,
-     "e/experiment.json: found pixel_mm \"wide\"; expected a number. The file is damaged: restore it, or "
-     "remove it and run this again."),
+     "e/experiment.json: found liver.pixel_mm \"wide\"; expected a number. The file is damaged: restore it, "
+     "or remove it and run this again."),
     (35, "a net of another width", lambda d, _: (net_in(d), load_net(d, replace(SMALL, width=8))),
      "fold0: found a net of another configuration, (stored, asked for) {'width': (4, 8)}; expected the "
      "same. Train this stage again."),

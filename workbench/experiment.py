@@ -132,11 +132,17 @@ def read_settings(path: str | Path, preset: str | None = None) -> Settings:
     path = Path(path)
     if not path.is_file():
         raise Refused("--settings", str(path), "a JSON file of settings, such as a sweep's best.json")
-    values = read_json(path)
-    unknown = sorted(set(_paths(values)) - set(_paths(json.loads(json.dumps(asdict(Settings()))))))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Refused(path, f"no JSON ({error})", "settings as in an experiment.json") from error
+    base = PRESETS[preset]() if preset else Settings()
+    names = _paths(asdict(base))
+    given = _paths(values) if isinstance(values, dict) else {}
+    unknown = [k for k in sorted(given) if not any(f"{name}.".startswith(f"{k}.") for name in names)]
     if unknown:
         raise Refused(path, f"no setting {', '.join(unknown[:3])}", "names as in an experiment.json's settings")
-    made = from_dict(Settings, values, path, PRESETS[preset]() if preset else None)
+    made = from_dict(Settings, values, path, base, fix="")
     if preset and made.preset != preset:
         raise Refused("--preset", preset, f"{made.preset}, as {path} says", "Leave --preset out, or name that one.")
     return made

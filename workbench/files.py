@@ -103,15 +103,20 @@ def read_table(path: Path, *columns: str, **options: Any) -> pd.DataFrame:
     return table
 
 
-def from_dict(kind: Any, values: dict, where: object = "settings", base: Any = None) -> Any:
-    """A settings dataclass from the nested dictionary that `asdict` and JSON made. What it does not name is as in `base`, else at its default."""
-    _require(values, dict, kind.__name__, where)
+def from_dict(
+    kind: Any, values: dict, where: object = "settings", base: Any = None, fix: str | None = None, above: str = ""
+) -> Any:
+    """A settings dataclass from the nested dictionary that `asdict` and JSON made. What it does not name is as in `base`, else at its default.
+
+    A value of another kind is refused by its path, which begins with `above`, and `fix`: else the file is called damaged.
+    """
+    _require(values, dict, above.rstrip(".") or kind.__name__, where, fix)
     made = {}
     for name, hint in get_type_hints(kind).items():
         if name in values and hasattr(hint, "__dataclass_fields__"):
-            made[name] = from_dict(hint, values[name], where, getattr(base, name, None))
+            made[name] = from_dict(hint, values[name], where, getattr(base, name, None), fix, f"{above}{name}.")
         elif name in values:
-            _require(values[name], hint, name, where)
+            _require(values[name], hint, f"{above}{name}", where, fix)
             made[name] = tuples(values[name])
     return kind(**made) if base is None else replace(base, **made)
 
@@ -121,10 +126,20 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _require(value: Any, kind: Any, name: str, where: object) -> None:
+def _require(value: Any, kind: Any, name: str, where: object, fix: str | None = None) -> None:
     if not _fits(value, kind):
-        said = json.dumps(value)[:80]
-        raise Refused(where, f"{name} {said}", WORDS.get(kind, str(kind).replace("typing.", "")), DAMAGED)
+        raise Refused(where, f"{name} {json.dumps(value)[:80]}", _words(kind), DAMAGED if fix is None else fix)
+
+
+def _words(kind: Any) -> str:
+    """What a value of a kind is in JSON."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, inside))
+    if origin is tuple:
+        length = "" if inside[-1] is Ellipsis else f" of {len(inside)}"
+        return f"a list{length}, each {_words(inside[0])}"
+    return WORDS.get(kind, str(kind))
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -150,6 +165,7 @@ WORDS = {
     bool: "true or false",
     dict: "an object",
     list: "a list",
+    type(None): "null",
 }
 DAMAGED = "The file is damaged: restore it, or remove it and run this again."
 

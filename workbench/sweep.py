@@ -110,7 +110,7 @@ def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
         above = name.split(".")
         place = reduce(lambda held, key: held[key], above[:-1], nested)
         place[above[-1]] = value
-    return from_dict(Settings, nested, ", ".join(f"{k} {v}" for k, v in values.items()))
+    return from_dict(Settings, nested, ", ".join(f"{k} {v}" for k, v in values.items()), fix="")
 
 
 def checked(settings: Settings, over: Sequence[Over]) -> None:
