@@ -1,13 +1,15 @@
 """What an experiment is asked to be: settings from a preset, from a file, and as it records them."""
 
 import json
+import os
 from dataclasses import asdict, replace
 
+import pandas as pd
 import pytest
 import tiny
 
 from workbench import experiment, report
-from workbench.experiment import Experiment
+from workbench.experiment import STAGES, Experiment, held
 from workbench.volume import Refused
 
 
@@ -36,6 +38,88 @@ def test_an_experiment_says_where_its_settings_are_not_the_preset_s(tmp_path, to
     made = Experiment.create(tmp_path / "e", toy_cohort, settings, "cpu")
     assert made.about["preset"] == said and made.settings == settings
     assert f"preset: {said} " in report.experiment_report(made.folder)
+
+
+def finished(folder, *stages):
+    for stage in stages:
+        experiment.write_json(folder / stage / "stage.json", {})
+
+
+def test_settings_of_stages_that_are_still_to_come_may_change(tmp_path, toy_cohort, capsys):
+    s, folder = tiny.settings(), tmp_path / "e"
+    first = Experiment.create(folder, toy_cohort, s, "cpu")
+    finished(folder, *STAGES[: STAGES.index("selection")])
+    fewer = replace(s, selection=replace(s.selection, min_lesions=5))
+    made = Experiment.create(folder, toy_cohort, fewer, "cpu")
+    assert made.settings == fewer == Experiment(folder, "cpu").settings
+    assert "other settings from here on: selection.min_lesions 5 instead of 8" in capsys.readouterr().out
+    for stage in ("cohort", "liver", "radiomics"):
+        assert made._identity(stage) == first._identity(stage)
+    with held(folder), pytest.raises(Refused, match="in use by process"):
+        Experiment.create(folder, toy_cohort, s, "cpu")
+    finished(folder, "selection")
+    with pytest.raises(Refused, match=r"min_lesions 5 instead of 8\), on which its finished stage selection rests"):
+        Experiment.create(folder, toy_cohort, s, "cpu")
+    assert Experiment(folder, "cpu").settings == fewer
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ("cohort", {"seed": 1}),
+        ("liver", {"liver": replace(tiny.settings().liver, threshold=0.4)}),
+        ("tumor", {"consistency": replace(tiny.settings().consistency, threshold=0.45)}),
+        ("forest", {"candidates": replace(tiny.settings().candidates, overlap=0.7)}),
+        ("metrics", {"boundary": replace(tiny.settings().boundary, steps=11)}),
+    ],
+)
+def test_settings_on_which_a_finished_stage_rests_may_not(tmp_path, toy_cohort, stage, changed):
+    """Also of a stage that is to be run again, while one that needs it still stands."""
+    Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    other = replace(tiny.settings(), **changed)
+    finished(tmp_path, stage)
+    with pytest.raises(Refused, match=f"on which its finished stage {stage} rests"):
+        Experiment.create(tmp_path, toy_cohort, other, "cpu")
+    (tmp_path / stage / "stage.json").unlink()
+    assert Experiment.create(tmp_path, toy_cohort, other, "cpu").settings == other
+
+
+def test_a_manifest_is_known_by_what_is_read_of_it(tmp_path, toy_cohort):
+    table = pd.read_csv(toy_cohort)
+    for column in ("ct", "labels"):
+        table[column] = [str(toy_cohort.parent / p) for p in table[column]]
+
+    def written(table):
+        table.to_csv(tmp_path / "m.csv", index=False)
+        return tmp_path / "m.csv"
+
+    made = Experiment.create(tmp_path / "e", written(table), tiny.settings(), "cpu")
+    identity = made._identity("cohort")
+    relative = [os.path.relpath(p, tmp_path) for p in table.ct]
+    again = Experiment.create(tmp_path / "e", written(table.assign(note="mine", ct=relative)), tiny.settings(), "cpu")
+    assert again.about == made.about and again._identity("cohort") == identity
+    moved = table.assign(split=["test", *table.split[1:]])
+    for other, said in (
+        (moved, f"rows in its manifest \\({table.case[0]}\\)"),
+        (table[1:], f"rows in its manifest \\({table.case[0]}\\)"),
+        (table[::-1], "in another order"),
+        (table.assign(patient="p", split="train"), "and 6 more"),
+    ):
+        with pytest.raises(Refused, match=f"an experiment with other .*{said}"):
+            Experiment.create(tmp_path / "e", written(other), tiny.settings(), "cpu")
+        assert Experiment(tmp_path / "e", "cpu")._identity("cohort") != identity
+
+
+def test_an_experiment_that_has_its_manifest_s_hash_alone_is_known_by_the_bytes(tmp_path, toy_cohort):
+    made = Experiment.create(tmp_path / "e", toy_cohort, tiny.settings(), "cpu")
+    about = {k: v for k, v in made.about.items() if k != "manifest_rows"}
+    experiment.write_json(tmp_path / "e" / "experiment.json", about)
+    again = Experiment.create(tmp_path / "e", toy_cohort, tiny.settings(), "cpu")
+    assert again.about == about and again._identity("cohort") == made._identity("cohort")
+    about["manifest_sha256"] = "ab" * 32
+    experiment.write_json(tmp_path / "e" / "experiment.json", about)
+    with pytest.raises(Refused, match="rows in its manifest .it was recorded by the file's hash alone"):
+        Experiment.create(tmp_path / "e", toy_cohort, tiny.settings(), "cpu")
 
 
 @pytest.mark.parametrize("folds", [0, 1])

@@ -581,6 +581,7 @@ def loose_tree(folder):
 def other_settings(folder, request):
     cohort_of = request.getfixturevalue("toy_cohort")
     experiment.Experiment.create(folder / "e", cohort_of, tiny.settings(), "cpu")
+    experiment.write_json(folder / "e" / "cohort" / "stage.json", {})
     changed = replace(tiny.settings(), folds=3, forest=replace(tiny.settings().forest, trees=500))
     experiment.Experiment.create(folder / "e", cohort_of, changed, "cpu")
 
@@ -669,8 +670,9 @@ ACTS = [
     (35, "weights that do not fit their own settings", lambda d, _: (net_in(d, lambda b: b.replace(b'"gate', b'"gait')), load_net(d)),
      "fold0: found weights of another network; expected those of this version. Train this stage again."),
     (35, "an experiment with other settings", other_settings,
-     "e: found an experiment with other settings (folds 2 instead of 3; forest.trees 30 instead of 500); "
-     "expected the same, to go on with it. Choose another folder with -o, or remove this one."),
+     "e: found an experiment with other settings (folds 2 instead of 3; forest.trees 30 instead of 500), on "
+     "which its finished stage cohort rests; expected the same, to go on with it. Choose another folder with "
+     "-o, or remove this one."),
     (36, "nothing to resume", lambda d, _: __main__.train("all", d / "m.csv", d / "e", resume=True),
      "--resume e: found no experiment there; expected one that was started before. Leave --resume out to "
      "start it."),

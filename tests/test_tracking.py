@@ -119,6 +119,22 @@ def test_a_sync_that_was_cut_short_is_done_again(store, monkeypatch):
     assert found["boundary"].data.params["band_mm"] == "4.0" and tracking.sync(copy, mlruns).added == ()
 
 
+def test_settings_that_were_changed_since_they_were_logged_stand_in_a_tag(store):
+    """MLflow lets no parameter be logged anew."""
+    experiment, mlruns, _ = store
+    copy = shutil.copytree(experiment, experiment.parent / "changed")
+    assert tracking.sync(copy, mlruns).ok
+    file = copy / "experiment.json"
+    about = json.loads(file.read_text())
+    for steps, tag in ((50, "50"), (100, "100")):
+        about["settings"]["liver"]["steps"] = steps
+        file.write_text(json.dumps(about | {"manifest_rows": {"a": "0" * 16}}))
+        assert tracking.sync(copy, mlruns).ok
+        (parent,) = (r for r in runs(copy, mlruns) if "mlflow.parentRunId" not in r.data.tags)
+        assert {k: v for k, v in parent.data.tags.items() if k.startswith("changed")} == {"changed.liver.steps": tag}
+        assert parent.data.params["liver.steps"] == "100" and not any("rows" in k for k in parent.data.params)
+
+
 def test_a_locked_or_dead_store_is_reported_not_raised(store, tmp_path, monkeypatch):
     experiment, mlruns, _ = store
     monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.1)

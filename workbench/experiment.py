@@ -167,7 +167,7 @@ class Experiment:
                 "an experiment folder",
                 "`workbench train all --cohort MANIFEST -o FOLDER` or `workbench demo` makes one.",
             )
-        self.about = read_json(about, settings=dict, manifest=str, start=str | None)
+        self.about = read_json(about, settings=dict, manifest=str, start=str | None, manifest_rows=dict | None)
         self.settings: Settings = from_dict(Settings, self.about["settings"], about)
         self.device = pick_device(device)
         self.progress = progress or print_progress()
@@ -183,8 +183,9 @@ class Experiment:
         start: str | Path | None = None,
         with_corrections: Sequence[str | Path] = (),
     ) -> Experiment:
-        """Make or open the folder; refused when it already holds other settings or another cohort.
+        """Make or open the folder; refused when it already holds another cohort, or other settings on which a finished stage rests.
 
+        Other settings of stages that are still to come are recorded in place of what was. Of the cohort counts what is read of its rows.
         The nets begin with those of the experiment `start`, if one is given; it must have learnt from none of the patients here.
         What readers said of the results `with_corrections` is kept in the folder, in place of what was kept there; without any, that holds.
         """
@@ -204,6 +205,7 @@ class Experiment:
             "settings": json.loads(json.dumps(asdict(settings))),
             "manifest": os.path.relpath(manifest, folder),
             "manifest_sha256": sha256(manifest),
+            "manifest_rows": cohort.digests(manifest, cases),
             "version": workbench.__version__,
             "seed": settings.seed,
             "start": None if start is None else os.path.relpath(cls(start, "cpu").folder, folder),
@@ -212,14 +214,38 @@ class Experiment:
         if file.is_file():
             stored = read_json(file)
             kept = from_dict(Settings, stored.get("settings", {}), file)  # what it does not name yet is at its default
-            differs = [f"settings ({_differences(asdict(kept), asdict(settings))})"] * (kept != settings)
-            differs += [k for k in ("manifest_sha256", "start") if stored.get(k) != about[k]]
+            changed = _changed(asdict(kept), asdict(settings))
+            resting = [s for s in _reached(changed) if (folder / s / "stage.json").is_file()]
+            differs = ["start"] * (stored.get("start") != about["start"])
+            if stored.get("manifest_sha256") != about["manifest_sha256"]:
+                rows = _other_rows(stored.get("manifest_rows"), about["manifest_rows"])
+                differs += [f"rows in its manifest ({rows})"] * bool(rows)
+            if resting:
+                differs.append(f"settings ({_differences(changed)}), on which its finished stage {resting[0]} rests")
             if differs:
                 raise Refused(
                     folder,
                     f"an experiment with other {' and '.join(differs)}",
                     "the same, to go on with it",
                     "Choose another folder with -o, or remove this one.",
+                )
+            if changed:
+                own = {
+                    name.split(".")[0] for name in changed
+                }  # the others stay as they are written: stages are known by them
+                now = {k: v for k, v in about["settings"].items() if k in own}
+                with held(folder):
+                    write_json(
+                        file,
+                        stored
+                        | {
+                            "preset": about["preset"],
+                            "seed": about["seed"],
+                            "settings": stored.get("settings", {}) | now,
+                        },
+                    )
+                print(
+                    f"other settings from here on: {_differences({k: v[::-1] for k, v in changed.items()})}", flush=True
                 )
         else:
             write_json(file, about)
@@ -233,6 +259,15 @@ class Experiment:
     @property
     def manifest(self) -> Path:
         return (self.folder / self.about["manifest"]).resolve()
+
+    @property
+    def manifest_sha256(self) -> str:
+        """The hash that the manifest was recorded with while what is read of it is the same, else that of the file."""
+        now, rows = sha256(self.manifest), self.about.get("manifest_rows")
+        if now == self.about.get("manifest_sha256") or rows is None:
+            return now
+        found = cohort.digests(self.manifest, cohort.read_manifest(self.manifest))
+        return now if _other_rows(rows, found) else self.about["manifest_sha256"]
 
     @property
     def start(self) -> Path | None:
@@ -287,7 +322,7 @@ class Experiment:
         inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
         if self.start and stage in ("liver", "tumor", "boundary"):
             inputs["start"] = sha256(self.start / stage / "stage.json")
-        inputs = inputs or {"manifest": sha256(self.manifest)}
+        inputs = inputs or {"manifest": self.manifest_sha256}
         if stage in corrections.ENTER and (said := corrections.identity(self.corrections, stage)):
             inputs["corrections"] = said
         return {
@@ -308,11 +343,37 @@ class Experiment:
             )
 
 
-def _differences(stored: dict, asked: dict, most: int = 4) -> str:
-    """The first few values that are not alike, by their path."""
+def _changed(stored: dict, asked: dict) -> dict[str, tuple]:
+    """(stored, asked) of the values that are not alike, by their path."""
     one, other = _paths(stored), _paths(asked)
-    apart = [f"{k} {one.get(k)} instead of {v}" for k, v in other.items() if one.get(k) != v]
+    return {k: (one.get(k), v) for k, v in other.items() if one.get(k) != v}
+
+
+def _differences(changed: dict[str, tuple], most: int = 4) -> str:
+    """The first few of them in words."""
+    apart = [f"{k} {one} instead of {other}" for k, (one, other) in changed.items()]
     return "; ".join(apart[:most]) + (f" and {len(apart) - most} more" if len(apart) > most else "")
+
+
+def _reached(changed: dict[str, tuple]) -> list[str]:
+    """The stages whose settings these are, and those that need them."""
+    parts = {name.split(".")[0] for name in changed} - {"preset"}
+    reached = {part if part in STAGES else "cohort" for part in parts}
+    if "consistency.threshold" in changed:
+        reached.add("tumor")  # measured there
+    for stage in STAGES:
+        reached |= {stage} if reached & set(NEEDS[stage]) else set()
+    return [stage for stage in STAGES if stage in reached]
+
+
+def _other_rows(stored: dict | None, asked: dict, most: int = 4) -> str:
+    """Which rows of a manifest are not as they were recorded, in words; empty where all are."""
+    if stored is None:
+        return "it was recorded by the file's hash alone"
+    apart = [case for case in {**stored, **asked} if stored.get(case) != asked.get(case)]
+    if not apart:
+        return "" if list(stored) == list(asked) else "in another order"
+    return ", ".join(apart[:most]) + (f" and {len(apart) - most} more" if len(apart) > most else "")
 
 
 def _paths(values: dict, above: str = "") -> dict:

@@ -374,7 +374,7 @@ def prepare(
         "after": after,
         "seed": seed,
         "startup": startup,
-        "manifest_sha256": sha256(source.manifest),
+        "manifest_sha256": source.manifest_sha256,
         "settings": json.loads(json.dumps(asdict(source.settings))),
         "stages": {stage: sha256(source.path(stage) / "stage.json") for stage in stages if source.finished(stage)},
     }

@@ -457,10 +457,15 @@ def _sync(folder: Path, place: Path) -> SyncReport:
         tags = {**common, "workbench.version": str(info.get("version", ""))}
         parent, have = store.start(folder.resolve().name, tags, None, int(time.time() * 1000)), {}
         added.append(folder.resolve().name)
+    own = {k: v for k, v in info.items() if k not in ("settings", "manifest_rows")}
+    told = {_name(k): str(v)[:6000] for k, v in {**flat(own), **flat(info.get("settings") or {})}.items()}
     if "workbench.settings" not in have:  # also after a sync that was cut short here
-        own = {k: v for k, v in info.items() if k != "settings"}
-        store.log(parent, {**flat(own), **(flat(info["settings"]) if info.get("settings") else {})})
+        store.log(parent, told)
         store.client.set_tag(parent, "workbench.settings", "logged")
+    elif parents:  # a parameter stays as it was logged: what was changed since stands in a tag
+        for name, value in told.items():
+            if value != have.get(f"changed.{name}", parents[0].data.params.get(name, value)):
+                store.client.set_tag(parent, f"changed.{name}", value)
     if (cohort := Cohort.of(experiment)) and have.get("workbench.patients") != str(patients):
         store.dataset(parent, cohort, "training")
         store.client.set_tag(parent, "workbench.patients", str(patients))
