@@ -69,6 +69,14 @@ def test_missing_columns_are_named(tmp_path):
         cohort.read_manifest(tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize(("mark", "words"), [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators_are_named(tmp_path, mark, words):
+    path = manifest(tmp_path, [row("a")])
+    path.write_text(path.read_text().replace(",", mark))
+    with pytest.raises(Refused, match=f"Save it with commas between the columns, not {words}"):
+        cohort.read_manifest(path)
+
+
 def cases(patients):
     return [Case(f"c{i}", p, None, None, "train") for i, p in enumerate(patients)]
 
@@ -239,7 +247,7 @@ def test_what_is_measured(imported):
 def test_a_manifest_that_holds(imported):
     *verdicts, last = cohort.check(imported)
     assert [v.ok for v in verdicts] == [True, True] and last.ok
-    assert last.message == "2 cases of 2 patients, each scan once"
+    assert last.message == "2 of 2 cases read, of 2 patients, each scan once"
 
 
 def swapped(folder):
@@ -280,6 +288,12 @@ def test_a_manifest_that_does_not_hold(imported, fault, says):
     fault(imported.parent)
     verdicts = list(cohort.check(imported))
     assert not all(v.ok for v in verdicts) and re.search(says, " ".join(v.message for v in verdicts if not v.ok))
+
+
+def test_the_last_line_says_how_many_cases_were_read(imported):
+    one_label(imported.parent)
+    *_, last = cohort.check(imported)
+    assert not last.ok and last.message == "1 of 2 cases read, of 1 patients, each scan once"
 
 
 def test_voxels_that_changed_since_the_import_are_seen(imported):

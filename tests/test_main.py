@@ -16,7 +16,7 @@ import tiny
 import torch
 from scipy import ndimage
 
-from workbench import __main__, __version__, batch, folders, liver, radiomics
+from workbench import __main__, __version__, batch, experiment, folders, liver, radiomics
 from workbench.readers import nifti
 from workbench.threads import in_processes
 from workbench.volume import Refused
@@ -355,6 +355,12 @@ def test_train_refuses_what_is_not_there(call, tmp_path, toy_cohort):
     refused(call("train", "all", "--cohort", toy_cohort, "-o", tmp_path / "e", "--resume"), "--resume")
     refused(call("train", "all", "--cohort", toy_cohort, "-o", tmp_path / "e", "--preset", "huge"), "demo or paper")
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "cohort"])
+def test_help_names_the_presets(call, command):
+    status, out, _ = call(command, "--help")
+    assert status == 0 and " or ".join(experiment.PRESETS) in out
 
 
 def test_phantom_refuses_an_unknown_preset(call, tmp_path):

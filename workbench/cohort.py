@@ -56,6 +56,7 @@ HU = (-1024, 3071)  # fixed: the range of 12 bits, which every scanner and most 
 NAME_BYTES = 100  # rule: with what results and partial files add, it stays below the 255 of file systems
 PHANTOM = "phantom.json"  # beside a phantom's CT
 MINIMUM_PATIENTS = 3
+SEPARATORS = {";": "semicolons", "\t": "tabs"}  # what spreadsheets put there instead
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,11 @@ def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             reader = csv.DictReader(f)
             missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
             if missing:
-                raise Refused(
-                    path, f"columns {reader.fieldnames}", f"{', '.join(COLUMNS)}", f"Add {', '.join(missing)}."
-                )
+                fix = f"Add {', '.join(missing)}."
+                for mark, words in SEPARATORS.items():
+                    if mark in "".join(reader.fieldnames or ()):
+                        fix = f"Save it with commas between the columns, not {words}."
+                raise Refused(path, f"columns {reader.fieldnames}", ", ".join(COLUMNS), fix)
             for row in reader:
                 lacking = [column for column in COLUMNS if not row.get(column)]
                 if lacking or None in row or None in row.values():
@@ -288,10 +291,11 @@ def check(path: str | Path) -> Iterator[Verdict]:
             except Refused as refused:
                 ok, message = False, str(refused)
         yield Verdict(f"{path}, case {case.case}", ok, message, tuple(doubts))
-    patients = len({case.patient for case in cases})
+    patients = len({case.patient for case, _ in hashes})
     try:
         each_scan_once(path, hashes)
-        yield Verdict(str(path), True, f"{len(cases)} cases of {patients} patients, each scan once")
+        read = f"{len(hashes)} of {len(cases)} cases read, of {patients} patients, each scan once"
+        yield Verdict(str(path), len(hashes) == len(cases), read)
     except Refused as refused:
         yield Verdict(str(path), False, str(refused))
 
