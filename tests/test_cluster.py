@@ -128,6 +128,24 @@ def test_what_cannot_start_is_refused_before_anything_is_made(trained, toy_cohor
     assert not out.exists()
 
 
+def test_a_case_without_labels_is_done_when_it_is_segmented(toy_cohort, tmp_path):
+    table = pd.read_csv(toy_cohort).head(3)
+    for column in ("ct", "labels"):
+        table[column] = [toy_cohort.parent / p for p in table[column]]
+    table.drop(columns="labels").to_csv(tmp_path / "none.csv", index=False)
+    table.assign(labels=["", *table.labels[1:]]).to_csv(tmp_path / "some.csv", index=False)
+    for name, without in (("none", 3), ("some", 1)):
+        with pytest.raises(Refused, match="labels"):
+            cohort.read_manifest(tmp_path / f"{name}.csv")
+        cases = cohort.read_manifest(tmp_path / f"{name}.csv", labelled=False)
+        assert [c.labels is None for c in cases] == [n < without for n in range(3)]
+    (tmp_path / "segmented").mkdir()
+    (tmp_path / "segmented" / cases[0].case).touch()
+    (tmp_path / "segmented" / cases[1].case).touch()  # has labels, and is still to be evaluated
+    found = cluster.summary(cases, tmp_path)
+    assert found.cases.status.tolist() == ["done", "open", "open"] and found.measures == {"cases": []}
+
+
 # -- Snakemake --------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +164,7 @@ def test_a_poisoned_case_stops_only_itself_and_a_killed_run_goes_on(trained, toy
     poisoned = tmp_path / "poisoned.nii.gz"
     poisoned.write_bytes(Path(table.ct[1]).read_bytes()[:2000])
     table.loc[1, "ct"] = poisoned
+    table.loc[3, "labels"] = ""  # is segmented, not evaluated
     table.to_csv(tmp_path / "manifest.csv", index=False)
     out = tmp_path / "out of: it #1"
     command = started(tmp_path / "manifest.csv", out, "--models", trained.folder, "--cores", "2")

@@ -45,12 +45,13 @@ def run(
     profile: str = "local",
     extra: tuple[str, ...] = (),
 ) -> Summary:
-    """Segment and evaluate a cohort's cases with trained models; without any, train on its train split first and take its test split.
+    """Segment a cohort's cases with trained models and evaluate those that have labels; without models, train on its train split first and
+    take its test split.
 
     `profile`: local, slurm or a folder with a Snakemake profile; `extra` goes to Snakemake as it is.
     """
     manifest, out = Path(manifest).resolve(), Path(out).resolve()
-    cases = cohort.read_manifest(manifest)
+    cases = cohort.read_manifest(manifest, labelled=models is None)
     if models is None and not any(c.split == "test" for c in cases):
         raise Refused(manifest, "no models and no held-out case", "--models, or cases with split test")
     about = {
@@ -111,6 +112,8 @@ def summary(cases: list[cohort.Case], out: Path, everyone: bool = True) -> Summa
             (of_case,) = read_json(file, "cases")["cases"]
             measured.append(of_case)
             row |= {"status": "done", "tumor_dice": of_case["tumor"]["dice"], "liver_dice": of_case["liver"]["dice"]}
+        elif case.labels is None and (out / "segmented" / case.case).is_file():
+            row |= {"status": "done", "reason": "no labels to evaluate by"}
         elif reason := _why(out / "logs", case.case):
             row |= {"status": "failed", "reason": reason}
         rows.append(row)

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ class Case:
     case: str
     patient: str
     ct: Path
-    labels: Path
+    labels: Path | None  # None only of a cohort that is segmented, not learnt from
     split: str = "train"
     field_of_view: str = "whole"
     measured: dict[str, str] = field(default_factory=dict, compare=False)  # cells of MEASURED that are filled in
@@ -93,26 +93,27 @@ class Case:
         return f"{self.case} (patient {self.patient}, {self.split})"
 
 
-def read_manifest(path: str | Path) -> list[Case]:
+def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
     """The cases of a manifest; refused when a cell is not what `SCHEMA` says, a file is not there, or a case, a scan or a patient
-    stands where it must not."""
+    stands where it must not. Not `labelled`: the column labels may be empty, or missing."""
     path = Path(path)
     if not path.is_file():
         raise Refused(
             path, "no such file", "a cohort manifest (CSV)", "`workbench phantom OUT` writes one for synthetic cases."
         )
     cases, names = [], set()
-    for number, row in rows(path):
+    for number, row in rows(path, COLUMNS if labelled else COLUMNS[:-1]):
         told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
-        conform(f"{path}, line {number}", {**row, **told})
-        files = (path.parent / row["ct"], path.parent / row["labels"])
+        without = not labelled and not row.get("labels")
+        conform(f"{path}, line {number}", {**row, **told}, ("labels",) if without else ())
+        files = (path.parent / row["ct"], None if without else path.parent / row["labels"])
         measured = {name: row[name] for name in MEASURED if row.get(name)}
         case = Case(row["case"], row["patient"], *files, told["split"], told["field_of_view"], measured)
         if case.case in names:
             raise Refused(path, f"case {case.case} more than once", "each case once")
         names.add(case.case)
         for file in files:
-            if not os.path.exists(file):
+            if file and not os.path.exists(file):
                 raise Refused(f"{path}, case {case.case}", f"no file {file}", "CT and labels of each case")
         cases.append(case)
     each_patient_on_one_side(path, cases)
@@ -130,21 +131,21 @@ def digests(manifest: str | Path, cases: Iterable[Case]) -> dict[str, str]:
     return found
 
 
-def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, cells) of each row of a CSV that has at least `COLUMNS`, as text."""
+def rows(path: Path, needed: Sequence[str] = COLUMNS) -> list[tuple[int, dict[str, str]]]:
+    """(line, cells) of each row of a CSV that has at least the columns `needed`, as text."""
     listed = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+            missing = [c for c in needed if c not in (reader.fieldnames or ())]
             if missing:
                 fix = f"Add {', '.join(missing)}."
                 for mark, words in SEPARATORS.items():
                     if mark in "".join(reader.fieldnames or ()):
                         fix = f"Save it with commas between the columns, not {words}."
-                raise Refused(path, f"columns {reader.fieldnames}", ", ".join(COLUMNS), fix)
+                raise Refused(path, f"columns {reader.fieldnames}", ", ".join(needed), fix)
             for row in reader:
-                lacking = [column for column in COLUMNS if not row.get(column)]
+                lacking = [column for column in needed if not row.get(column)]
                 if lacking or None in row or None in row.values():
                     found = f"no {', '.join(lacking)}" if lacking else "another number of fields than columns"
                     raise Refused(f"{path}, line {reader.line_num}", found, "a value for each column",
@@ -157,11 +158,11 @@ def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return listed
 
 
-def conform(subject: object, row: dict[str, str]) -> None:
-    """Refuse a cell that is not what `SCHEMA` says."""
+def conform(subject: object, row: dict[str, str], empty: Sequence[str] = ()) -> None:
+    """Refuse a cell that is not what `SCHEMA` says; measured ones and those named may be `empty`."""
     for name, (_, words) in SCHEMA.items():
         value = row.get(name, "")
-        if not fits(name, value) and not (value == "" and name in MEASURED):
+        if not fits(name, value) and not (value == "" and name in (*MEASURED, *empty)):
             raise Refused(subject, f"{'the ' * (name == 'case')}{name} {value[:100]!r}", words)
 
 
