@@ -267,7 +267,7 @@ class Experiment:
         if now == self.about.get("manifest_sha256") or rows is None:
             return now
         found = cohort.digests(self.manifest, cohort.read_manifest(self.manifest))
-        return now if _other_rows(rows, found) else self.about["manifest_sha256"]
+        return now if _other_rows(rows, found) else self.about.get("manifest_sha256", now)
 
     @property
     def start(self) -> Path | None:
