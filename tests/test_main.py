@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -74,6 +75,31 @@ def test_segment_writes_on_the_input_s_own_grid(call, files, trained):
         and about["status"] == "ok"
         and set(about["timings"]) >= {"liver", "tumor", "forest", "boundary"}
     )
+
+
+def test_what_is_done_can_be_kept(call, files, trained, tmp_path):
+    """Only of the same file, by the same models, and while neither has changed."""
+    for name in ("a", "b"):
+        shutil.copy(files / "toy.nii.gz", tmp_path / f"{name}.nii.gz")
+
+    def made(*inputs, models=trained.folder):
+        words = ("--models", models, "-o", tmp_path / "out", "--device", "cpu", "--keep-done")
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/result.json")}
+        status, out, err = call("segment", *(tmp_path / f"{name}.nii.gz" for name in inputs), *words)
+        assert status == 0 and f"of {len(inputs)} results are there already" in out, err
+        now = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/result.json")}
+        return {p.parent.name for p, t in now.items() if before.get(p) != t}
+
+    assert made("a") == {"a"}
+    assert made("a", "b") == {"b"} and made("a", "b") == set()
+    later = (tmp_path / "out" / "a" / "result.json").stat().st_mtime + 5
+    os.utime(tmp_path / "a.nii.gz", (later, later))  # another file under the same name
+    assert made("a", "b") == {"a"}
+    os.utime(tmp_path / "a.nii.gz", (later - 60, later - 60))
+    about = json.loads((tmp_path / "out" / "b" / "result.json").read_text())
+    about["models"]["stages"]["forest"] = "0" * 64
+    (tmp_path / "out" / "b" / "result.json").write_text(json.dumps(about))
+    assert made("a", "b") == {"b"}
 
 
 def test_a_flat_or_noisy_volume_is_no_liver_without_a_word(call, files, trained, tmp_path):

@@ -231,6 +231,9 @@ def segment(
     device: Device = "auto",
     name: Annotated[str, typer.Option(help="Of the one input: its case, in place of the file's name.")] = "",
     workers: Annotated[int, typer.Option(help="Processes that share the inputs; 0: as many as pay.")] = 0,
+    keep_done: Annotated[
+        bool, typer.Option("--keep-done", help="Leave results alone that these models made of the same files.")
+    ] = False,
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
     from workbench import cohort, readers, results, segmentation
@@ -250,8 +253,11 @@ def segment(
     names = _each_its_own([name or readers.case_name(path) for path in inputs])
     if not workers:  # each one starts for some seconds
         workers = at_once(folder.pick_device(device)) if len(inputs) > 2 else 1
-    jobs = [(path, out / case) for path, case in zip(inputs, names)]
-    refused = 0
+    jobs, refused = [(path, out / case) for path, case in zip(inputs, names)], 0
+    if keep_done:
+        there = [job for job in jobs if results.holds(*job, models)]
+        jobs = [job for job in jobs if job not in there]
+        print(f"{len(there)} of {len(inputs)} results are there already", flush=True)
     make = partial(segmentation.Models.load, models, device)
     for said, line, error in in_processes(make, results.from_file, jobs, workers):
         for told in said:

@@ -166,6 +166,18 @@ def _in_the_world(lesions: pd.DataFrame, spacing_mm: Spacing, affine: np.ndarray
     return pd.concat([lesions.iloc[:, :at], places, lesions.iloc[:, at:]], axis=1)
 
 
+def holds(path: Path, folder: Path, models: Path) -> bool:
+    """Whether the models of an experiment and this version made the result in a folder of the CT at `path`, as both are now."""
+    if not (folder / "result.json").is_file():
+        return False
+    info = folders.result(folder).info
+    same = info.get("input") is not None and (folder / info["input"]).resolve() == path.resolve()
+    made_by = (info.get("models") or {}).get("stages") == _models(models, folder)["stages"]
+    parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    since = max(p.stat().st_mtime for p in parts) <= (folder / "result.json").stat().st_mtime
+    return same and made_by and since and info.get("version") == workbench.__version__
+
+
 def free(folder: Path) -> None:
     """Refuse a place that holds something else than a former result or an empty folder."""
     if not folder.exists() or (folder / "result.json").is_file():
