@@ -125,7 +125,7 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         "[benchmarks](benchmarks.md).",
         "## What is claimed, and what the data say",
         _table(pd.DataFrame(claims).drop(columns="p")),
-        LOOKED_AT.get(made.about["preset"], ""),
+        LOOKED_AT.get(made.settings.preset, ""),
         _many(claims),
         "## The ablation",
         "After each stage, and with all stages but one; the mean, its interval, and n where it is not all patients.",
