@@ -70,10 +70,13 @@ def test_what_escapes_is_told(monkeypatch):
     numbers = iter(range(6))
     monkeypatch.setitem(fuzz.KINDS, "none", of_none)
     monkeypatch.setattr(fuzz, "LIMIT_S", 0.2)
+    capped = []
+    monkeypatch.setattr(fuzz.resource, "setrlimit", lambda *a: capped.append(a))  # not for all the tests that follow
     found = fuzz.campaign("none", 6, 0)
     assert [e[:2] for e in found["escaped"][:3]] == [[1, "KeyError"], [2, "Hung"], [3, "MemoryError"]]
     assert [e[0] for e in found["escaped"][3:]] == [5] and "Doe" in found["escaped"][3][2]
     assert (found["tried"], found["read"], found["refused"]) == (6, 1, 2)
+    assert len(capped) == 1 and capped[0][1][0] >= fuzz.SPARE_BYTES
 
 
 @settings(max_examples=60, deadline=None)
