@@ -177,6 +177,18 @@ def test_degenerate_regions_get_reasons_and_leave_the_others_alone():
     assert table.reason.str.contains("no liver mask").all()
 
 
+@pytest.mark.parametrize("engine", ["torch", "pyradiomics"])
+def test_two_voxels_have_no_middle_and_say_so(engine):
+    if engine == "pyradiomics":
+        pytest.importorskip("radiomics")
+    image = torch.arange(729, dtype=torch.float64).view(9, 9, 9)
+    labels = torch.zeros((9, 9, 9), dtype=torch.int64)
+    labels[4, 4, 4:6], labels[6, 4, 2:7] = 1, 2
+    two, five = radiomics.describe(image, labels, (1, 1, 1), engine=engine).itertuples()
+    assert math.isnan(two.intensity_rmad) and "between the 10th and the 90th percentile: rmad" in two.reason
+    assert not math.isnan(five.intensity_rmad) and "rmad" not in five.reason
+
+
 def test_small_regions_equal_pyradiomics():
     pytest.importorskip("radiomics")
     image, labels, spacing = odd_regions()

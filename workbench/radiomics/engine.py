@@ -20,6 +20,7 @@ from workbench.radiomics.ragged import Boxes
 from workbench.volume import Spacing
 
 THICK_MM = 5.0  # a choice: slices from here on are marked in each row
+NO_MIDDLE = "no voxel between the 10th and the 90th percentile: rmad"
 _TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
 _IMAGES = ("", *(f"wavelet_{band.lower()}_" for band in BANDS))
 _COLUMN = {name: column for column, name in enumerate(NAMES)}
@@ -113,6 +114,8 @@ def _reasons(values: Tensor, boxes: Boxes, flat: Tensor, beyond: Tensor, asked: 
             words.append("no two voxels are neighbours")
         if many[lesion]:
             words.append(f"more than {discretise.MOST} grey levels, in the image or a sub-band")
+        if count[lesion] > 1 and "intensity_rmad" in names:
+            words.append(NO_MIDDLE)
         margin = [name for name in names if name.startswith("boundary_") and name != "boundary_liver_contact"]
         if margin:
             words.append("boundary not defined: " + " ".join(name.removeprefix("boundary_") for name in margin))

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from workbench.radiomics.catalogue import CATALOGUE, NAMES
 from workbench.radiomics.discretise import BIN_WIDTH
-from workbench.radiomics.engine import surroundings
+from workbench.radiomics.engine import NO_MIDDLE, surroundings
 from workbench.volume import Spacing
 
 MARGIN = 8  # rule: the coif1 filter reaches 3 voxels, one more where an axis is odd
@@ -123,4 +123,4 @@ def _of_region(hu: np.ndarray, region: np.ndarray, missing: list[str]) -> list[s
     if np.ptp(hu[region]) == 0:
         return ["flat region"]
     apart = ndimage.label(region, np.ones((3, 3, 3)))[1] == count and any("gl" in name for name in missing)
-    return ["no two voxels are neighbours"] if apart else []
+    return ["no two voxels are neighbours"] * apart + [NO_MIDDLE] * ("intensity_rmad" in missing)
