@@ -203,5 +203,6 @@ def _mcc(p: Tensor, px: Tensor, top: Tensor) -> Tensor:
     rare = torch.where(px > 0, px, 1.0).amin(-1) < RARE
     if bool(rare.any()):
         q = (p[rare] / (px[rare][:, :, None] * px[rare][:, None, :] + EPS)) @ p[rare].mT
-        second[rare] = torch.linalg.eigvals(q).real.topk(2, dim=-1).values[..., 1].clamp_min(0).sqrt()
+        values = torch.linalg.eigvals(q.cpu()).real  # few, and a GPU has them only with MAGMA
+        second[rare] = values.topk(2, dim=-1).values[..., 1].clamp_min(0).sqrt().to(p.device)
     return torch.where(top[:, None] > 1, second, 1.0)
