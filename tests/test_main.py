@@ -215,9 +215,16 @@ def test_radiomics_says_beside_its_table_what_it_was_made_from_and_how(call, fil
     assert call("radiomics", *where, "--engine", "pyradiomics")[0] == 0, "its own is written anew"
     assert json.loads((files / "sub" / "x.json").read_text())["versions"]["pyradiomics"] == version("pyradiomics")
     (files / "toy.json").write_text('{"Modality": "CT"}')  # as a converter leaves it beside a scan
-    refused(call("radiomics", *where[:3], files / "toy.csv"), "toy.json", "another kind")
-    refused(call("radiomics", *where[:3], files / "y.json"), "suffix .json")
-    assert (files / "toy.json").read_text() == '{"Modality": "CT"}' and not (files / "toy.csv").exists()
+    assert (
+        call("radiomics", *where[:3], files / "toy.csv")[0] == 0 == call("radiomics", *where[:3], files / "y.json")[0]
+    )
+    assert (files / "toy.json").read_text() == '{"Modality": "CT"}', "another's is left alone"
+    for name in ("toy.csv", "y.json"):
+        assert json.loads((files / f"{name}.json").read_text())["table"]["path"] == name and len(
+            pd.read_csv(files / name)
+        )
+    (files / "toy.csv.json").write_text("{}")
+    refused(call("radiomics", *where[:3], files / "toy.csv"), "toy.csv.json", "another kind")
 
 
 def test_a_folder_of_slices_has_one_hash_of_all_its_files(tmp_path):
@@ -446,9 +453,10 @@ def test_evaluate_keeps_the_table_that_it_prints_and_says_what_each_mean_is_over
         assert all(rows.loc[m, "mean"] == scores[part][m] for m in ("voe", "rvd", "assd_mm")), structure
     assert call(*words, files / "e.json")[0] == 0, "its own table is written anew"
     (files / "e.csv").write_text("case,patient\n")
-    refused(call(*words, files / "e.json"), "e.csv", "another kind")
-    refused(call(*words, files / "x.csv"), "suffix .csv")
-    assert (files / "e.csv").read_text() == "case,patient\n" and not (files / "x.csv").exists()
+    assert call(*words, files / "e.json")[0] == 0 and pd.read_csv(files / "e.json.csv").equals(table)
+    assert (files / "e.csv").read_text() == "case,patient\n", "another's is left alone"
+    (files / "e.json.csv").write_text("case,patient\n")
+    refused(call(*words, files / "e.json"), "e.json.csv", "another kind")
 
 
 def test_one_bad_input_does_not_keep_the_others_back(call, files, trained):

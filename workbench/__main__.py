@@ -687,16 +687,15 @@ def _file(out: Path, *inputs: Path | None) -> None:
 
 
 def _beside(out: Path, suffix: str, begins: str) -> Path:
-    """A second file that goes with one to be written; refused where it is that one or begins as no such file of ours does."""
+    """A second file that goes with one to be written: its name with another suffix, or with that one more where a file that is not ours has it."""
     from workbench.volume import Refused
 
-    path = out.with_suffix(suffix)
-    if path == out:
-        raise Refused(
-            out, f"the suffix {suffix}, of the file that is written beside it", "another one", "Name it with -o."
-        )
+    ours = lambda path: not path.is_file() or path.read_bytes().startswith(begins.encode())
+    path, other = out.with_suffix(suffix), out.with_name(out.name + suffix)
+    if path == out or not ours(path):
+        path = other
     _file(path)
-    if path.is_file() and not path.read_bytes().startswith(begins.encode()):
+    if not ours(path):
         raise Refused(path, "a file of another kind", f"a free place beside {out.name}", "Choose another name with -o.")
     return path
 
