@@ -63,6 +63,22 @@ def test_settings_of_stages_that_are_still_to_come_may_change(tmp_path, toy_coho
     assert Experiment(folder, "cpu").settings == fewer
 
 
+def test_nets_that_are_half_trained_are_not_thrown_away_by_other_settings(tmp_path, toy_cohort):
+    """Not by settings that were forgotten on the second call, nor by an order."""
+    Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    finished(tmp_path, *STAGES[: STAGES.index("tumor")])
+    (tmp_path / "tumor").mkdir()
+    (tmp_path / "tumor" / "fold0.abc.safetensors").touch()
+    with pytest.raises(Refused, match="on which what its stage tumor has learnt so far rests"):
+        Experiment.create(
+            tmp_path,
+            toy_cohort,
+            replace(tiny.settings(), consistency=replace(tiny.settings().consistency, threshold=0.45)),
+            "cpu",
+        )
+    assert Experiment(tmp_path, "cpu").settings == tiny.settings()
+
+
 @pytest.mark.parametrize(
     ("stage", "changed"),
     [

@@ -45,8 +45,16 @@ def test_what_a_process_that_is_no_more_left_is_swept_away_and_what_it_had_moved
                  f".d.{os.getpid()}.part"):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "f").write_text(name)
+    for kind in ("old", "part"):  # of one whose number this process has now
+        (tmp_path / f".e.{os.getpid()}.{kind}").mkdir()
     files.sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f".d.{os.getpid()}.part", "a", "c"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f".d.{os.getpid()}.part",
+        f".e.{os.getpid()}.part",
+        "a",
+        "c",
+        "e",
+    ]
     assert (tmp_path / "a" / "f").read_text().endswith(".old")
 
 

@@ -92,10 +92,12 @@ def test_what_is_done_can_be_kept(call, files, trained, tmp_path):
 
     assert made("a") == {"a"}
     assert made("a", "b") == {"b"} and made("a", "b") == set()
-    later = (tmp_path / "out" / "a" / "result.json").stat().st_mtime + 5
-    os.utime(tmp_path / "a.nii.gz", (later, later))  # another file under the same name
+    for later in (60, -60):  # another file under the same name, newer or older
+        then = (tmp_path / "a.nii.gz").stat().st_mtime + later
+        os.utime(tmp_path / "a.nii.gz", (then, then))
+        assert made("a", "b") == {"a"} and made("a", "b") == set()
+    (tmp_path / "out" / "a" / "result.json").write_text("{")  # damaged: made anew
     assert made("a", "b") == {"a"}
-    os.utime(tmp_path / "a.nii.gz", (later - 60, later - 60))
     about = json.loads((tmp_path / "out" / "b" / "result.json").read_text())
     about["models"]["stages"]["forest"] = "0" * 64
     (tmp_path / "out" / "b" / "result.json").write_text(json.dumps(about))
@@ -580,3 +582,17 @@ def test_export_nnunet_writes_a_dataset_once(call, tmp_path, toy_cohort):
 def test_export_nnunet_refuses_what_is_not_there(call, tmp_path):
     refused(call("export", "nnunet", tmp_path / "none.csv", "-o", tmp_path / "raw"), "no such file")
     assert not (tmp_path / "raw").exists()
+
+
+def test_a_header_is_known_with_its_data(tmp_path):
+    """Of an MHD, or a folder, the other files count too."""
+    from workbench.results import _state
+
+    (tmp_path / "p.mhd").write_text("ElementDataFile = p.raw")
+    (tmp_path / "p.raw").write_bytes(b"1")
+    (tmp_path / "other.raw").write_bytes(b"1")
+    first, folder = _state(tmp_path / "p.mhd"), _state(tmp_path)
+    (tmp_path / "other.raw").write_bytes(b"12")
+    assert _state(tmp_path / "p.mhd") == first and _state(tmp_path) != folder
+    (tmp_path / "p.raw").write_bytes(b"12")
+    assert _state(tmp_path / "p.mhd") != first

@@ -159,7 +159,9 @@ def train(
     stage: Annotated[str, typer.Argument(help="all, or one stage")],
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV).")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
-    preset: Annotated[str | None, typer.Option(help="demo or paper; demo where no settings are named either.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="demo or paper; by default what the experiment began with, else demo.")
+    ] = None,
     settings: Annotated[
         Path | None,
         typer.Option(
@@ -201,7 +203,12 @@ def train(
         pipeline.train(folder.Experiment(experiment, device), stage)
         return
     _writable(experiment)
-    wanted = folder.read_settings(settings, preset) if settings else folder.PRESETS[preset or "demo"]()
+    if settings:
+        wanted = folder.read_settings(settings, preset)
+    elif preset is None and (experiment / "experiment.json").is_file():
+        wanted = folder.Experiment(experiment, "cpu").settings  # goes on as it began
+    else:
+        wanted = folder.PRESETS[preset or "demo"]()
     new = fold is None and processes.count() == 1 and not experiment.exists()
     made = folder.Experiment.create(
         experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
@@ -590,6 +597,7 @@ def lesions(
     if out.suffix not in (".csv", ".json"):
         raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
     places = [p for path in results for p in ([path] if (path / "result.json").is_file() else worklist.cases(path))]
+    places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once
     with _said():
         table = lesion_table(places)
     if out.suffix == ".csv":

@@ -183,7 +183,7 @@ class Experiment:
         start: str | Path | None = None,
         with_corrections: Sequence[str | Path] = (),
     ) -> Experiment:
-        """Make or open the folder; refused when it already holds another cohort, or other settings on which a finished stage rests.
+        """Make or open the folder; refused when it already holds another cohort, or other settings on which a finished stage, or a net in it, rests.
 
         Other settings of stages that are still to come are recorded in place of what was. Of the cohort counts what is read of its rows.
         The nets begin with those of the experiment `start`, if one is given; it must have learnt from none of the patients here.
@@ -215,13 +215,15 @@ class Experiment:
             stored = read_json(file)
             kept = from_dict(Settings, stored.get("settings", {}), file)  # what it does not name yet is at its default
             changed = _changed(asdict(kept), asdict(settings))
-            resting = [s for s in _reached(changed) if (folder / s / "stage.json").is_file()]
+            resting = [s for s in _reached(changed) if _made(folder / s)]
             differs = ["start"] * (stored.get("start") != about["start"])
             if stored.get("manifest_sha256") != about["manifest_sha256"]:
                 rows = _other_rows(stored.get("manifest_rows"), about["manifest_rows"])
                 differs += [f"rows in its manifest ({rows})"] * bool(rows)
             if resting:
-                differs.append(f"settings ({_differences(changed)}), on which its finished stage {resting[0]} rests")
+                done = (folder / resting[0] / "stage.json").is_file()
+                what = f"its finished stage {resting[0]}" if done else f"what its stage {resting[0]} has learnt so far"
+                differs.append(f"settings ({_differences(changed)}), on which {what} rests")
             if differs:
                 raise Refused(
                     folder,
@@ -341,6 +343,11 @@ class Experiment:
                 "it finished",
                 f"Run notebook {number:02d} or `workbench train {stage}` first.",
             )
+
+
+def _made(stage: Path) -> bool:
+    """Whether a stage is finished, or holds nets or checkpoints that other settings would throw away."""
+    return (stage / "stage.json").is_file() or any(stage.glob("*.safetensors"))
 
 
 def _changed(stored: dict, asked: dict) -> dict[str, tuple]:

@@ -52,7 +52,8 @@ def sweep(folder: Path, name: str = "*") -> None:
     """Remove what processes that are no more left half-written for `name` in a folder; what they had only moved away comes back."""
     for part in [*folder.glob(f".{name}.*.old"), *folder.glob(f".{name}.*.part")]:
         own, writer, kind = part.name[1:].rsplit(".", 2)
-        if not writer.isdigit() or Path("/proc", writer).exists():
+        own_pid = writer == str(os.getpid())  # of a former process: here nothing is moved away now
+        if not writer.isdigit() or (kind != "old" if own_pid else Path("/proc", writer).exists()):
             continue
         if (
             kind == "old" and part.with_suffix(".part").exists() and not (folder / own).exists()

@@ -365,6 +365,9 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         if len(held) and cohort is not None:
             of = cohort[cohort["split"] == "test"]
             lesions = int(of.get("tumors_on_work_grid", of["tumors"]).sum())  # where candidates are matched
+            lesions = max(
+                lesions, len(held[held["is_lesion"]].drop_duplicates(["case", "lesion"])) if "lesion" in held else 0
+            )
             found = figures.froc(held, lesions, of["patient"].nunique(), threshold, "FROC, held out")
             add(found, "lesions found against false positives, held-out patients")
     if (cases := table("metrics", "cases.csv")) is not None and {"forest", "boundary"} <= set(

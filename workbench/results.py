@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -170,12 +171,24 @@ def holds(path: Path, folder: Path, models: Path) -> bool:
     """Whether the models of an experiment and this version made the result in a folder of the CT at `path`, as both are now."""
     if not (folder / "result.json").is_file():
         return False
-    info = folders.result(folder).info
+    try:
+        info = folders.result(folder).info
+    except Refused:  # damaged: it is made anew
+        return False
     same = info.get("input") is not None and (folder / info["input"]).resolve() == path.resolve()
     made_by = (info.get("models") or {}).get("stages") == _models(models, folder)["stages"]
-    parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    since = max(p.stat().st_mtime for p in parts) <= (folder / "result.json").stat().st_mtime
-    return same and made_by and since and info.get("version") == workbench.__version__
+    return same and made_by and info.get("input_state") == _state(path) and info.get("version") == workbench.__version__
+
+
+def _state(path: Path) -> str:
+    """A digest of the names, sizes and times of the files that an input consists of."""
+    path = path.resolve()
+    whole = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}.*")
+    parts = whole if path.is_dir() or path.suffix.lower() in (".mhd", ".nhdr") else [path]
+    told = sorted(
+        (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in parts if p.is_file()
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def free(folder: Path) -> None:
@@ -192,7 +205,7 @@ def _models(experiment: Path, folder: Path) -> dict:
     """Which models made a result: their experiment, and the hash of the stage.json of each stage."""
     hashes = folders.stage_hashes(experiment)
     return {
-        "experiment": os.path.relpath(experiment, folder),
+        "experiment": os.path.relpath(experiment.resolve(), folder.resolve()),
         "stages": {stage: hashes[stage] for stage in folders.MODEL_STAGES if stage in hashes},
     }
 
@@ -214,7 +227,8 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         {
             "status": result.status,
             "case": volume.name,
-            "input": None if source is None else os.path.relpath(source, folder),
+            "input": None if source is None else os.path.relpath(Path(source).resolve(), folder.resolve()),
+            "input_state": None if source is None or not Path(source).exists() else _state(Path(source)),
             "version": workbench.__version__,
             "versions": versions(),
             "models": None if result.models is None else _models(result.models.folder, folder),

@@ -82,7 +82,8 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
 
 
 def _enough(experiment: Experiment, training: pd.DataFrame) -> None:
-    """Refuse, before anything is trained, a cohort that selection or forest would refuse whatever the nets find.
+    """Refuse, before anything is trained, a cohort that selection or forest would refuse in the end: too few patients, or fewer lesions than
+    they ask candidates of each class for (a lesion may be more than one, which is not counted on).
 
     Selection leaves out a fold of the patients at a time: `min_patients` must be left beside the largest.
     """

@@ -208,7 +208,7 @@ def _headers(folder: Path) -> list[Slice]:
                       "Give the folder that holds them, or a NIfTI file.")  # fmt: skip
     forms, suffixes = {_form(s.file) for s in found}, {s.file.suffix.lower() for s in found}
     for file in others:
-        empty = file.stat().st_size == 0 and file.suffix.lower() in suffixes
+        empty = file.stat().st_size == 0 and file.suffix and file.suffix.lower() in suffixes
         if empty or _form(file) in forms:
             gates.existing(file)
             raise Refused(file, "no DICOM, under a name like those of the slices", "a slice",
