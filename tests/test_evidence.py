@@ -130,6 +130,15 @@ def test_a_changed_file_changes_the_page(trained, tmp_path):
         assert said in line and f"[{low:+.3f}, {high:+.3f}]" in line
 
 
+def test_an_experiment_of_an_earlier_version_is_told_what_to_run_again(trained, tmp_path):
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    held = json.loads((copy / "selection" / "metrics.json").read_text())
+    (copy / "selection" / "metrics.json").write_text(json.dumps({k: v for k, v in held.items() if k != "resamples"}))
+    with pytest.raises(Refused, match="earlier version, without resamples.*train all"):
+        evidence.page(copy, tmp_path / "docs" / "evidence.md")
+    assert not (tmp_path / "docs").exists()
+
+
 def test_the_part_on_real_ct(trained, tmp_path):
     stages = [*ABLATION, "all but forest"]
     rows = [

@@ -24,6 +24,7 @@ from workbench.experiment import Experiment
 from workbench.files import read_json, write_atomic
 from workbench.ledger import ABLATION
 from workbench.selection import STEPS
+from workbench.volume import Refused
 
 BETTER = {  # which way is better, for what the claims are about
     "tumor_dice": 1,
@@ -74,6 +75,9 @@ def page(
     made, out = Experiment(experiment, "cpu"), Path(out)
     for stage in ("selection", "forest", "boundary", "metrics"):
         made.need(stage)
+    if "resamples" not in read_json(made.path("selection") / "metrics.json"):
+        fix = "Remove the folders selection, forest and metrics in it, and run `workbench train all` again."
+        raise Refused(made.folder, "a selection of an earlier version, without resamples", "one of this version", fix)
     real = None if real_ct is None else read_json(Path(real_ct), "summary")
     edges = None if fresh is None else read_json(Path(fresh), "lesions", "patients", "cut_mm", "more_mm", "redrawn")
     text, pictures = write(made, real, edges)
