@@ -7,8 +7,8 @@ candidates where they changed, forest, contour, measures after each stage, ledge
 nets run again. A first call, which loads kernels, does not count. JSON: the work, the device, median and largest seconds of each kind of change,
 the ratio to the peer. Exit status 1 when a median is above the aim: 1 s on a CPU, .1 s on a GPU.
 
-`--count` measures no time: how many tensor operations a changed threshold begins with a GPU's batches and without compiled loops, as on a GPU, where
-each takes some microseconds to begin whatever its size. Counted on a CPU, so those of forest and random draws, which stay there, are among them.
+`--count` measures no time: on a pretended GPU (`tests/pretend.py`), how many operations of a changed threshold begin there, where each takes some
+microseconds to begin whatever its size, and how often the processor then waits for one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,11 +26,14 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench import connected, segmentation
+from workbench import segmentation
 from workbench.experiment import Experiment
-from workbench.radiomics import compiled, discretise, ragged
 from workbench.volume import Volume, canonical_affine
 from workbench.whatif import WhatIf
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+import pretend
 
 AIM_S = {"cpu": 1.0, "cuda": 0.1}
 
@@ -72,39 +76,39 @@ def measure(folder: Path, device: str, count: int) -> dict:
 
 
 class Count(TorchDispatchMode):
-    """How many operations begin a kernel on a GPU: views do not."""
+    """How many operations begin a kernel on a pretended GPU: views do not."""
 
     VIEWS = frozenset(
         "view detach alias slice select expand unsqueeze squeeze t transpose permute unbind _unsafe_view split split_with_sizes "
         "narrow as_strided reshape unfold lift_fresh _local_scalar_dense empty new_empty empty_like".split()
     )
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: pretend.Pretend) -> None:
         super().__init__()
-        self.begun = 0
+        self.gpu, self.begun = gpu, 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.begun += operation.__name__.split(".")[0] not in self.VIEWS
+        self.begun += self.gpu.busy and operation.__name__.split(".")[0] not in self.VIEWS
         return operation(*args, **(kwargs or {}))
 
 
 def operations(folder: Path, cases: int) -> dict:
-    """Operations of a changed threshold."""
-    torch.set_num_threads(1)  # all in this thread, where it is seen
-    compiled.library = lambda: None  # on a GPU torch counts
-    for by_device in (ragged.BATCH_VOXELS, discretise.PADDING, connected.AT_ONCE):
-        by_device["cpu"] = by_device["cuda"]
-    made, rows = Experiment(folder, "cpu"), []
-    for case in made.cases("test").case.to_list()[:cases]:
-        ask = WhatIf(made, case)
-        ask(ask.start)
-        with Count() as counted:
-            outcome = ask(replace(ask.start, threshold=ask.start.threshold * 0.9))
-        rows.append((counted.begun, len(outcome.lesions)))
-    begun, candidates = zip(*rows)
+    """Operations of a changed threshold, and waits for one."""
+    rows = []
+    with pretend.gpu() as gpu:
+        made = Experiment(folder, "cuda")
+        for case in made.cases("test").case.to_list()[:cases]:
+            ask = WhatIf(made, case)
+            ask(ask.start)
+            gpu.waits.clear()
+            with Count(gpu) as counted:
+                outcome = ask(replace(ask.start, threshold=ask.start.threshold * 0.9))
+            rows.append((counted.begun, gpu.waits.total(), len(outcome.lesions)))
+    begun, waits, candidates = zip(*rows)
     return {
         "work": f"{len(rows)} cases, {min(candidates)} to {max(candidates)} candidates",
         "operations": {"median": statistics.median(begun), "most": max(begun)},
+        "waits": {"median": statistics.median(waits), "most": max(waits)},
     }
 
 

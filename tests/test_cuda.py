@@ -1,12 +1,22 @@
-"""What a GPU does beside a CPU: the same decisions, training that learns and goes on, memory that runs out. Skipped without one."""
+"""What a GPU does beside a CPU: the same decisions, training that learns and goes on, memory that runs out.
 
+Without one a pretended GPU (`pretend`) shows that nothing is left on the wrong side; what only a GPU can show is skipped.
+"""
+
+from contextlib import nullcontext
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pretend
 import pytest
 import tiny
 import torch
 from test_boundary import SMALL, untrained
 from test_cascade import CASES, SETTINGS, patient
+from test_notebooks import NUMBERED
+from torch import Tensor
 
 from workbench import boundary, cascade, experiment, pipeline, results, segmentation, slabs
 from workbench.fit import load_tensors
@@ -14,7 +24,44 @@ from workbench.network import SlabNet
 from workbench.volume import Refused
 from workbench.whatif import WhatIf
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+THERE = torch.cuda.is_available()
+only_a_gpu = pytest.mark.skipif(not THERE, reason="no GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_gpu():
+    with nullcontext() if THERE else pretend.gpu():
+        yield
+
+
+def test_what_lies_on_the_wrong_side_is_refused():
+    """So does a GPU, and so the pretended one: else what follows would show nothing without one."""
+    here, there = torch.arange(6.0).reshape(2, 3), torch.arange(6.0, device="cuda").reshape(2, 3)
+    net = torch.nn.Linear(3, 2).to("cuda")
+    for of_both in (
+        lambda: here + there,
+        lambda: torch.cat([there[0], here[0]]),
+        lambda: torch.stack([there.sum(), here.sum()]),
+        lambda: torch.where(there > 1, here, there),
+        lambda: torch.equal(here, there),
+        lambda: here[there.argmax(0)],
+        lambda: there.index_select(0, torch.tensor([1])),
+        lambda: there.view(-1).add_(here.view(-1)),
+        lambda: here.sum().add_(there.sum()),
+        lambda: net(here),
+        lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            of_both()
+    for read in (Tensor.numpy, np.asarray, lambda t: np.asarray(t[0].clone())):
+        with pytest.raises(TypeError, match="numpy"):
+            read(there)
+    one = there[torch.tensor([1])] * here.sum() + net(there).mean()  # indices, single numbers may be of the other side
+    assert one.is_cuda and one.device.type == "cuda" and torch.zeros_like(one, device="cpu").device.type == "cpu"
+    assert all(p.is_cuda for p in net.parameters()) and all(t.is_cuda for t in net.state_dict().values())
+    assert all(p.detach().numpy().size for p in net.cpu().parameters())
+    copied = torch.as_tensor(here, device="cuda").add_(1)
+    assert copied.is_cuda and not here.is_cuda and here[0, 0] == 0 and copied.cpu().numpy()[0, 0] == 1
 
 
 def on_gpu(folder, settings=SETTINGS, training=CASES):
@@ -61,6 +108,7 @@ def test_a_cohort_larger_than_the_device_is_learnt_from_all_the_same(tmp_path, m
     assert curve.dice.iloc[-1] > 0.8
 
 
+@only_a_gpu
 def test_compiled_training_gives_a_net_like_any_other(tmp_path):
     s = replace(SETTINGS, fit=replace(SETTINGS.fit, steps=40, check_every=20, compile=True))
     curve = on_gpu(tmp_path, s)
@@ -78,6 +126,7 @@ def test_the_map_is_the_cpus():
     assert there.device.type == "cpu" and (here - there).abs().max() < 0.02
 
 
+@only_a_gpu
 def test_a_device_that_runs_out_of_memory_gets_half_the_batch(capsys):
     """All but a little of the device is taken; the same map comes out, in smaller batches."""
     torch.manual_seed(0)
@@ -132,6 +181,20 @@ def test_what_if_on_the_device_is_what_the_experiment_found(trained_there):
     here = WhatIf(experiment.Experiment(trained_there.folder, "cpu"), case)()
     for stage, mask in there.masks.items():
         assert dice(mask.cpu(), here.masks[stage].cpu()) > 0.97 or not bool(here.masks[stage].any()), stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("book", NUMBERED, ids=lambda book: book.stem)
+def test_a_notebooks_cells_on_the_device(trained_there, book):
+    """In this process: a kernel would not see a pretended GPU."""
+    names = {}
+    for cell in nbformat.read(book, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", ()):
+            names |= {"experiment": str(trained_there.folder), "device": "cuda"}
+    plt.close("all")
+    assert names["made"].device.type == "cuda"
 
 
 def test_a_gpu_that_is_not_there_is_refused():

@@ -468,7 +468,7 @@ def contours(made: Experiment, cases: dict[str, Redrawn]) -> pd.DataFrame:
     rows, of = [], made.cases().set_index("case").patient
     for case, (before, edge) in cases.items():
         _, labels, spacing = made.work(case)
-        for stage, mask in (("forest", before), ("boundary", edge.mask.cpu())):
+        for stage, mask in (("forest", before), ("boundary", edge.mask)):
             found = metrics.compare((labels == 2).numpy(), mask.numpy(), spacing)
             rows.append({"stage": stage, "case": case, "patient": of[case], **found})
     return pd.DataFrame(rows)

@@ -221,15 +221,14 @@ def decide(
         if "boundary" not in skip and bool(masks[-1].any()):
             edge = boundary.relabel(
                 models.boundary,
-                maps.hu.to(models.device),
-                p.to(models.device),
-                (chance if "forest" not in skip else chance > 0).to(models.device),
-                maps.liver.to(models.device),
+                maps.hu,
+                p,
+                chance if "forest" not in skip else chance > 0,
+                maps.liver,
                 maps.spacing_mm,
                 s.boundary,
             )
-            band, inside, drawn = (v.to(p.device) for v in (edge.band, edge.probability, edge.mask))
-            contour = _agree(torch.where(band, inside - s.boundary.threshold, contour), drawn)
+            contour = _agree(torch.where(edge.band, edge.probability - s.boundary.threshold, contour), edge.mask)
             smoothing_ml = edge.smoothing_change_ml
     return Decided([*masks, contour >= 0], contour, lesions, pieces.labels, smoothing_ml)
 

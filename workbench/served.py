@@ -104,7 +104,6 @@ def _boundary(folder: Path, s: Settings, on: torch.device) -> Callable:
     model = boundary.load(folder, s.boundary, on)
 
     def ask(hu, tumor_probability, tumor, liver, spacing_mm):
-        volumes = [v.to(on) for v in (hu, tumor_probability, tumor, liver)]
-        return boundary.relabel(model, *volumes, spacing_mm, s.boundary).mask
+        return boundary.relabel(model, hu, tumor_probability, tumor, liver, spacing_mm, s.boundary).mask
 
     return ask

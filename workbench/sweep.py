@@ -295,7 +295,7 @@ def _contours(made: Experiment, kept: pd.Series, report: Report) -> pd.Series:
         for c in table.case[table.fold == fold]:
             case = cases[c]
             given = case.image, case.tumor_probability, chances[c], case.liver, case.spacing_mm
-            dice[c] = _tumor_dice(made, c, boundary.relabel(model, *given).mask.cpu())
+            dice[c] = _tumor_dice(made, c, boundary.relabel(model, *given).mask)
         report((n + 1) / len(folds), float(np.mean(list(dice.values()))))
     return pd.Series(dice)
 

@@ -24,7 +24,7 @@ from workbench.volume import Refused, Spacing, bounding_box
 
 @dataclass(frozen=True)
 class Relabelled:
-    """What the band became, all `[z y x]` on the input's grid. `lesions`: one row a lesion of the mask."""
+    """What the band became, all `[z y x]` on the input's grid and device. `lesions`: one row a lesion of the mask."""
 
     mask: Tensor  # bool
     probability: Tensor  # the net's (and the blend's) in the band, less for a doubtful piece; the cascade's elsewhere
@@ -125,7 +125,7 @@ def relabel(
     """
     own = model.settings
     settings = settings or own
-    device = next(model.net.parameters()).device
+    device, home = next(model.net.parameters()).device, image.device
     arrays = {"image": image, "tumor_probability": tumor_probability, "mask": mask} | (
         {} if liver is None else {"liver": liver}
     )
@@ -139,15 +139,16 @@ def relabel(
             )
     if settings.band_mm > own.band_mm:
         raise Refused("band_mm", f"{settings.band_mm}", f"at most {own.band_mm}, the band the net was trained on")
-    image, tumor_probability, mask = (torch.as_tensor(a).to(device) for a in (image, tumor_probability, mask))
+    image, tumor_probability, mask = (a.to(device) for a in (image, tumor_probability, mask))
     chance, mask = mask, mask > 0
     nothing = torch.zeros_like(mask)
     probability = tumor_probability.float().clone()
-    liver = None if liver is None else torch.as_tensor(liver).to(device).bool()
+    liver = None if liver is None else liver.to(device).bool()
     part = onto_grid(image, probability, mask, liver, spacing_mm, own, tuple(p // 2 for p in own.patch))
     if part is None:
         lesions = _one_for_one(mask, mask, spacing_mm)[1]
-        return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, lesions)
+        mask, probability, nothing = (v.to(home) for v in (mask.clone(), probability, nothing))
+        return Relabelled(mask, probability, nothing, nothing.clone(), nothing.clone(), 0.0, lesions)
     box = part.native_box
     near = part.distance.abs() <= settings.band_mm
     drawn, known = mask[box], model.net.known(probability[box])
@@ -170,11 +171,7 @@ def relabel(
     probability[box] = torch.where(near, p * lesion, probability[box])
     voxel_ml = math.prod(spacing_mm) / 1000
     return Relabelled(
-        final,
-        probability,
-        final & ~mask,
-        mask & ~final,
-        whole_band,
+        *(v.to(home) for v in (final, probability, final & ~mask, mask & ~final, whole_band)),
         float(smooth.sum() - sharp.sum()) * voxel_ml,
         lesions,
     )
