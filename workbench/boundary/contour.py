@@ -170,11 +170,9 @@ def relabel(
     whole_band[box] = near
     probability[box] = torch.where(near, p * lesion, probability[box])
     voxel_ml = math.prod(spacing_mm) / 1000
-    return Relabelled(
-        *(v.to(home) for v in (final, probability, final & ~mask, mask & ~final, whole_band)),
-        float(smooth.sum() - sharp.sum()) * voxel_ml,
-        lesions,
-    )
+    smoothing_ml = float(smooth.sum() - sharp.sum()) * voxel_ml
+    final, probability, mask, whole_band = (v.to(home) for v in (final, probability, mask, whole_band))
+    return Relabelled(final, probability, final & ~mask, mask & ~final, whole_band, smoothing_ml, lesions)
 
 
 def chances(labels: Tensor, numbers: ArrayLike, scores: ArrayLike) -> Float[Tensor, "z y x"]:
