@@ -18,6 +18,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from workbench import (
+    boundary,
     candidates,
     cascade,
     cohort,
@@ -29,6 +30,7 @@ from workbench import (
     radiomics,
     results,
     segmentation,
+    selection,
     tumor,
 )
 from workbench.experiment import STAGES, Experiment
@@ -148,6 +150,75 @@ def test_no_selection_sees_a_held_out_patient(trained, tmp_path):
     assert spoiled(set(trained.cases("test").case), "test") == chosen
     other = spoiled(set(folds.case[folds.fold == 0]), "fold")
     assert other["0"] == chosen["0"] and other["1"] != chosen["1"] and other["all"] != chosen["all"]
+
+
+@pytest.fixture
+def pairs(trained, tmp_path):
+    """The same experiment, had the toys been two scans each of half as many patients."""
+    made = Experiment(shutil.copytree(trained.folder, tmp_path / "pairs"), "cpu")
+    for stage, name in (("cohort", "cases.csv"), ("candidates", "candidates.csv")):
+        table = made.table(stage, name)
+        table["patient"] = [f"pair-{int(case[-2:]) // 2}" for case in table.case]
+        table.to_csv(made.path(stage) / name, index=False)
+    return made
+
+
+def test_scans_of_one_patient_stay_together(pairs, monkeypatch, tmp_path):
+    """In every fold and resample of selection, in what it and the forest are told, and in what the boundary net holds out."""
+    tasks, told = [], []
+
+    def noted(make, work, given, workers):
+        tasks.extend(given)
+        return [SimpleNamespace(names=["a"], table=pd.DataFrame(columns=["name", "step"]))] * len(tasks)
+
+    monkeypatch.setattr(decisions, "in_processes", noted)
+    decisions.run_selection(pairs, tmp_path)
+    given = decisions._given(pairs.folder, "cpu")
+    people = given.table.patient.to_numpy()
+    assert len(tasks) == 4 + 3 + 1 and set(people) == {f"pair-{n}" for n in range(4)}
+    for use, _ in tasks:
+        assert set(people[use]).isdisjoint(people[~use])
+    monkeypatch.setattr(selection, "select", lambda x, y, patients, *_, **__: told.append(patients))
+    decisions._selected(given, tasks[0][0])
+    assert told[0].tolist() == people[tasks[0][0]].tolist()
+    assert decisions.forest_rows(pairs).patients.tolist() == people.tolist()
+
+
+def test_the_boundary_net_learns_from_what_the_forest_left_of_training_cases(pairs, monkeypatch, tmp_path):
+    scores, seen = pairs.table("forest", "scores.csv"), []
+    scores["kept"] = scores.candidate % 2 == 1
+    scores.to_csv(pairs.path("forest") / "scores.csv", index=False)
+    monkeypatch.setattr(boundary, "train", lambda cases, *_: seen.extend(cases))
+    decisions.train_boundary(pairs, tmp_path)
+    training = pairs.cases("train")
+    assert [case.patient for case in seen] == training.patient.tolist()
+    for name, case in zip(training.case, seen):
+        hu, labels, spacing = pairs.work(name)
+        assert torch.equal(case.mask, pairs.array("candidates", "labels", name) % 2 == 1)
+        assert torch.equal(case.truth, labels == 2) and torch.equal(case.image, hu.float())
+        assert case.spacing_mm == spacing and torch.equal(case.liver, pairs.array("liver", "masks", name))
+
+
+def test_the_forest_is_judged_on_patients_that_neither_it_nor_its_features_saw(trained):
+    """Scores and threshold of the training candidates, made once more fold by fold from the other folds' rows alone."""
+    names = json.loads((trained.path("selection") / "selected.json").read_text())
+    x, y, patients, fold, lesions, _ = decisions.forest_rows(trained)[1:]
+    scores = trained.table("forest", "scores.csv")
+    stored = scores.score[scores.split == "train"].to_numpy()
+    for n in range(fold.max() + 1):
+        rows, own = fold != n, names[str(n)]
+        assert set(patients[rows]).isdisjoint(patients[~rows])
+        s, _ = forest.settled(x.loc[rows, own], y[rows], patients[rows], trained.settings.forest)
+        made = forest.fit(x.loc[rows, own], y[rows], s)
+        assert made.score(x[~rows]) == pytest.approx(stored[~rows], abs=1e-6)
+    cut = forest.threshold_for_recall(stored, y, trained.settings.forest.recall, lesions)
+    assert forest.load(trained.path("forest")).threshold == pytest.approx(cut)
+    assert (scores.kept == (scores.score >= cut.threshold)).all()
+
+
+def test_pieces_of_one_lesion_are_one_and_lesions_of_two_cases_two():
+    table = pd.DataFrame({"case": ["a", "a", "b"], "lesion": [1, 1, 1]})
+    assert decisions._lesions(table).tolist() == ["a/1", "a/1", "b/1"]
 
 
 def test_a_finished_stage_is_not_run_again(trained, monkeypatch):
@@ -533,14 +604,14 @@ def test_a_fold_without_a_whole_scan_is_refused(cut_cohort, tmp_path):
 def test_a_cohort_that_selection_would_refuse_in_the_end_is_refused_before_anything_is_trained(cut_cohort, tmp_path):
     """Of five patients selection leaves one out at a time, of seven two, of six with three folds two."""
     s = tiny.settings()
-    for n, (selection, asked) in enumerate(
+    for n, (limits, asked) in enumerate(
         [
             ({"min_patients": 5}, "7 with 2"),
             ({"min_patients": 4, "folds": 3}, "6 with 2"),
             ({"min_class": 26}, "3 with 26"),
         ]
     ):
-        few = replace(s, selection=replace(s.selection, **selection))
+        few = replace(s, selection=replace(s.selection, **limits))
         made = Experiment.create(tmp_path / str(n), cut_cohort, few, "cpu")
         with pytest.raises(Refused, match=f"found 5 training patients with 25 lesions; expected at least {asked}, for"):
             pipeline.run(made, "cohort")
