@@ -154,10 +154,19 @@ def test_no_case_drops_out_of_the_mean():
     assert tuple(table.loc[("tumor", "voe", "cases", "all"), ["mean", "n"]]) == (0.5, 4)
     assert table.loc[("lesion", "assd_mm", "detected lesions", "all"), "n"] == 1
     assert tuple(table.loc[("lesion", "recall_iou0", "reference lesions", "below 10 mm"), ["mean", "n"]]) == (0.5, 2)
+    assert tuple(table.loc[("lesion", "recall_iou50", "reference lesions", "all"), ["mean", "n"]]) == (0.5, 2)
     f1 = ("lesion", "f1_iou50", "reference lesions and false positives", "all")
     assert tuple(table.loc[f1, ["mean", "n"]]) == (0.5, 3)
     assert tuple(table.loc[("lesion", "false_positives_iou50", "cases", "below 10 mm"), ["mean", "n"]]) == (0.25, 4)
     assert every[every["size"] != "all"].groupby("measure")["size"].nunique().eq(3).all()
+
+
+def test_what_is_undefined_for_one_case_takes_no_part_in_the_mean():
+    apart = metrics.evaluate_case(labels(liver=(np.s_[0, 0, 0],)), labels(liver=(np.s_[0, 0, 2],)), (1.0, 1.0, 1.0))
+    cases = [apart, metrics.evaluate_case(labels(), labels(), (1.0, 1.0, 1.0))]  # 2 mm, and no surface at all
+    assert metrics.summarise(cases)["liver"]["assd_mm"] == 2.0
+    table = metrics.breakdown(cases).set_index(["structure", "measure"])
+    assert tuple(table.loc[("liver", "assd_mm"), ["mean", "n", "undefined"]]) == (2.0, 1, 1)
 
 
 def test_the_contract_has_exactly_its_keys():
@@ -242,6 +251,7 @@ def test_overlap_must_exceed_one_half():
     # the tumor's distances are those of detected lesions: none at 0.5, though the masks overlap
     case = metrics.evaluate_case(row((0, 4)), row((0, 8)), (1.0, 1.0, 1.0))
     assert case["matches"] == [] and case["tumor"]["msd_mm"] == 4.0
+    assert [(one["piece"], one["touches_lesion"]) for one in case["false_positives"]] == [(1, True)]
     assert metrics.summarise([case])["tumor"]["msd_mm"] is None
 
 
@@ -337,6 +347,14 @@ def test_bootstrap_over_patients_is_wider():
     assert 1.5 < (high_p - low_p) / (high - low) < 2.5  # 4 equal scans are about one: twice as wide
 
 
+def test_a_drawn_patient_brings_all_its_values_and_one_without_any_is_not_drawn():
+    """Six patients, one of them with five values of 1 and the others with one 0 each: drawn j times of 6 it makes the mean
+    5 j / (5 j + 6 - j). It is drawn 3 times or more in 6 % of the draws and 4 times or more in under 1 %: the upper end is j = 3."""
+    assert metrics.bootstrap([1.0] * 5 + [0.0] * 5, groups=list("aaaaabcdef")) == (0.5, 0.0, 15 / 18)
+    two = metrics.bootstrap([0.2, 0.6], groups=["b", "c"])
+    assert two == metrics.bootstrap([math.nan, 0.2, 0.6], groups=["a", "b", "c"])
+
+
 def test_paired_by_hand_and_against_scipy():
     # three pairs that all rise: 2 of 8 sign patterns are as extreme
     found = metrics.paired([0.1, 0.2, 0.3], [0.2, 0.4, 0.6])
@@ -367,6 +385,10 @@ def test_the_median_patient_is_tested_by_signed_ranks():
     assert metrics.paired(before, after)["p"] > 0.05
     lesions = metrics.paired_median([0.0, 0, 0, 0], [3.0, 1, -1, math.nan], groups=["a", "a", "b", "b"])
     assert lesions["n"] == 2 and lesions["difference"] == 0.5
+    skewed = metrics.paired_median([0.0] * 5, [math.nan, 3, 1, 2, 9], groups=["a", "a", "b", "b", "b"])
+    assert (
+        skewed["n"] == 2 and skewed["difference"] == 3.5
+    )  # means of 3 and 4; the value that is not there moves no name
     assert metrics.paired_median([1.0, 2], [1.0, 2])["p"] == 1.0 and metrics.paired_median([], [])["n"] == 0
 
 
@@ -378,6 +400,9 @@ def test_froc_by_hand():
     # two candidates in one lesion find it once
     once = metrics.froc([0.9, 0.8, 0.1], [True, True, False], 1, 1, lesion_ids=["a:1", "a:1", None])
     assert once["sensitivity"].tolist() == [0.0, 1.0, 1.0, 1.0]
+    # one that shares too little with a lesion to find it does not stand in the way of one that does
+    grazed = metrics.froc([0.9, 0.8], [False, True], 1, 1, lesion_ids=["a:1", "a:1"])
+    assert grazed["sensitivity"].tolist() == [0.0, 0.0, 1.0]
     with pytest.raises(Refused, match="lesion_ids"):
         metrics.froc([0.9, 0.8], [True, True], 1, 1)
     assert metrics.froc([], [], 3, 2)["sensitivity"].tolist() == [0.0]
