@@ -84,6 +84,19 @@ def test_the_held_out_patients_choose_nothing(tmp_path):
         assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+def test_the_dice_of_whole_volumes_is_the_mean_over_cases_and_one_where_there_is_nothing(monkeypatch):
+    """Of a case with half of its 8 voxels found, one with nothing to find where nothing is said, and one where something is."""
+    full, empty = (
+        BankCase(torch.zeros(1, 2, 4), torch.ones(1, 2, 4)),
+        BankCase(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)),
+    )
+    half = torch.tensor([[[0.5] * 4, [0.49] * 4]])
+    said = iter([half, torch.zeros(1, 2, 4), half])
+    monkeypatch.setattr(slabs, "predict", lambda *_: next(said))
+    found = cascade._volume_dice(None, [full, empty, empty], SETTINGS, "cpu")
+    assert found == pytest.approx((2 * 4 / 12 + 1 + 0) / 3)
+
+
 def test_patients_are_set_aside_whole():
     table = pd.DataFrame({"case": list("abcdef"), "patient": ["p", "p", "q", "r", "s", "t"]})
     aside = nets.set_aside(table, 0.4, 1)

@@ -46,6 +46,28 @@ def test_predict_keeps_an_odd_grid_and_averages_nets():
     assert p.shape == (3, 5, 7) and torch.allclose(p, torch.tensor(0.5))
 
 
+class Says(Echo):
+    """One logit everywhere, or ten times the prior."""
+
+    def __init__(self, logit=None):
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, x):
+        return x[:, -1:] * 10 if self.logit is None else torch.full_like(x[:, :1], self.logit)
+
+
+def test_predict_takes_the_mean_logit_and_lets_no_net_be_surer_than_nine():
+    p = slabs.predict([Says(50.0), Says(-1.0)], torch.zeros(2, 4, 4), None, (-1.0, 1.0), "cpu")
+    assert torch.allclose(p, torch.tensor((9.0 - 1.0) / 2).sigmoid(), atol=1e-3)
+
+
+def test_predict_gives_each_slice_its_own_prior():
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])[:, None, None].expand(5, 4, 4)
+    p = slabs.predict([Says()], torch.zeros(5, 4, 4), prior, (-1.0, 1.0), "cpu", batch=2)
+    assert torch.allclose(torch.logit(p), 10 * prior, atol=0.05)
+
+
 def test_predict_takes_fewer_large_slices_at_once(monkeypatch):
     net, seen = Echo(0), []
     net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
@@ -75,8 +97,9 @@ def test_slabs_never_cross_cases():
 
 def test_wanted_slabs_show_the_lesion():
     bank = SlabBank([case(), case(lesion=1)], "cpu")
-    _, y = bank.draw(replace(STILL, foreground=0.5), 3, 10, 0, 0)
+    x, y = bank.draw(replace(STILL, foreground=0.5), 3, 10, 0, 0)
     assert y[:5].sum((1, 2, 3)).tolist() == pytest.approx([6] * 5)
+    assert (x[:5].mean((2, 3)) * 1000).round().tolist() == [[0, 100, 200]] * 5  # its slice, between both neighbours
 
 
 def test_each_lesion_weighs_the_same():
@@ -163,12 +186,12 @@ def test_an_error_while_drawing_ahead_is_told_when_its_batch_is_asked_for():
         taken(1)
 
 
-def made_up(is_target):
-    """64 slabs of a liver of 0 HU in air, half of them with a lesion of -400 HU."""
+def made_up(is_target, liver_hu=0):
+    """64 slabs of a liver of one HU in air, half of them with a lesion of -400 HU."""
     hu = torch.full((5, 24, 32), -900)
     organ = torch.zeros(5, 24, 32)
     organ[:, 5:20, 6:26] = 1
-    hu[organ > 0] = 0
+    hu[organ > 0] = liver_hu
     target = torch.zeros_like(organ) if is_target else organ
     bank = SlabBank([BankCase(hu, target, organ if is_target else None)], "cpu")
     settings = replace(
@@ -186,6 +209,22 @@ def test_a_made_up_lesion_joins_the_target_where_it_is_drawn():
     share = x[:, 1] / -400  # of the lesion in a voxel: the lesion's HU is -400, the liver's 0
     assert torch.allclose(share[:, organ], y[:, 0][:, organ], atol=1e-3)
     assert (y > 0.99).any() and ((y > 0.1) & (y < 0.9)).any()  # a core and a soft edge
+
+
+def test_a_made_up_lesion_has_its_own_hu_in_a_liver_of_any():
+    """What shows through is what differs from the liver, not the liver's own level."""
+    x, y, _ = made_up(is_target=True, liver_hu=300)
+    assert torch.allclose(x[:, 1][y[:, 0] == 1], torch.tensor(-400.0), atol=1.0)
+
+
+def test_a_made_up_lesion_has_its_middle_where_no_tumor_is():
+    """The left half of the liver is tumor: five columns from the right half nothing is changed."""
+    organ, tumor = torch.zeros(2, 3, 24, 40)
+    organ[:, 4:20, 4:36], tumor[:, 4:20, 4:20] = 1, 1
+    bank = SlabBank([BankCase(torch.zeros(3, 24, 40), tumor, organ)], "cpu")
+    settings = replace(STILL, crop=(24, 40), blobs=1.0, blob_hu=((-400.0, -400.0),), blob_pixels=(1.0, 1.5))
+    x = bank.draw(replace(settings, blob_is_target=True), 3, 64, 0, 0)[0][:, :3] * 1000
+    assert (x[..., :15].abs() < 1e-2).all() and (x[..., 20:] < -100).flatten(1).any(1).all()
 
 
 def test_a_made_up_lesion_of_the_liver_stays_liver():
