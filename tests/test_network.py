@@ -66,6 +66,28 @@ def test_dice_loss_by_hand():
     assert float(dice_loss(torch.full((1, 1, 2, 2), -50.0), torch.zeros(1, 1, 2, 2))) == pytest.approx(0, abs=1e-6)
 
 
+def test_each_slab_counts_the_same_in_the_dice_loss():
+    """One slab right in a single pixel, one wrong in all three: (0 + 1) / 2, however many pixels either has."""
+    logits = torch.tensor([[[[50.0, -50.0, -50.0]]], [[[-50.0, -50.0, -50.0]]]])
+    target = torch.tensor([[[[1.0, 0.0, 0.0]]], [[[1.0, 1.0, 1.0]]]])
+    assert float(dice_loss(logits, target, smooth=0.0)) == pytest.approx(0.5)
+
+
+def test_coarser_scales_count_half_against_the_share_of_target_in_their_pixels():
+    target = torch.tensor([[[[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]]])
+    fine, coarse = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 1, 2)
+    share = torch.tensor([[[[0.75, 0.0]]]])
+    expected = dice_cross_entropy(fine, target) + dice_cross_entropy(coarse, share) / 2
+    assert torch.allclose(deep_supervision([fine, coarse], target), expected)
+
+
+def test_pixels_that_do_not_count_leave_the_mean_as_it_was():
+    logits, target, weight = torch.randn(1, 1, 4, 6), torch.rand(1, 1, 4, 6).round(), torch.zeros(1, 1, 4, 6)
+    weight[..., :3] = 1
+    half = dice_cross_entropy(logits[..., :3], target[..., :3])
+    assert torch.allclose(dice_cross_entropy(logits, target, weight), half)
+
+
 def test_weights_hide_voxels():
     logits, target = torch.randn(1, 1, 4, 6), torch.zeros(1, 1, 4, 6)
     weight = torch.zeros_like(target)
