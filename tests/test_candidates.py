@@ -27,6 +27,18 @@ def test_pieces_are_numbered_largest_first_with_their_measures():
     assert (found.labels == 1).sum() == 12 and (found.labels == 2).sum() == 1
 
 
+def test_a_piece_is_told_by_its_own_voxels_and_touches_either_end_of_an_axis():
+    """An angle of three voxels in a box of four, and a single voxel in the last column."""
+    mask, liver = torch.zeros(6, 10, 14, dtype=torch.bool), torch.ones(6, 10, 14, dtype=torch.bool)
+    probability = torch.full(mask.shape, 0.9)
+    for place, p in (((2, 3, 4), 0.3), ((2, 3, 5), 0.5), ((2, 4, 4), 0.7), ((4, 8, 13), 0.6)):
+        mask[place], probability[place] = True, p
+    table = candidates.find(mask, probability, liver, SPACING, ALL).table
+    assert table.mean_probability.tolist() == pytest.approx([0.5, 0.6])
+    assert table.max_probability.tolist() == pytest.approx([0.7, 0.6])
+    assert table.touches_border.tolist() == [False, True]
+
+
 def test_corners_join():
     mask = torch.zeros(2, 2, 2, dtype=torch.bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True
@@ -37,6 +49,8 @@ def test_small_and_outside_are_dropped_and_counted():
     mask, liver = scene()
     found = candidates.find(mask, mask.float(), liver, SPACING, CandidateSettings(minimum_ml=0.01, liver_margin_mm=0))
     assert found.dropped_count == 1 and int(found.dropped.sum()) == 1 and len(found.table) == 1
+    just = CandidateSettings(minimum_ml=0.008, liver_margin_mm=0)
+    assert len(candidates.find(mask, mask.float(), liver, SPACING, just).table) == 2, "it has the least volume"
     liver[:, :6] = False
     found = candidates.find(mask, mask.float(), liver, SPACING, ALL)
     assert len(found.table) == 1 and int(found.dropped.sum()) == 12
@@ -66,6 +80,9 @@ def test_match_needs_its_share_and_names_the_lesion():
     for overlap, is_lesion in ((0.05, [True, False]), (0.1, [False, False])):
         hits, lesion = candidates.match(found.labels, truth, CandidateSettings(overlap=overlap))
         assert hits.tolist() == is_lesion and lesion.tolist() == [3, 0]
+    truth[1, 2:4, 2:4] = 3
+    for share, is_lesion in ((4 / 12, True), (0.4, False)):  # of all its voxels, not of the others
+        assert candidates.match(found.labels, truth, CandidateSettings(overlap=share))[0][0] == is_lesion
     hits, lesion = candidates.match(found.labels, torch.zeros_like(truth), CandidateSettings(overlap=0.0))
     assert hits.tolist() == [False, False] and lesion.tolist() == [0, 0]
 

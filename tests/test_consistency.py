@@ -47,6 +47,19 @@ def test_thick_slices_are_never_cleared():
     assert first(refine(column(0.0, 0.6, 0.0), 8.0).mask) == [0, 1, 0]
 
 
+def test_what_reaches_a_threshold_has_it():
+    exact = ConsistencySettings(threshold=0.5, low=0.25, keep=0.75, restore_only_above_mm=6.0)
+    assert first(consistency.refine(column(0.5, 0.25, 0.5), 6.0, exact).mask) == [1, 1, 1]
+    out = consistency.refine(column(0.0, 0.75, 0.0, 0.5, 0.0), 6.0, exact)
+    assert first(out.mask) == [0, 1, 0, 0, 0] and first(out.suppressed) == [
+        0,
+        0,
+        0,
+        1,
+        0,
+    ]  # slices of 6 mm are not over 6 mm
+
+
 @pytest.mark.parametrize("p", [torch.zeros(4, 3, 2), torch.ones(4, 3, 2), torch.full((1, 3, 2), 0.6)])
 def test_nothing_to_do(p):
     out = refine(p, 2.5)

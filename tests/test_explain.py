@@ -103,3 +103,7 @@ def test_one_split_turns_at_its_threshold():
     assert table.loc["tells", "turns_at"] == 0.5 and np.isnan(table.loc["flat", "turns_at"])
     back = alone(judged, features.iloc[[0]], features).set_index("name").loc["tells", "turns_at"]
     assert back > 0.5 and back == pytest.approx(0.5)
+    strict = found.with_threshold(
+        threshold_for_recall([1.0], [1], 1.0)
+    )  # the upper leaf's own score: what reaches it is kept
+    assert alone(strict, features.iloc[[0]], features).set_index("name").loc["tells", "turns_at"] == back
