@@ -97,6 +97,17 @@ def test_labels_are_never_mixed(old, new):
     assert set(resample_labels(labels, new).unique().tolist()) <= set(labels.unique().tolist())
 
 
+def test_labels_take_the_voxel_that_holds_the_new_centre():
+    ramp = torch.arange(6).expand(2, 3, 6)
+    assert resample_labels(ramp, (2, 3, 3))[0, 0].tolist() == [
+        1,
+        3,
+        5,
+    ]  # centres at the edge of 0 and 1, of 2 and 3 ...
+    assert resample_labels(ramp, (2, 3, 4))[1, 2].tolist() == [0, 2, 3, 5]  # at 0.75, 2.25, 3.75, 5.25 of 6
+    assert resample_labels(ramp, (2, 3, 9))[0, 1].tolist() == [0, 1, 1, 2, 3, 3, 4, 5, 5]
+
+
 def test_shape_at_keeps_none():
     assert shape_at((10, 20, 30), (5.0, 1.0, 1.0), (None, 2.0, 2.5)) == (10, 10, 12)
 
@@ -106,4 +117,6 @@ def test_bounding_box_margin_is_in_mm_and_cut_at_the_edge():
     mask[1, 10, 15:17] = True
     box = bounding_box(mask, (5.0, 2.0, 1.0), 10.0)
     assert [(b.start, b.stop) for b in box] == [(0, 4), (5, 16), (5, 27)]
+    part = bounding_box(mask, (5.0, 2.0, 1.0), 2.5)  # a part of a voxel is a voxel
+    assert [(b.start, b.stop) for b in part] == [(0, 3), (8, 13), (12, 20)]
     assert bounding_box(torch.zeros_like(mask), (5.0, 2.0, 1.0), 10.0) is None
