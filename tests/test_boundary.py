@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from workbench import boundary
-from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet, contour, training
-from workbench.boundary.grid import carry, onto_grid
+from workbench.boundary import DEMO, PAPER, BoundaryModel, BoundarySettings, Case, PatchNet, contour, surface, training
+from workbench.boundary.grid import OnGrid, carry, onto_grid
 from workbench.fit import FitSettings
 from workbench.volume import Refused
 
@@ -120,6 +121,33 @@ def test_relative_contrast_reads_the_liver_only():
     assert boundary.relative_contrast(hu, lesion, None, SPACING)[4, 20, 30] != -1
     liver[:] = False
     assert not boundary.relative_contrast(hu, lesion, liver, SPACING).any()
+
+
+def test_each_lesion_is_compared_with_its_own_surroundings_by_medians():
+    """Two dark lesions across a corner, in tissue of 100 and of 200 HU, a spot of calcium in each: the medians do not feel it."""
+    shape = (5, 40, 40)
+    y, x = (axis.expand(shape) for axis in (torch.arange(40)[:, None], torch.arange(40)))
+    hu = torch.where(y + x < 42, 100.0, 200.0)
+    left, right = ball(shape, (2, 12, 12), 9.0), ball(shape, (2, 30, 30), 9.0)
+    hu[left | right] = 50.0
+    hu[2, 12, 12] = hu[2, 30, 30] = 3000.0
+    out = boundary.relative_contrast(hu, left | right, None, SPACING)
+    assert out[2, 12, 14] == out[2, 30, 28] == 1
+    assert out[2, 12, 22] == out[2, 30, 20] == -1
+
+
+def test_a_lesion_without_a_core_is_known_by_all_its_voxels():
+    hu, lesion = torch.full((5, 20, 20), 100.0), torch.zeros(5, 20, 20, dtype=torch.bool)
+    lesion[2, 10, 10:12] = True
+    hu[lesion] = 40.0
+    out = boundary.relative_contrast(hu, lesion, None, SPACING)
+    assert (out[lesion] == 1).all() and (out[~lesion] == -1).all()
+
+
+def test_the_nearest_lesion_is_so_in_mm():
+    mask = torch.zeros(4, 5, 9, dtype=torch.bool)
+    mask[0, 2, 0] = mask[3, 2, 8] = True  # from (3, 2, 0) three slices of 5 mm away, and eight voxels of 1 mm
+    assert surface.nearest_voxel(mask, (5.0, 1.0, 1.0))[:, 3, 2, 0].tolist() == [3, 2, 8]
 
 
 # -- dense equals patch by patch --------------------------------------------------------------------------------------
@@ -263,6 +291,12 @@ def test_a_doubtful_piece_is_drawn_smaller_than_a_sure_one():
         sure.mask, boundary.relabel(says(1.0, plain), image, probability, (left | right).float(), None, SPACING).mask
     )
     assert (sure.lesions.added > 50).all()
+    likely = boundary.relabel(
+        says(1.0, plain), image, probability, boundary.chances(labels, [1, 2], [0.9, 0.6]), None, SPACING
+    )
+    assert torch.equal(likely.probability, sure.probability), (
+        "better than even odds make no piece larger than the net says"
+    )
 
 
 def test_an_added_piece_that_hangs_on_nothing_is_dropped():
@@ -273,6 +307,26 @@ def test_an_added_piece_that_hangs_on_nothing_is_dropped():
     new[2, 7, 7] = True
     out, lesions = contour._one_for_one(old, new, SPACING)
     assert out[2, 4, 4] and not out[2, 7, 7] and lesions.added.tolist() == [1]
+
+
+def test_what_joins_two_is_parted_where_they_are_equally_near_in_mm():
+    """A path from one voxel down three slices of 4 mm and along six voxels of 1 mm to another: the middle is between slices 1 and 2."""
+    old = torch.zeros(4, 1, 7, dtype=torch.bool)
+    old[0, 0, 0] = old[3, 0, 6] = True
+    new = old.clone()
+    new[:, 0, 0], new[3, 0, :] = True, True
+    out, lesions = contour._one_for_one(old, new, (4.0, 1.0, 1.0))
+    new[1:3, 0, 0] = False
+    assert torch.equal(out, new) and lesions.unmerged.tolist() == [1, 1] and lesions.added.tolist() == [0, 6]
+
+
+def test_lesions_that_are_parted_keep_their_own_voxels():
+    old = torch.zeros(3, 3, 5, dtype=torch.bool)
+    old[1, 1, [0, 1, 3, 4]] = True
+    new = old.clone()
+    new[1, 1, 2] = True
+    out, lesions = contour._one_for_one(old, new, SPACING)
+    assert torch.equal(out, old) and lesions.voxels_after.tolist() == [2, 2] and lesions.unmerged.sum() == 1
 
 
 def test_smoothing_is_stated_in_volume():
@@ -335,6 +389,15 @@ def test_a_net_that_corrects_nothing_keeps_the_cascades_detail_on_a_finer_grid()
     torch.nn.init.ones_(model.net.trust)
     out = boundary.relabel(model, image, fine, ball(image.shape, (20, 35, 30), 12.0, spacing), None, spacing)
     assert torch.allclose(out.probability[out.band], fine.clamp(0.05, 0.95)[out.band], atol=1e-6)
+
+
+def test_the_cascade_has_the_share_of_a_say_that_blend_gives_it():
+    """The net says .5 of every voxel, the cascade .8 inside and .4 outside."""
+    image, _, mask = scene()
+    probability = mask.float() * 0.4 + 0.4
+    out = boundary.relabel(says(0.0, replace(SMALL, blend=0.25)), image, probability, mask, None, SPACING)
+    assert out.probability[out.band & mask].unique().tolist() == pytest.approx([0.75 * 0.5 + 0.25 * 0.8])
+    assert out.probability[out.band & ~mask].unique().tolist() == pytest.approx([0.75 * 0.5 + 0.25 * 0.4])
 
 
 def test_grids_that_differ_and_a_wider_band_are_refused():
@@ -452,6 +515,44 @@ def test_a_false_candidate_is_not_learnt_from():
     again = boundary.train([case._replace(mask=case.mask | beside)], settings, seed=0).net.state_dict()
     assert all(torch.equal(weights[k], again[k]) for k in weights)
     assert boundary.train([case, case._replace(mask=beside, patient="b")], settings).skipped == 1
+
+
+def still_bank(*shapes):
+    """A volume a shape, all of it band of one lesion; the second channel is the target, `[c z y x]` of noise else."""
+    rng, bank = np.random.default_rng(7), training._Bank([], [], [])
+    for number, shape in enumerate(shapes):
+        truth = torch.as_tensor(rng.random(shape), dtype=torch.float32)
+        channels = torch.stack([torch.full(shape, 0.1 * number), truth, truth, truth])
+        box = tuple(slice(0, n) for n in shape)
+        whole = torch.ones(shape, dtype=torch.bool)
+        bank.parts.append(OnGrid(channels, whole, whole, box, box, truth, np.empty((3, 0, 0, 0), np.int32)))
+        bank.truths.append(truth)
+        bank.lesions.append((number, whole.nonzero()))
+    return bank
+
+
+def test_a_tile_has_its_target_where_its_image_is_and_each_voxel_of_the_volume_once():
+    """Also turned round; the border's voxels that are repeated beyond it carry no loss."""
+    still = replace(SMALL, noise_hu=0.0, shift_hu=0.0, batch=16)
+    blocks, targets, weights, _ = training._draw(still_bank((3, 8, 8)), still, 0, 0)
+    z, y, x = (p // 2 for p in still.patch)
+    assert torch.equal(blocks[:, 1, z : z + 6, y : y + 16, x : x + 16], targets)
+    assert weights.sum((1, 2, 3)).tolist() == [3 * 8 * 8] * 16
+
+
+def test_a_large_lesion_is_drawn_no_more_often_than_a_small_one():
+    still = replace(SMALL, noise_hu=0.0, shift_hu=0.0, batch=200)
+    blocks, *_ = training._draw(still_bank((8, 20, 20), (2, 2, 2)), still, 0, 0)
+    assert 70 < int((blocks[:, 0].flatten(1).amax(1) == 0).sum()) < 130
+
+
+def test_every_tile_weighs_the_same_however_much_of_the_band_it_holds():
+    """Logits of 0 in a tile of 12 band voxels, of 2 in one of 2, on a target of 0: the mean of log 2 and log(1 + e^2)."""
+    logits, weight = torch.zeros(2, 2, 3, 4), torch.zeros(2, 2, 3, 4)
+    logits[1], weight[0, 0], weight[1, 0, 0, :2] = 2.0, 1.0, 1.0
+    net = SimpleNamespace(dense=lambda block, seeds: logits)
+    loss = training._objective(net, (None, torch.zeros_like(logits), weight, [0, 1]))
+    assert float(loss) == pytest.approx((np.log(2) + np.log(1 + np.exp(2))) / 2)
 
 
 def test_cases_without_a_band_are_counted_and_none_at_all_is_refused():
