@@ -6,10 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.linear_model
 
+from workbench import selection
 from workbench.selection import (
     STEPS,
     SelectionSettings,
+    _clusters,
+    _medians,
     icc,
     icc_table,
     mutual_information,
@@ -156,6 +160,43 @@ def test_every_strategy_ranks_what_tells_before_noise():
     assert rank_forest(values, target, patients, SMALL)[3] == 1
 
 
+def test_what_knows_the_patient_only_is_worth_nothing_on_other_patients():
+    """All candidates of a patient are of one kind: a number that names the patient tells them where that patient was seen."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), 6)
+    target = patients % 2 == 0
+    names_it = rng.permutation(40)[patients] + 0.1 * rng.random(240)
+    tells = rng.normal(size=240) + target
+    assert rank_forest(np.column_stack([names_it, tells]), target, patients, SMALL).tolist() == [2, 1]
+
+
+def test_l1_models_learn_from_half_of_the_patients_with_all_their_candidates(monkeypatch):
+    seen = []
+
+    class Spy(sklearn.linear_model.LogisticRegression):
+        def fit(self, x, y):
+            seen.append(np.unique(x[:, 0], return_counts=True)[1].tolist())  # its first column names the patient
+            return super().fit(x, y)
+
+    monkeypatch.setattr(sklearn.linear_model, "LogisticRegression", Spy)
+    patients = np.repeat(np.arange(7), 5)
+    rank_l1(np.column_stack([patients, np.arange(35) % 4]), np.arange(35) % 2 == 0, patients, SMALL)
+    assert seen == [[5, 5, 5, 5]] * 2 * SMALL.draws
+
+
+def test_how_often_a_feature_is_used_counts_before_how_strongly(monkeypatch):
+    weights = iter([[0.1, 100.0, 0.2], *[[0.1, 0.0, 0.2]] * (2 * SMALL.draws - 1)])
+
+    class Told(sklearn.linear_model.LogisticRegression):
+        def fit(self, x, y):
+            self.coef_ = np.array([next(weights)])
+            return self
+
+    monkeypatch.setattr(sklearn.linear_model, "LogisticRegression", Told)
+    values, patients = np.random.default_rng(0).normal(size=(40, 3)), np.repeat(np.arange(8), 5)
+    assert rank_l1(values, np.arange(40) % 2 == 0, patients, SMALL).tolist() == [2, 3, 1]
+
+
 def test_mrmr_takes_a_second_opinion_before_an_echo():
     rng = np.random.default_rng(2)
     target = rng.random(400) < 0.5
@@ -164,6 +205,15 @@ def test_mrmr_takes_a_second_opinion_before_an_echo():
     values = np.column_stack([tells, tells + 0.01 * rng.normal(size=400), other])
     rank = rank_mutual(values, target, SMALL)
     assert sorted(rank.tolist()) == [1, 2, 3] and rank[2] == 2
+
+
+def test_mrmr_takes_off_the_mean_of_what_is_shared_with_those_before(monkeypatch):
+    """The third: 0.5 - (0.1 + 0.3) / 2 = 0.3 beside 0.33 - (0 + 0.1) / 2 = 0.28; a sum would turn them round."""
+    shared = np.array([[0, 0.1, 0.1, 0], [0.1, 0, 0.3, 0.1], [0.1, 0.3, 0, 0], [0, 0.1, 0, 0]])
+    tells = np.array([0.9, 0.6, 0.5, 0.33])
+    known = np.block([[shared, tells[:, None]], [tells, np.zeros(1)]])
+    monkeypatch.setattr(selection, "mutual_information", lambda *_: known)
+    assert rank_mutual(np.zeros((8, 4)), np.zeros(8, bool), SMALL).tolist() == [1, 2, 3, 4]
 
 
 # ---------------------------------------------------------------------------------------------- select
@@ -217,6 +267,10 @@ def test_the_bound_is_lowered_when_too_few_are_left_and_that_is_recorded():
     assert found.notes[0].startswith("ICC bound lowered from 0.75: it left")
     late = found.table.loc[found.table["kept"] & (found.table[["icc21_low", "icc11_low"]].min(axis=1) < 0.75), "reason"]
     assert len(late) and late.str.contains("stable only at the lowered bound").all()
+    one = select(features, target, patients, shaken, kinds, replace(SMALL, keep=1))
+    assert one.table["rank"].notna().sum() >= 4, (
+        "as many as there are wanted to choose from, not only as many as are kept"
+    )
 
 
 def test_the_same_seed_gives_the_same_table():
@@ -279,6 +333,47 @@ def test_a_few_missing_values_are_survived_and_infinite_ones_count_as_missing():
     features.loc[4, "tells1"] = np.inf
     table = select(features, target, patients, repeats, kinds, SMALL).table.set_index("name")
     assert table.loc["tells1", "kept"] and table.loc["tells1", "repeated"] == 58
+
+
+@pytest.mark.parametrize("gone, step", [(12, "kept"), (13, "undefined")])
+def test_a_fifth_of_the_lesions_may_lack_a_feature_and_no_more(gone, step):
+    features, target, patients, repeats, kinds = cohort()
+    features.loc[: gone - 1, "tells1"] = np.nan
+    table = select(features, target, patients, repeats, kinds, SMALL).table.set_index("name")
+    assert table.loc["tells1", "step"] == step
+
+
+def test_what_rises_or_falls_with_another_feature_says_the_same():
+    """Ranks decide, not values nor signs: exp(4 x) is far from a line of x, and -x goes the other way."""
+    features, target, patients, repeats, kinds = cohort()
+    x = features["tells0"].to_numpy()
+    features = features.assign(curved=np.exp(4 * x), mirrored=-x)
+    repeats = np.concatenate([repeats, np.exp(4 * repeats[..., :1]), -repeats[..., :1]], axis=2)
+    assert np.corrcoef(x, features["curved"])[0, 1] < 0.7
+    table = select(features, target, patients, repeats, kinds, SMALL).table.set_index("name")
+    same = table.loc[["tells0", "curved", "mirrored", "double"]]
+    assert same["cluster"].nunique() == 1 and (same["step"] == "redundant").sum() == 3
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_most_stable_of_a_cluster_stands_for_it_wherever_its_column_is(step):
+    features, target, patients, repeats, kinds = cohort()
+    turned = select(features.iloc[:, ::step], target, patients, repeats[:, :, ::step], kinds, SMALL).table
+    assert turned.set_index("name").loc[["tells0", "double"], "step"].tolist() == ["kept", "redundant"]
+
+
+def test_every_two_of_a_cluster_correlate():
+    """The middle one says what either neighbour says, but those two do not say the same."""
+    rho = np.array([[1, 0.96, 0.8], [0.96, 1, 0.95], [0.8, 0.95, 1]])
+    first, middle, last = _clusters(rho, 0.9)
+    assert first == middle != last
+    assert len(set(_clusters(rho, 0.8))) == 1 and len(set(_clusters(rho, 0.97))) == 3
+
+
+def test_a_missing_value_is_filled_with_the_median_of_those_that_are_there():
+    nan, inf = np.nan, np.inf
+    table = np.array([[20.0, 1, nan, 7], [1, nan, nan, nan], [10, 10, inf, nan], [2, 2, nan, inf]])
+    assert _medians(table).tolist() == [6, 2, 0, 7]
 
 
 def test_small_cohorts_and_single_classes_are_refused_with_the_minimum():
