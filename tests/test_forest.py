@@ -32,6 +32,7 @@ from workbench.forest import (
     fit,
     grouped_folds,
     importance,
+    judging,
     load,
     out_of_fold,
     save,
@@ -152,6 +153,14 @@ def test_the_same_seed_gives_the_same_forest_and_another_seed_another():
     other = fit(features, target, ForestSettings(trees=40, seed=1))
     assert np.array_equal(one.score(features), same.score(features))
     assert not np.array_equal(one.score(features), other.score(features))
+
+
+@pytest.mark.parametrize("make", [fit, boosted])
+def test_lesions_and_look_alikes_weigh_the_same_however_many_there_are(make):
+    """What tells nothing leaves even odds, not the share of lesions; a leaf holds as many as the settings ask for."""
+    flat, target = pd.DataFrame({"flat": np.zeros(100)}), [1] * 10 + [0] * 90
+    made = make(flat, target, replace(QUICK, min_leaf=7))
+    assert made.score(flat) == pytest.approx(np.full(100, 0.5), abs=1e-3) and made.model.min_samples_leaf == 7
 
 
 def test_an_empty_table_has_no_scores(fitted):
@@ -364,6 +373,49 @@ def test_one_low_lesion_is_felt_in_the_interval_of_what_is_removed():
     assert row.removed_share < 0.2 and row.removed_share_high == 1
 
 
+def test_intervals_are_of_patients_drawn_whole(monkeypatch):
+    """Ten lesions of one patient score nothing, the lesion of each of five others all: without the one, in a third of the draws,
+    the area is 1; drawn candidate by candidate it would never be."""
+    truth, patients = np.repeat([True, False], [15, 5]), [*"aaaaaaaaaabcdef", *"bcdef"]
+    scores, features = np.r_[np.zeros(10), np.ones(5), np.full(5, 0.5)], pd.DataFrame({"a": np.zeros(20)})
+    even = SimpleNamespace(predict_proba=lambda copies: np.full((len(copies), 2), 0.5))  # shuffled, all are alike
+    forest = SimpleNamespace(names=["a"], table=lambda part: part.to_numpy(), model=even)
+    found = OutOfFold(scores, np.zeros(20, int), (forest,))
+    monkeypatch.setattr(judging, "out_of_fold", lambda *_: found)
+    row = baselines(features, truth, patients, {}, ["a"], QUICK, found.fold).set_index("features").loc["selected"]
+    assert row.auc == pytest.approx(1 / 3) and row.auc_high == 1
+    assert importance(found, features, truth, patients, repeats=2).high[0] == 0.5
+
+
+def test_every_filter_is_measured_on_the_given_folds_and_lesions(monkeypatch):
+    """Sixty true candidates are the pieces of thirty lesions; of sixty look-alikes the highest scores as the threshold."""
+    truth, patients = np.repeat([True, False], 60), np.tile(np.arange(60), 2)
+    fold, seen = patients % 3, []
+    scores = np.r_[np.full(30, 0.1), np.full(30, 0.8), np.linspace(0, 0.8, 60)]
+
+    def noted(features, target, patients, columns, settings, fold, make):
+        seen.append(fold)
+        return OutOfFold(scores, fold, (SimpleNamespace(names=["a"]),))
+
+    monkeypatch.setattr(judging, "out_of_fold", noted)
+    given = (
+        pd.DataFrame({"a": scores}),
+        truth,
+        patients,
+        {"size": ["a"]},
+        ["a"],
+        QUICK,
+        fold,
+        50,
+        np.tile(np.arange(30), 4),
+    )
+    table = baselines(*given)
+    assert len(seen) == 4 and all(used is fold for used in seen)
+    assert (table.lesions == 30).all() and (table.threshold == 0.8).all() and (table.removed == 59).all(), (
+        "one ties with the threshold"
+    )
+
+
 def test_the_leaf_size_is_chosen_by_unseen_patients_of_the_given_rows():
     """Each patient's lesions have a level of their own, so leaves of single rows learn patients by heart; large ones do not."""
     rng = np.random.default_rng(3)
@@ -427,6 +479,11 @@ def test_calibration_by_hand():
     assert found.error == pytest.approx((0.35 + 0.15) / 2)
     assert found.brier == pytest.approx((0.01 + 0.64 + 0.04 + 0.01) / 4)
     assert (found.bins.low < found.bins.share).all() and found.bins.n.tolist() == [2, 2]
+    turned = calibration(
+        [0.9, 0.2, 0.1, 0.8, 0.7], [1, 1, 0, 1, 0], bins=2
+    )  # bins of 3 and 2, in the order of the scores
+    assert turned.bins.score.tolist() == pytest.approx([1 / 3, 0.85])
+    assert turned.bins.share.tolist() == pytest.approx([1 / 3, 1]) and turned.error == pytest.approx(0.15 * 2 / 5)
     with pytest.raises(Refused, match="finite score"):
         calibration([0.5, math.nan], [0, 1])
 
