@@ -216,6 +216,29 @@ def test_the_forest_is_judged_on_patients_that_neither_it_nor_its_features_saw(t
     assert (scores.kept == (scores.score >= cut.threshold)).all()
 
 
+def test_a_lesion_in_pieces_is_one_for_the_threshold_and_lost_only_with_its_last(trained, monkeypatch, tmp_path):
+    """All true candidates of a case are made pieces of one lesion: the threshold is the lowest of the cases' best, and none is lost."""
+    made = Experiment(shutil.copytree(trained.folder, tmp_path / "copy"), "cpu")
+    table = made.table("candidates", "candidates.csv")
+    table.assign(lesion=table.is_lesion.astype(int)).to_csv(made.path("candidates") / "candidates.csv", index=False)
+    train, asked = table.split == "train", []
+    y, case = table.is_lesion[train].to_numpy(), table.case[train].to_numpy()
+    scores = np.random.default_rng(0).permutation(len(y)) / len(y)
+
+    def baselines(*_, lesions, **__):
+        asked.extend(lesions[y])
+        return pd.DataFrame({"features": ["selected"], "threshold_low": [0.0], "threshold_high": [1.0]})
+
+    monkeypatch.setattr(forest, "out_of_fold", lambda *_: forest.OutOfFold(scores, None, ()))
+    monkeypatch.setattr(forest, "baselines", baselines)
+    monkeypatch.setattr(forest, "importance", lambda *_: pd.DataFrame({"name": []}))
+    told = decisions.run_forest(made, tmp_path / "forest")
+    best = pd.Series(scores[y]).groupby(case[y]).max()
+    assert told["threshold"] == best.min() > scores[y].min()
+    assert (told["recall"], told["train_lesions"], told["train_lesions_lost"]) == (1.0, len(best), 0)
+    assert len(set(asked)) == len(best)
+
+
 def test_pieces_of_one_lesion_are_one_and_lesions_of_two_cases_two():
     table = pd.DataFrame({"case": ["a", "a", "b"], "lesion": [1, 1, 1]})
     assert decisions._lesions(table).tolist() == ["a/1", "a/1", "b/1"]
