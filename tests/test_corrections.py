@@ -99,6 +99,9 @@ def test_falsified_by_hand():
     # 1: three voxels rejected, one left of the reference; 2: one rejected, four left; 3: never touched
     assert corrections.falsified(labels, truth, where, 0.1).tolist() == [True, False, False]
     assert corrections.falsified(labels, truth & False, where, 0.1).tolist() == [True, True, False]
+    assert corrections.falsified(labels, truth & False, where, 0.2).tolist() == [True, True, False], (
+        "one of five is a fifth"
+    )
     assert corrections.falsified(labels, truth & False, where, 0.3).tolist() == [True, False, False]
     assert corrections.falsified(labels * 0, truth, where, 0.1).tolist() == []
 

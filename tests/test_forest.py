@@ -387,6 +387,18 @@ def test_intervals_are_of_patients_drawn_whole(monkeypatch):
     assert importance(found, features, truth, patients, repeats=2).high[0] == 0.5
 
 
+def test_a_gain_is_that_of_the_same_draws(monkeypatch):
+    """One filter ranks the lesions of one patient first and those of the other last, another does the reverse: in a draw of one patient
+    alone one area is 1 and the other 0, though both areas are spread alike."""
+    truth, patients = np.tile([True, False], 10), np.repeat(["a", "b"], 10)
+    scores = np.where(truth, patients == "a", 0.5)
+    one, other = (OutOfFold(s, np.zeros(20, int), (SimpleNamespace(names=["a"]),)) for s in (scores, 1 - scores))
+    monkeypatch.setattr(judging, "out_of_fold", lambda *_: other)
+    given = pd.DataFrame({"a": scores}), truth, patients, {"size": ["a"]}, ["a"], QUICK, one.fold
+    size = baselines(*given, known=one).set_index("features").loc["size"]
+    assert (size.auc_gain, size.auc_gain_low, size.auc_gain_high) == (0, -1, 1)
+
+
 def test_every_filter_is_measured_on_the_given_folds_and_lesions(monkeypatch):
     """Sixty true candidates are the pieces of thirty lesions; of sixty look-alikes the highest scores as the threshold."""
     truth, patients = np.repeat([True, False], 60), np.tile(np.arange(60), 2)
