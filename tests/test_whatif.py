@@ -53,11 +53,22 @@ def test_ledger_and_measures_tell_of_the_masks(what_if):
             assert (row.found, row.missed, row.false_positives) == tuple(counts[k] for k in ("tp", "fn", "fp"))
 
 
+def test_a_mask_of_the_same_size_is_not_taken_for_another(what_if):
+    """A voxel of a tumor and a voxel of none, in turn."""
+    hit, miss = torch.zeros(2, *what_if.truth.shape, dtype=torch.bool)
+    hit[tuple((what_if.truth == 2).nonzero()[0])] = miss[tuple((what_if.truth != 2).nonzero()[0])] = True
+    rows = what_if._measures(dict(zip(ABLATION, (hit, miss, hit, miss, hit))))
+    assert (rows.dice > 0).tolist() == [True, False, True, False, True]
+    assert rows.false_positives.tolist() == [0, 1, 0, 1, 0]
+
+
 def test_each_choice_moves_its_own_stage(what_if):
     own, start = what_if(), what_if.start
     sensitive = what_if(replace(start, threshold=0.05, low=0.05))
     assert (sensitive.masks["cascade"] >= own.masks["cascade"]).all()
     assert sensitive.masks["cascade"].sum() > own.masks["cascade"].sum()
+    lower = what_if(replace(start, threshold=start.low / 2))  # what restores asks no more than what sets
+    assert (lower.masks["cascade"] >= own.masks["cascade"]).all()
     strict = what_if(replace(start, score=1.01))
     assert not strict.lesions.kept.any() and not strict.masks["boundary"].any()
     assert torch.equal(strict.masks["candidates"], own.masks["candidates"])
