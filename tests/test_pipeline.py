@@ -100,6 +100,22 @@ def test_a_fold_trains_on_the_other_patients_only(trained, monkeypatch, tmp_path
     assert seen == {f: (7 - sizes[f], sizes[f], 1) for f in range(2)}
 
 
+def test_the_tumor_net_learns_beside_the_liver_that_a_net_found_and_not_beside_the_reference(
+    trained, monkeypatch, tmp_path
+):
+    seen, cases = [], trained.cases("train").case
+    monkeypatch.setattr(nets, "train_folds", lambda made, folder, settings, bank, only: [bank(case) for case in cases])
+    monkeypatch.setattr(tumor, "bank_case", lambda hu, labels, p, at: seen.append((p, at)))
+    nets.train_tumor(trained, tmp_path)
+    assert len(seen) == len(cases) == 8
+    for case, (p, at) in zip(cases, seen):
+        _, labels, spacing = trained.work(case)
+        assert torch.equal(p, trained.array("liver", "maps", case).float()) and not torch.equal(
+            p, (labels >= 1).float()
+        )
+        assert at == tumor.box(trained.array("liver", "masks", case), spacing, trained.settings.tumor)
+
+
 def test_the_forest_knows_the_largest_candidate_it_learnt_from(trained):
     scores = trained.table("forest", "scores.csv")
     largest = scores.volume_ml[scores.split == "train"].max()
