@@ -11,6 +11,7 @@ from workbench import metrics
 from workbench.ledger import ABLATION
 from workbench.pipeline import held_out
 from workbench.segmentation import DECIDING
+from workbench.volume import Volume
 
 
 def labels(*tumor, shape=(2, 20, 40)):
@@ -91,3 +92,22 @@ def test_distances_are_in_mm_along_their_own_axis_and_a_liver_that_was_given_is_
         found = held_out._measured(case, ct, truth, prediction.array)
         assert found["tumor"]["assd_mm"] == 5.0
         assert np.isnan(found["liver"]["dice"]) if dice is None else found["liver"]["dice"] == dice
+
+
+@pytest.mark.parametrize("view", ["whole", "liver box"])
+def test_the_reference_liver_is_given_where_the_scan_is_cut_to_it_and_nowhere_else(view, monkeypatch, tmp_path):
+    seen = {}
+
+    def segment(volume, models, **given):
+        seen.update(given, name=volume.name)
+        raise InterruptedError
+
+    monkeypatch.setattr(held_out, "segment", segment)
+    ct = Volume(torch.zeros(2, 20, 40), (5.0, 0.7, 0.9), np.eye(4))
+    truth = labels(BOX)
+    truth[0] = 0
+    case = SimpleNamespace(case="a", field_of_view=view, read=lambda: (ct, SimpleNamespace(array=truth)))
+    with pytest.raises(InterruptedError):
+        held_out._held_out(None, tmp_path, None, case)
+    assert seen["name"] == "a"
+    assert seen["liver_given"] is None if view == "whole" else torch.equal(seen["liver_given"], truth >= 1)

@@ -136,6 +136,17 @@ def test_doubt_counts_for_no_piece_beyond_what_the_forest_learnt_from(segmented,
     ).all()
 
 
+def test_a_score_that_reaches_the_threshold_is_kept(segmented, models, monkeypatch):
+    monkeypatch.setattr(forest.Forest, "score", lambda self, table: np.full(len(table), 0.25))
+    for threshold, kept in ((0.25, True), (0.26, False)):
+        cut = models.forest.threshold._replace(threshold=threshold)
+        lesions = segmentation.decide(
+            segmented[0].maps, replace(models, forest=models.forest.with_threshold(cut))
+        ).lesions
+        assert len(lesions) and (lesions.kept == kept).all()
+        assert lesions.reason.str.contains("reaches" if kept else "is below").all()
+
+
 def test_the_held_out_are_nowhere_in_training(trained):
     held = set(trained.cases("test").case)
     assert held and (trained.cases("test").fold == -1).all()
