@@ -55,7 +55,7 @@ def test_dark_and_bright_lesions_differ_in_sign():
 def test_roughness_orders_surfaces():
     smooth, some, more = (described(*sphere(bumps=b)) for b in (0.0, 0.06, 0.12))
     assert smooth["roughness"] < some["roughness"] < more["roughness"]
-    assert smooth["radial_spread"] < some["radial_spread"] < more["radial_spread"]
+    assert 0.02 > smooth["radial_spread"] < some["radial_spread"] < more["radial_spread"]  # of a ball in mm: none
     assert smooth["hull_fill"] > 0.95 > some["hull_fill"] > more["hull_fill"]
 
 
@@ -84,6 +84,28 @@ def test_place_and_direction_of_the_lesion_do_not_matter():
     for name in boundary.NAMES:
         if name not in ("liver_contact", "fractal_dimension"):  # boxes are counted from one corner
             assert turned[name] == pytest.approx(original[name], rel=0.02, abs=0.05), name
+
+
+def test_asymmetry_is_the_sd_over_octants():
+    """A sharp ball of 60 HU, beside which it is 80 HU in four octants and 100 HU in the other four: contrasts of 20 and 40, sd 10."""
+    hu, inside, spacing = sphere(radius=12.0, centre=(0.0, 0.0, 0.0))
+    hu[..., : hu.shape[2] // 2], hu[..., hu.shape[2] // 2 :] = 80.0, 100.0
+    hu[inside > 0] = 60.0
+    values = described(hu, inside, spacing)
+    assert values["contrast_asymmetry"] == pytest.approx(10, abs=0.3)
+    # variances of 0 inside and of 100 outside: the noise is the root of their mean
+    assert values["contrast_to_noise"] == pytest.approx(30 / 50**0.5, rel=0.05)
+
+
+def test_two_gradients_as_frequent_are_one_bit():
+    """HU rises by 2 a mm on the left and by 12 a mm on the right; the lesion is a box on either side."""
+    x = torch.arange(80) - 39.5
+    hu = torch.where(x < 0, 2 * x, 12 * x).expand(24, 24, 80).contiguous()
+    inside = torch.zeros(hu.shape, dtype=torch.int64)
+    inside[8:16, 8:16, 10:30] = inside[8:16, 8:16, 50:70] = 1
+    values = described(hu, inside, (1.0, 1.0, 1.0))
+    assert values["gradient_entropy"] == pytest.approx(1, abs=1e-3)
+    assert (values["gradient_mean"], values["gradient_sd"]) == pytest.approx((7, 5), abs=1e-2)
 
 
 def test_noise_leaves_the_fit_standing():

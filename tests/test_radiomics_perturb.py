@@ -53,6 +53,18 @@ def test_each_does_what_its_name_says():
     np.testing.assert_allclose(contour[:, VOLUME] / none[:, VOLUME], 1, atol=0.35)
 
 
+def test_a_quarter_of_a_voxel_along_each_axis_reads_the_image_a_quarter_further_there():
+    """HU rises by 10, 4 and 7 a voxel along z, y and x; the box keeps its voxels, since three quarters of each are its own."""
+    z, y, x = torch.meshgrid(*(torch.arange(float(n)) for n in (18, 30, 32)), indexing="ij")
+    labels = torch.zeros(z.shape, dtype=torch.int64)
+    labels[7:11, 12:18, 13:19] = 1
+    shifts = ((0.0, 0.0, 0.0), (0.25, 0.0, 0.0), (0.0, 0.25, 0.0), (0.0, 0.0, 0.25))
+    changes = [Perturbation(str(n), "systematic", shift=shift) for n, shift in enumerate(shifts)]
+    values, _ = perturb.describe_perturbed(10 * z + 4 * y + 7 * x, labels, SPACING, perturbations=changes)
+    assert len(set(values[:, 0, VOLUME])) == 1
+    np.testing.assert_allclose(values[1:, 0, MEAN] - values[0, 0, MEAN], [2.5, 1.0, 1.75], atol=1e-3)
+
+
 def test_seeds():
     chain = perturb.PERTURBATIONS[3]
     first, again, other = described(chain, seed=1), described(chain, seed=1), described(chain, seed=2)
@@ -82,6 +94,10 @@ def test_noise_is_measured():
     image = smooth.expand(30, 40, 40) + 12 * torch.randn((30, 40, 40), generator=draw)
     assert perturb.noise_hu(image) == pytest.approx(12, rel=0.05)
     assert perturb.noise_hu(image[:4]) == 0, "too thin to tell"
+    louder, liver = image.clone(), torch.zeros(image.shape, dtype=torch.bool)
+    louder[:, :, 26:] += 60 * torch.randn((30, 40, 14), generator=draw)
+    liver[:, :, 4:18] = True  # clear of it
+    assert perturb.noise_hu(louder, liver) == pytest.approx(12, rel=0.05) and perturb.noise_hu(louder) > 14
 
 
 def test_a_steady_descriptor_is_the_mean_over_the_lesion_and_its_copies():
@@ -110,6 +126,14 @@ def test_a_lesions_copies_do_not_depend_on_its_neighbours():
     names = [name for name in NAMES if name != "boundary_liver_contact"]
     a, b = together[names].to_numpy()[1], alone[names].to_numpy()[0]
     assert np.mean(np.abs(a - b) > 1e-3 * np.abs(b) + 1e-6) < 0.02, "but for a voxel on a bin's edge"
+
+
+def test_a_contour_drawn_anew_stays_within_the_volume():
+    labels = torch.ones((6, 10, 12), dtype=torch.int64)  # it fills the volume
+    image = torch.randn(labels.shape, generator=torch.Generator().manual_seed(0))
+    changes = [Perturbation("contour", "random", contour_mm=2.0)]
+    values, _ = perturb.describe_perturbed(image, labels, SPACING, perturbations=changes)
+    assert values[0, 0, VOLUME] <= labels.numel() * 2.0 * 1.0 * 1.2
 
 
 def test_growing_stays_within_the_volume():
