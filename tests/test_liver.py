@@ -75,3 +75,9 @@ def test_the_tumor_net_counts_hu_from_the_median_of_the_liver_alone(monkeypatch)
     assert out.tolist() == pytest.approx(np.array([[[0.0] * 5, [0.7] * 5, [0.0] * 5]]))
     assert torch.equal(given[0][0], counted[at]) and torch.equal(given[0][1], p[at])
     assert not tumor.probability([], hu, p, None, TumorSettings()).any()
+
+
+def test_a_liver_that_no_voxel_is_sure_of_has_a_median_too():
+    """With `liver.threshold` below 1/2 one can be found; from half the largest probability on its voxels count."""
+    hu, p = torch.tensor([[[10.0, 20, 30, 90]]]), torch.tensor([[[0.4, 0.2, 0.3, 0.1]]])
+    assert torch.equal(tumor.from_liver(hu, p), hu - 20)

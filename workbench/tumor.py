@@ -54,8 +54,9 @@ def box(liver: Tensor, spacing_mm: Spacing, settings: TumorSettings) -> Box | No
 
 
 def from_liver(hu: Tensor, liver_probability: Tensor) -> Tensor:
-    """HU counted from the median of the liver, [z y x] float32."""
-    return hu - hu[liver_probability >= 0.5].float().median()
+    """HU counted from the median of the liver, [z y x] float32: of voxels of a probability of 1/2, or, where none has it, of half the largest."""
+    top = float(liver_probability.max())
+    return hu - hu[liver_probability >= (0.5 if top >= 0.5 else top / 2)].float().median()
 
 
 def bank_case(hu: Tensor, labels: Tensor, liver_probability: Tensor, at: Box) -> slabs.BankCase:
