@@ -107,11 +107,11 @@ def test_colours_can_be_told_apart_also_without_red_or_green():
 def test_ledger_legend_has_the_codes_that_occur_with_their_ml():
     codes = np.zeros((2, 10, 10), np.uint8)
     codes[0, :5], codes[0, 0, :4], codes[1, 9, 9] = 1, 22, 77
-    figure = figures.ledger(
-        np.zeros_like(codes, np.int16), codes, (10.0, 1.0, 1.0), 0, meanings={"77": "something new"}
-    )
-    labels = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert labels == [f"1 {CODES[1]} (0.46 ml)", f"22 {CODES[22]} (0.04 ml)", "77 something new (0.01 ml)"]
+    ct, mm = np.zeros_like(codes, np.int16), (10.0, 1.0, 1.0)
+    own = figures.preview(ct, ledger=codes, spacing_mm=mm, meanings={"77": "something new"})
+    for figure, new in ((figures.ledger(ct, codes, mm, 0), "unknown"), (own, "something new")):
+        labels = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert labels == [f"1 {CODES[1]} (0.46 ml)", f"22 {CODES[22]} (0.04 ml)", f"77 {new} (0.01 ml)"]
 
 
 def test_before_and_after_say_how_much_changed():
@@ -122,8 +122,11 @@ def test_before_and_after_say_how_much_changed():
     ct = np.zeros(before.shape)
     assert "0.03 ml restored, 0.01 ml suppressed" in words(figures.consistency(ct, before, after, (10, 1, 1)))
     assert "0.03 ml added, 0.01 ml removed" in words(figures.boundary_change(ct, before, after, (10, 1, 1)))
-    nothing = figures.consistency(ct, before, before, (10, 1, 1), at=0)  # first slice: no slice below, nothing changed
-    assert "0 ml restored" in words(nothing) and len(picture(figures.png(nothing)))
+    assert "0 ml restored, 0 ml suppressed" in words(figures.consistency(ct, before, before, (10, 1, 1)))
+    first = before & False
+    first[0, 4, 4] = True  # the slice below it is outside
+    lowest = figures.consistency(ct, first, first & False, (10, 1, 1))
+    assert "0 ml restored, 0.01 ml suppressed" in words(lowest) and len(picture(figures.png(lowest)))
     assert len(figures.png(figures.boundary_change(ct, before & False, before & False, (10, 1, 1))))
 
 
@@ -190,12 +193,11 @@ EDGES = pd.DataFrame(
         (lambda: figures.curves(T["curves"].drop(columns=["fold", "dice"])), "1 run"),
         (lambda: figures.cohort(T["cohort"]), "12 patients, 12 cases"),
         (
-            lambda: figures.lesions(T["cohort"].rename(columns={"split": "kind", "tumor_ml": "volume_ml"})),
+            lambda: figures.lesions(T["cohort"].rename(columns={"tumor_ml": "volume_ml"}), "split"),
             "12 patients, 12 lesions",
         ),
-        (lambda: figures.lesions(T["cohort"].head(0)[["patient", "tumor_ml"]], size="tumor_ml"), "0 lesions"),
+        (lambda: figures.lesions(T["cohort"].head(0).rename(columns={"tumor_ml": "volume_ml"}), "split"), "0 lesions"),
         (lambda: figures.icc_forest(T["selection"], 0.75, most=10, patients=12), "12 patients, 10 of 20 features"),
-        (lambda: figures.scores(T["scores"], 0.4), "12 patients, 80 candidates"),
         (
             lambda: figures.importance(
                 pd.DataFrame({"name": ["a", "b"], "importance": [0.1, -0.1], "low": [0, np.nan], "high": [1, 1]}), 9
@@ -270,7 +272,7 @@ def test_redundancy_puts_copies_side_by_side():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 30))
     features = pd.DataFrame({"a": a, "b": b, "a_again": np.exp(a), "b_again": -b, "flat": 1.0})
-    figure = figures.redundancy(features, patients=5)
+    figure = figures.redundancy(features, {}, 5)
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert {frozenset(names[:2]), frozenset(names[2:])} == {frozenset({"a", "a_again"}), frozenset({"b", "b_again"})}
     image = figure.axes[0].images[0].get_array()

@@ -13,7 +13,6 @@ from workbench.figures.decisions import (
     froc,
     importance,
     lesion_card,
-    scores,
     tradeoff,
     what_if,
 )
@@ -149,7 +148,6 @@ __all__ = [
     "relative_difference",
     "right_and_wrong",
     "save",
-    "scores",
     "slice_view",
     "slice_with_most",
     "stability",

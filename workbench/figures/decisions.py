@@ -57,18 +57,9 @@ def _draw_scores(ax, table, threshold):
         color=[TRUE_COLOUR, FALSE_COLOUR],
         label=[f"true lesions ({lesion.sum()})", f"false positives ({(~lesion).sum()})"],
     )
-    if threshold is not None:
-        ax.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
+    ax.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
     ax.set(xlabel="forest score (1)", ylabel="lesions and false positives", xlim=(0, 1))
     ax.legend(fontsize=8)
-
-
-def scores(table: pd.DataFrame, threshold: float | None = None, title: str = "") -> Figure:
-    """Forest scores of true lesions and false positives (columns patient, is_lesion, score)."""
-    figure = Picture(7, 4)
-    _draw_scores(figure.subplots(), table, threshold)
-    figure.suptitle(f"{title or 'forest scores'} ({patients_of(table)}, {len(table)} candidates)", fontsize=11)
-    return figure
 
 
 def _draw_tradeoff(ax, table, threshold):
@@ -145,7 +136,6 @@ def lesion_card(
     piece,
     work_mm,
     truth=None,
-    window="tumor",
 ) -> Figure:
     """One card of `workbench.cards`: picture, probability, features among the training candidates, votes, what would have changed it.
 
@@ -156,7 +146,7 @@ def lesion_card(
     figure = Picture(14, 7.4)
     figure.set_layout_engine("none")  # every part has its place: cards are drawn by the dozen
     verdict = TRUE_COLOUR if card["kept"] else FALSE_COLOUR
-    _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm, window)
+    _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm)
     bottom, top = 0.09, 0.88
     strips = figure.add_axes((0.432, bottom, 0.213, top - bottom))
     pushes = figure.add_axes((0.655, bottom, 0.095, top - bottom))
@@ -223,7 +213,7 @@ def lesion_card(
     return figure
 
 
-def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm, window):
+def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm):
     """Left: CT and tumor probability around a piece, with its own contour and the tumor's in the end."""
     z = slice_with_most(piece)
     own_z = min(int((z + 0.5) * work_mm[0] / spacing_mm[0]), ct.shape[0] - 1)
@@ -235,7 +225,7 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
     y, x = (np.arange(n) * mm + s for n, mm, s in zip(piece.shape[1:], work_mm[1:], shift[1:]))
     for n, (low, name) in enumerate(((0.52, "CT"), (0.07, "tumor probability"))):
         ax = figure.add_axes((0.035, low, 0.18, 0.37))
-        view.ct(ax, ct, window)
+        view.ct(ax, ct, "tumor")
         if n:
             left, right, bottom, top = coarse.extent
             extent = (left + shift[2], right + shift[2], bottom + shift[1], top + shift[1])
@@ -258,11 +248,11 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
     figure.text(0.035, 0.015, words, fontsize=7.5)
 
 
-def _draw_candidate(ax, ct, mask, truth, spacing_mm, window="tumor") -> None:
+def _draw_candidate(ax, ct, mask, truth, spacing_mm) -> None:
     """The slice with most of a candidate and 25 mm around it; the reference is dashed."""
     ct, mask, truth = as_array(ct), as_array(mask) > 0, as_array(truth)
     view = View(ct.shape, spacing_mm, "axial", slice_with_most(mask))
-    view.ct(ax, ct, window)
+    view.ct(ax, ct, "tumor")
     view.contour(ax, mask, TUMOR_COLOUR)
     if truth is not None:
         view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
@@ -359,8 +349,9 @@ def _verdict(kept: bool) -> str:
     return "kept" if kept else "rejected"
 
 
-def _draw_list(ax, table: pd.DataFrame, kept: pd.Series, place: int, rows: int = 11) -> None:
+def _draw_list(ax, table: pd.DataFrame, kept: pd.Series, place: int) -> None:
     """The neighbours in the list of one candidate, which is marked; what is rejected lies on grey."""
+    rows = 11
     ax.set_axis_off()
     first = max(0, min(place - rows // 2, len(table) - rows))
     part = table.iloc[first : first + rows]

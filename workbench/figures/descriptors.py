@@ -55,7 +55,7 @@ def relative_difference(a, b) -> np.ndarray:
     )
 
 
-def perturbed(spread: pd.DataFrame, candidates: int, patients: int | None = None, title: str = "") -> Figure:
+def perturbed(spread: pd.DataFrame, candidates: int, patients: int) -> Figure:
     """How far descriptors move: index = perturbation, columns = groups, values in sd between candidates (median)."""
     figure = Picture(7.4, 1.6 + 0.36 * max(4, len(spread)))
     ax = figure.subplots()
@@ -67,8 +67,7 @@ def perturbed(spread: pd.DataFrame, candidates: int, patients: int | None = None
     ax.set_xticks(range(spread.shape[1]), spread.columns)
     ax.set_yticks(range(len(spread)), [str(name).replace("_", " ") for name in spread.index])
     ax.set(xlabel="group of descriptors", ylabel="perturbation")
-    who = f"{patients} patients, " if patients is not None else ""
-    figure.suptitle(f"{title or 'descriptors under perturbation'} ({who}{candidates} candidates)", fontsize=11)
+    figure.suptitle(f"descriptors under perturbation ({patients} patients, {candidates} candidates)", fontsize=11)
     return figure
 
 
@@ -173,12 +172,10 @@ def stability(
 
 def redundancy(
     features: pd.DataFrame,
-    groups: dict | None = None,
-    clusters: dict | None = None,
-    patients: int | None = None,
-    title: str = "",
+    clusters: dict[str, int],
+    patients: int,
 ) -> Figure:
-    """Absolute Spearman correlation of features `[candidate x k]`, ordered so that clusters lie together."""
+    """Absolute Spearman correlation of features `[candidate x k]`, ordered so that clusters lie together (name -> cluster)."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
@@ -188,9 +185,8 @@ def redundancy(
     order = np.arange(len(rho))
     if len(rho) > 2:
         order = leaves_list(linkage(squareform(np.clip(1 - rho, 0, None), checks=False), "average"))
-    if clusters:
-        number = np.array([clusters.get(c, -1) for c in varied.columns], float)
-        order = order[np.argsort(number[order], kind="stable")]
+    number = np.array([clusters.get(c, -1) for c in varied.columns], float)
+    order = order[np.argsort(number[order], kind="stable")]
     figure = Picture(7.4, 6.6)
     ax = figure.subplots()
     image = ax.imshow(rho[np.ix_(order, order)], cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
@@ -198,16 +194,12 @@ def redundancy(
     names = [varied.columns[i] for i in order]
     if len(names) <= 45:
         ax.set_yticks(range(len(names)), names, fontsize=6)
-        for tick, name in zip(ax.get_yticklabels(), names):
-            tick.set_color(GROUP_COLOURS.get((groups or {}).get(name), BLACK))
     ax.set(xlabel="feature, ordered by cluster", ylabel="" if len(names) <= 45 else "feature, ordered by cluster")
-    if clusters:
-        edges = np.flatnonzero(np.diff(number[order])) + 0.5
-        for edge in edges if len(edges) < 60 else []:
-            ax.axhline(edge, color="white", lw=0.6)
-            ax.axvline(edge, color="white", lw=0.6)
-    who = f"{patients} patients, " if patients is not None else ""
-    figure.suptitle(f"{title or 'redundancy'} ({who}{len(features)} candidates, {len(names)} features)", fontsize=11)
+    edges = np.flatnonzero(np.diff(number[order])) + 0.5
+    for edge in edges if len(edges) < 60 else []:
+        ax.axhline(edge, color="white", lw=0.6)
+        ax.axvline(edge, color="white", lw=0.6)
+    figure.suptitle(f"redundancy ({patients} patients, {len(features)} candidates, {len(names)} features)", fontsize=11)
     return figure
 
 
@@ -224,7 +216,7 @@ def _left_after(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(groups).fillna(0).astype(int).T
 
 
-def survival(steps: pd.DataFrame, title: str = "", patients: int | None = None) -> Figure:
+def survival(steps: pd.DataFrame, patients: int | None = None) -> Figure:
     """How many features of each group are left after each step: index = step, columns = groups.
 
     A selection's table (a row a feature, with `group` and the `step` at which it left) is counted first.
@@ -249,5 +241,5 @@ def survival(steps: pd.DataFrame, title: str = "", patients: int | None = None) 
     legend_below(figure, ax.get_legend_handles_labels()[0], columns=5)
     who = f", {patients} patients" if patients is not None else ""
     total = [int(n) for n in steps.sum(axis=1)]
-    figure.suptitle(f"{title or 'selection'} ({' → '.join(map(str, total))} features{who})", fontsize=11)
+    figure.suptitle(f"selection ({' → '.join(map(str, total))} features{who})", fontsize=11)
     return figure

@@ -123,20 +123,20 @@ def edge_gain(table: pd.DataFrame, cut_mm: float, title: str = "") -> Figure:
     return figure
 
 
-def boundary_gain(cases: pd.DataFrame, before: str = "forest", after: str = "boundary", title: str = "") -> Figure:
+def boundary_gain(cases: pd.DataFrame) -> Figure:
     """Surface distances and Dice before and after the boundary stage, patient by patient."""
     wanted = ("tumor_assd_mm", "assd_mm", "tumor_surface_dice", "tumor_msd_mm", "msd_mm", "tumor_dice", "dice")
     known = [m for m in wanted if m in cases]
     return paired(
         cases,
-        before,
-        after,
+        "forest",
+        "boundary",
         known[:3] or [c for c in cases.columns if c not in ("stage", "case", "patient")][:3],
-        title or "boundary relabelling",
+        "boundary relabelling",
     )
 
 
-def timings(seconds: dict, title: str = "") -> Figure:
+def timings(seconds: dict[str, float]) -> Figure:
     """How long each stage took, in seconds."""
     figure = Picture(7, 1.2 + 0.35 * max(2, len(seconds)))
     ax = figure.subplots()
@@ -152,7 +152,7 @@ def timings(seconds: dict, title: str = "") -> Figure:
         )
     ax.set_xlabel("seconds")
     ax.margins(x=0.15)
-    figure.suptitle(title or f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)
+    figure.suptitle(f"timings ({sum(seconds.values()):.1f} s in all)", fontsize=11)
     return figure
 
 

@@ -79,7 +79,6 @@ class View:
         rows, columns = shape[down], shape[across]
         left, right = -self.across / 2, (columns - 0.5) * self.across
         low, high = -self.down / 2, (rows - 0.5) * self.down
-        self.height_over_width = (high - low) / (right - left)
         self.extent = (left, right, high, low) if plane == "axial" else (left, right, low, high)
         self.axes = (down, across)
         self.spacing_mm = spacing_mm
@@ -126,8 +125,8 @@ class View:
             rgba, extent=self.extent, origin="upper" if self.plane == "axial" else "lower", interpolation="nearest"
         )
 
-    def zoom(self, ax, box):
-        """Show only a box `[z y x]` of the grid."""
+    def zoom(self, ax, box=None):
+        """Show only a box `[z y x]` of the grid; all of it without one."""
         if box is None:
             ax.set_xlim(self.extent[0], self.extent[1])
             ax.set_ylim(self.extent[2], self.extent[3])
@@ -241,7 +240,6 @@ def montage(
     labels=None,
     truth=None,
     slices: int = 12,
-    columns: int = 4,
     window="liver",
     title: str = "",
     along: str = "liver",
@@ -258,7 +256,7 @@ def montage(
     if along == "tumor" and np.any(tumor):
         on = np.flatnonzero(np.any(tumor, axis=0))
     chosen = on[np.unique(np.linspace(0, len(on) - 1, min(slices, len(on))).round().astype(int))]
-    columns = min(columns, len(chosen))
+    columns = min(4, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     box = box_around(of, spacing_mm, 25) if of is not None else None
     figure = Picture(max(6.4, 3 * columns), 2.8 * rows + 0.6)
@@ -278,10 +276,10 @@ def montage(
     return figure
 
 
-def case_montage(cases, columns: int = 4, window="liver", title: str = "") -> Figure:
+def case_montage(cases, title: str = "") -> Figure:
     """The slice with most tumor of each case: an iterable of (name, ct, labels, spacing_mm)."""
     cases = list(cases)
-    columns = max(1, min(columns, len(cases)))
+    columns = max(1, min(4, len(cases)))
     rows = max(1, math.ceil(len(cases) / columns))
     figure = Picture(3.1 * columns, 2.9 * rows + 0.6)
     axes, seen = figure.subplots(rows, columns, squeeze=False).flat, np.zeros(3, int)
@@ -289,7 +287,7 @@ def case_montage(cases, columns: int = 4, window="liver", title: str = "") -> Fi
         ct, labels = as_array(ct), as_array(labels)
         seen[np.unique(labels)] = np.unique(labels)
         view = View(ct.shape, spacing_mm, "axial", slice_with_most(labels == 2 if (labels == 2).any() else labels))
-        view.ct(ax, ct, window)
+        view.ct(ax, ct, "liver")
         view.labels(ax, labels)
         ax.set_title(f"{name}: {view.title()}", fontsize=8)
     for ax in list(axes):
@@ -304,10 +302,8 @@ def ledger(
     ledger,
     spacing_mm,
     at: int | None = None,
-    meanings: dict | None = None,
     window="liver",
     plane="axial",
-    box=None,
     title: str = "",
 ) -> Figure:
     """Which stage decided each voxel, over the CT. The legend holds the codes that occur, with ml."""
@@ -317,9 +313,9 @@ def ledger(
     view = View(ct.shape, spacing_mm, plane, slice_with_most(codes > 1, plane) if at is None else at)
     view.ct(ax, ct, window)
     _draw_ledger(view, ax, codes)
-    view.zoom(ax, box)
+    view.zoom(ax)
     ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
-    legend_below(figure, _ledger_legend(codes, spacing_mm, meanings), columns=2)
+    legend_below(figure, _ledger_legend(codes, spacing_mm), columns=2)
     return figure
 
 
@@ -373,7 +369,7 @@ def steps(
     _draw_ledger(view, axes[3], codes)
     view.labels(axes[4], labels, truth)
     figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
-    legend_below(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=4)
+    legend_below(figure, _ledger_legend(codes, spacing_mm) + _label_legend(labels, truth), columns=4)
     return figure
 
 
@@ -412,7 +408,7 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
     table.set_fontsize(9)
     table.scale(1, 1.6)
     figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
-    legend_below(figure, _ledger_legend(codes, spacing_mm, None) + _label_legend(labels, truth), columns=5)
+    legend_below(figure, _ledger_legend(codes, spacing_mm) + _label_legend(labels, truth), columns=5)
     return figure
 
 
@@ -424,7 +420,7 @@ def _draw_ledger(view: View, ax, codes: np.ndarray) -> None:
             view.fill(ax, codes == code, LEDGER_COLOURS.get(int(code), GREY), 0.8)
 
 
-def _ledger_legend(codes: np.ndarray, spacing_mm, meanings: dict | None) -> list:
+def _ledger_legend(codes: np.ndarray, spacing_mm, meanings: dict | None = None) -> list:
     meanings = {**LEDGER_MEANINGS, **{int(k): v for k, v in (meanings or {}).items()}}
     ml = math.prod(spacing_mm) / 1000
     values, counts = np.unique(codes, return_counts=True)
@@ -440,15 +436,13 @@ def _ledger_legend(codes: np.ndarray, spacing_mm, meanings: dict | None) -> list
     ]
 
 
-def consistency(
-    ct, before, after, spacing_mm, at: int | None = None, truth=None, window="liver", box=None, title: str = ""
-) -> Figure:
+def consistency(ct, before, after, spacing_mm, truth=None, title: str = "") -> Figure:
     """Three neighbouring axial slices before and after the rule: what it restored and what it suppressed."""
     ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, as_array(truth)
-    at = slice_with_most(before != after) if at is None else at
+    at = slice_with_most(before != after)
     near = np.zeros(before.shape, bool)
     near[max(0, at - 1) : at + 2] = (before != after)[max(0, at - 1) : at + 2]
-    box = box or box_around(near if near.any() else before | after, spacing_mm, 25)
+    box = box_around(near if near.any() else before | after, spacing_mm, 25)
     figure = Picture(9.6, 7)
     neighbours = [z if 0 <= z < len(ct) else None for z in (at - 1, at, at + 1)]
     for row, (mask, name) in zip(figure.subplots(2, 3), ((before, "before"), (after, "after"))):
@@ -458,7 +452,7 @@ def consistency(
                 say(ax, "outside the volume")
                 continue
             view = View(ct.shape, spacing_mm, "axial", z)
-            view.ct(ax, ct, window)
+            view.ct(ax, ct, "liver")
             if name == "after":
                 view.fill(ax, after & ~before, LEDGER_COLOURS[3], 0.6)
                 view.fill(ax, before & ~after, LEDGER_COLOURS[4], 0.6)
@@ -486,7 +480,7 @@ def consistency(
 
 
 def boundary_change(
-    ct, before, after, spacing_mm, at: int | None = None, truth=None, window="tumor", box=None, title: str = ""
+    ct, before, after, spacing_mm, at: int | None = None, truth=None, box=None, title: str = ""
 ) -> Figure:
     """A lesion's contour before and after relabelling, and the voxels that changed."""
     ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, as_array(truth)
@@ -497,7 +491,7 @@ def boundary_change(
     left, right = figure.subplots(1, 2)
     view = View(ct.shape, spacing_mm, "axial", at)
     for ax in (left, right):
-        view.ct(ax, ct, window)
+        view.ct(ax, ct, "tumor")
         view.zoom(ax, box)
     view.contour(left, before, TUMOR_COLOUR)
     view.contour(left, after, LEDGER_COLOURS[7], width=1.8)
@@ -538,13 +532,12 @@ def preview(
     tumor_probability=None,
     ledger=None,
     spacing_mm=(1.0, 1.0, 1.0),
-    slices: int = 3,
     meanings: dict | None = None,
     title: str = "",
 ) -> Figure:
     """Contact sheet of a case from arrays `[z y x]`; what is None is left out.
 
-    Rows: CT with contours, tumor probability, ledger; columns: the axial slices with most tumor (else liver) and one
+    Rows: CT with contours, tumor probability, ledger; columns: the three axial slices with most tumor (else liver) and one
     coronal slice.
     """
     ct, labels, p, codes = as_array(ct), as_array(labels), as_array(tumor_probability), as_array(ledger)
@@ -560,7 +553,7 @@ def preview(
         if labels is not None
         else np.zeros(some.shape, bool)
     )
-    views = [("axial", z) for z in _spread(of.sum(axis=(1, 2)), slices)] + [("coronal", slice_with_most(of, "coronal"))]
+    views = [("axial", z) for z in _spread(of.sum(axis=(1, 2)), 3)] + [("coronal", slice_with_most(of, "coronal"))]
     rows = [r for r, a in (("contours", labels), ("tumor probability", p), ("ledger", codes)) if a is not None] or [
         "CT"
     ]

@@ -52,7 +52,7 @@ def attention(image, maps, pixel_mm: float, title: str = "") -> Figure:
     return figure
 
 
-def architecture(layout, slices: int, extra: int, stride: int = 1, title: str = "") -> Figure:
+def architecture(layout, slices: int, extra: int, stride: int = 1) -> Figure:
     """The 2.5D network as `SlabNet.layout` describes it: encoder down the left, gates in the middle, decoder up the right;
     `stride` of the stem, which a last step up takes back."""
     depth = len(layout)
@@ -120,14 +120,14 @@ def architecture(layout, slices: int, extra: int, stride: int = 1, title: str = 
             ha="right",
         )
         ax.text(8.72, -level + 0.48 if level else 0.48, "logits too" if level else "", fontsize=7.5, color=VERMILLION)
-    figure.suptitle(title or "the network of both cascade stages", fontsize=11)
+    figure.suptitle("the network of both cascade stages", fontsize=11)
     return figure
 
 
-def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
+def curves(table: pd.DataFrame, title: str = "") -> Figure:
     """Loss and Dice (of slabs, of whole volumes) against the training step, one line a fold (columns as in curves.csv)."""
     names = [c for c in ("loss", "dice", "volume_dice", "inner_dice", "net_error") if c in table] or [
-        c for c in table.columns if c not in ("fold", x, "seconds")
+        c for c in table.columns if c not in ("fold", "step", "seconds")
     ]
     figure = Picture(5 * max(1, len(names)), 3.8)
     folds = list(table.groupby("fold")) if "fold" in table else [("", table)]
@@ -135,7 +135,7 @@ def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
         for n, (fold, rows) in enumerate(folds):
             rows = rows.dropna(subset=[name])
             ax.plot(
-                rows[x],
+                rows["step"],
                 rows[name],
                 color=FOLD_COLOURS[n % len(FOLD_COLOURS)],
                 ls=("-", "--", ":", "-.")[n % 4],
@@ -143,7 +143,7 @@ def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
                 lw=1.4,
                 marker="." if len(rows) < len(table) / len(folds) else None,
             )
-        ax.set_xlabel(x)
+        ax.set_xlabel("step")
         ax.set_ylabel(
             {
                 "dice": "Dice of slabs (1)",
@@ -166,7 +166,7 @@ def curves(table: pd.DataFrame, title: str = "", x: str = "step") -> Figure:
     return figure
 
 
-def cohort(cases: pd.DataFrame, title: str = "") -> Figure:
+def cohort(cases: pd.DataFrame) -> Figure:
     """Liver and tumor volume, voxel spacing and tumors per case, train against test (columns of cohort/cases.csv)."""
     figure = Picture(11, 7.4)
     volumes, spacing, numbers, names = figure.subplots(2, 2).flat
@@ -214,41 +214,39 @@ def cohort(cases: pd.DataFrame, title: str = "") -> Figure:
             cell.set_height(0.11 if row == 0 else 0.058)
             cell.set_linewidth(0.3)
     names.set_title(f"first {len(shown)} of {len(cases)} cases", fontsize=9)
-    figure.suptitle(f"{title or 'cohort'} ({patients_of(cases)}, {len(cases)} cases)", fontsize=11)
+    figure.suptitle(f"cohort ({patients_of(cases)}, {len(cases)} cases)", fontsize=11)
     return figure
 
 
-def lesions(
-    table: pd.DataFrame, by: str = "kind", size: str = "volume_ml", title: str = "", what: str = "lesions"
-) -> Figure:
-    """Number of lesions (or `what` the rows are) of each kind, and their sizes on a log scale."""
+def lesions(table: pd.DataFrame, by: str, title: str = "", what: str = "lesions") -> Figure:
+    """Number of lesions (or `what` the rows are) of each kind, and their `volume_ml` on a log scale."""
     figure = Picture(10, 4)
     left, right = figure.subplots(1, 2)
-    groups = list(table.groupby(table[by].astype(str))) if by in table else [("all", table)]
+    groups = list(table.groupby(table[by].astype(str)))
     colours = [(BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, GREY)[n % 8] for n in range(len(groups))]
-    colours = [(VERDICT_COLOURS | SPLIT_COLOURS).get(str(kind), colour) for (kind, _), colour in zip(groups, colours)]
-    left.barh([str(k) for k, _ in groups], [len(rows) for _, rows in groups], color=colours)
-    left.set(xlabel=what, ylabel=by if by in table else "")
-    values = [rows[size].to_numpy(float) for _, rows in groups]
+    colours = [(VERDICT_COLOURS | SPLIT_COLOURS).get(kind, colour) for (kind, _), colour in zip(groups, colours)]
+    left.barh([kind for kind, _ in groups], [len(rows) for _, rows in groups], color=colours)
+    left.set(xlabel=what, ylabel=by)
+    values = [rows["volume_ml"].to_numpy(float) for _, rows in groups]
     every = np.concatenate(values) if values else np.zeros(0)
     if (every > 0).any():
         bins = np.geomspace(every[every > 0].min() * 0.9, every.max() * 1.1, 16)
-        right.hist(values, bins=bins, stacked=True, color=colours, label=[str(k) for k, _ in groups])
+        right.hist(values, bins=bins, stacked=True, color=colours, label=[kind for kind, _ in groups])
         right.set_xscale("log")
         right.legend(fontsize=7)
     else:
         say(right, "no lesion has a size")
-    right.set(xlabel=size.replace("_", " (") + ")" if "_" in size else size, ylabel=what)
+    right.set(xlabel="volume (ml)", ylabel=what)
     who = f"{patients_of(table)}, " if "patient" in table else ""
     figure.suptitle(f"{title or what} ({who}{len(table)} {what})", fontsize=11)
     return figure
 
 
-def per_case(table: pd.DataFrame, metric: str, by: str = "split", title: str = "") -> Figure:
-    """One dot a case, and the mean with its 95 % interval over patients, for each value of a column."""
+def per_case(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
+    """One dot a case, and the mean with its 95 % interval over patients, for each split."""
     figure = Picture(6.4, 4.2)
     ax = figure.subplots()
-    groups = list(table.groupby(by))
+    groups = list(table.groupby("split"))
     looks = {"train": (SPLIT_COLOURS["train"], "o"), "test": (SPLIT_COLOURS["test"], "s")}
     for at, (name, rows) in enumerate(groups):
         values = rows[metric].to_numpy(float)
