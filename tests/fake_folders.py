@@ -180,6 +180,7 @@ def tables(seed: int = 0) -> dict[str, pd.DataFrame]:
             "tumor_ml": rng.uniform(0, 90, 12),
         }
     )
+    cohort["tumors_on_work_grid"] = cohort["tumors"]
     curves = pd.DataFrame(
         [
             {"fold": f, "step": s, "loss": np.exp(-s / 60) + 0.05 * f, "dice": 1 - np.exp(-s / 80), "seconds": s / 10}
@@ -205,9 +206,9 @@ def tables(seed: int = 0) -> dict[str, pd.DataFrame]:
         {
             "name": NAMES,
             "group": group,
-            "icc": icc,
-            "icc_low": icc - 0.12,
-            "icc_high": np.minimum(icc + 0.06, 1),
+            **{kind: icc for kind in ("icc21", "icc11")},
+            **{f"{kind}_low": icc - 0.12 for kind in ("icc21", "icc11")},
+            **{f"{kind}_high": np.minimum(icc + 0.06, 1) for kind in ("icc21", "icc11")},
             "cluster": np.arange(20) // 4,
             "rank": range(20),
             "kept": np.arange(20) % 4 == 0,
@@ -216,7 +217,7 @@ def tables(seed: int = 0) -> dict[str, pd.DataFrame]:
     )
     stages, metrics = (
         ["cascade", "consistency", "forest", "boundary"],
-        ["tumor_dice", "tumor_assd_mm", "false_positives"],
+        ["tumor_dice", "tumor_assd_mm", "tumor_surface_dice", "false_positives"],
     )
     cases = pd.DataFrame(
         [
@@ -226,6 +227,7 @@ def tables(seed: int = 0) -> dict[str, pd.DataFrame]:
                 "patient": f"p{n:02d}",
                 "tumor_dice": 0.6 + 0.03 * k + 0.02 * n,
                 "tumor_assd_mm": 5 - k + 0.1 * n,
+                "tumor_surface_dice": 0.5 + 0.04 * k + 0.01 * n,
                 "false_positives": max(0, 4 - 2 * k + n % 3),
             }
             for k, s in enumerate(stages)
@@ -273,7 +275,7 @@ def experiment(folder: Path, results: bool = True) -> Path:
         json.dumps(
             {
                 "preset": "demo",
-                "settings": {"liver": {"steps": 100}, "forest": {"trees": 200}},
+                "settings": {"liver": {"steps": 100}, "selection": {"icc_bound": 0.75}, "forest": {"trees": 200}},
                 "manifest": "cohort/manifest.csv",
                 "manifest_sha256": "ab" * 32,
                 "version": "0.1",
@@ -299,9 +301,11 @@ def experiment(folder: Path, results: bool = True) -> Path:
         )
     t["selection"].to_csv(folder / "selection" / "table.csv", index=False)
     (folder / "selection" / "selected.json").write_text(json.dumps(NAMES))
-    _stage(folder, "selection", {"kept": 20, "nogueira": 0.7}, {"icc_low": 0.75})
+    _stage(folder, "selection", {"kept": 20, "nogueira": 0.7}, {"icc_bound": 0.75})
     t["scores"].to_csv(folder / "forest" / "scores.csv", index=False)
-    (folder / "forest" / "forest.json").write_text(json.dumps({"threshold": 0.4, "names": NAMES, "recall": 0.98}))
+    (folder / "forest" / "forest.json").write_text(
+        json.dumps({"threshold": {"threshold": 0.4, "recall": 0.98}, "names": NAMES})
+    )
     pd.DataFrame({"name": NAMES[::4], "drop": 0.1, "low": 0.0, "high": 0.2}).to_csv(
         folder / "forest" / "importance.csv", index=False
     )

@@ -169,8 +169,9 @@ def test_ablation_draws_every_mean_interval_and_patient():
     expected = T["ablation"].query("metric == 'tumor_dice'")["mean"]
     assert len(patients) == 4 and means == pytest.approx(list(expected))
     assert "4 patients" in words(figure) and "n = 4 |  | mean surface distance (mm)" in words(figure)
-    assert figures.stage_colour("+ forest") == figures.stage_colour("Forest") == figures.STAGE_COLOURS["forest"]
-    assert "mean change -1 (n = 4)" in words(figures.boundary_gain(T["cases"]))
+    of_forest = {figures.stage_colour(stage) for stage in ("forest", "all but forest", "a: forest")}
+    assert of_forest == {figures.STAGE_COLOURS["forest"]}
+    assert "mean change -1 (n = 4)" in words(figures.paired(T["cases"], "forest", "boundary", ["tumor_assd_mm"]))
     assert "no metric" in str([t.get_text() for t in figures.ablation(T["ablation"].head(0)).axes[0].texts])
 
 
@@ -197,16 +198,15 @@ EDGES = pd.DataFrame(
             "12 patients, 12 lesions",
         ),
         (lambda: figures.lesions(T["cohort"].head(0).rename(columns={"tumor_ml": "volume_ml"}), "split"), "0 lesions"),
-        (lambda: figures.icc_forest(T["selection"], 0.75, most=10, patients=12), "12 patients, 10 of 20 features"),
         (
-            lambda: figures.importance(
-                pd.DataFrame({"name": ["a", "b"], "importance": [0.1, -0.1], "low": [0, np.nan], "high": [1, 1]}), 9
-            ),
-            "9 patients",
+            lambda: figures.icc_forest(pd.concat([T["selection"]] * 3, ignore_index=True), 0.75, 12),
+            "12 patients, 40 of 60 features",
         ),
         (
-            lambda: figures.survival(pd.DataFrame({"shape": [14, 9], "wavelet": [600, 11]}, index=["all", "kept"])),
-            "614 → 20 features",
+            lambda: figures.importance(
+                pd.DataFrame({"name": ["a", "b"], "drop": [0.1, -0.1], "low": [0, np.nan], "high": [1, 1]}), 9
+            ),
+            "9 patients",
         ),
         (
             lambda: figures.probability(A["ct"], A["tumor_probability"].astype(np.float16), MM, truth=A["labels"]),
@@ -309,7 +309,7 @@ def test_survival_counts_from_the_step_at_which_a_feature_left():
     left = descriptors._left_after(table)
     assert left.sum(axis=1).to_dict() == {"all": 7, "defined": 6, "stable": 4, "not redundant": 3, "kept": 2}
     assert left.loc["stable"].to_dict() == {"shape": 2, "wavelet": 2} and tuple(figures.STEPS) == selection.STEPS[:-1]
-    assert "7 → 6 → 4 → 3 → 2 features" in words(figures.survival(table))
+    assert "7 → 6 → 4 → 3 → 2 features" in words(figures.survival(table, 3))
 
 
 def test_save_is_whole_or_nothing_and_notebooks_show_figures(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment
 
-from workbench import figures, folders, forest, verdicts
+from workbench import figures, folders, forest, radiomics, verdicts
 from workbench.files import read_json, write_atomic
 from workbench.volume import Refused
 
@@ -277,9 +277,8 @@ def _shown_and_all(table: pd.DataFrame | None, metrics: list[str]) -> list[dict]
 
 
 def ablation_metrics(ablation: pd.DataFrame) -> list[str]:
-    """Those of ABLATION_METRICS that were measured; the first six when the names are others."""
-    found = list(dict.fromkeys(ablation["metric"]))
-    return [m for m in ABLATION_METRICS if m in found] or found[:6]
+    """Those of ABLATION_METRICS that were measured."""
+    return [m for m in ABLATION_METRICS if m in set(ablation["metric"])]
 
 
 def variants(ablation: pd.DataFrame, left_out: pd.DataFrame | None) -> pd.DataFrame:
@@ -318,7 +317,7 @@ def _outdated(notebook: str, was: dict, stages: Collection[str]) -> bool:
 def _learnt_from(experiment: folders.ExperimentFolder) -> int | None:
     """How many training patients have a candidate, from which selection and forest learn."""
     scores = experiment.table("forest", "scores.csv")
-    if scores is None or "split" not in scores:
+    if scores is None:
         return experiment.patients()
     return int(scores[scores.split == "train"].patient.nunique())
 
@@ -334,46 +333,31 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
     for stage in ("liver", "tumor", "boundary"):
         if (curves := table(stage, "curves.csv")) is not None and len(curves):
             add(figures.curves(curves, f"{stage}: learning curves"), f"{stage}: learning curves")
-    kept = table("selection", "table.csv")
-    bound = experiment.info.get("settings", {}).get("selection", {}).get("icc_bound")
-    if kept is not None and {"name", "group", "kept"} <= set(kept) and {"icc", "icc21"} & set(kept):
-        add(
-            figures.icc_forest(
-                kept[kept["kept"].astype(bool)], bound, patients=patients, title="stability of the kept features"
-            ),
-            "stability",
-        )
-    if kept is not None and {"group", "step"} <= set(kept):
-        add(figures.survival(kept, patients=patients), "selection, step by step")
+    if (kept := table("selection", "table.csv")) is not None:
+        bound = experiment.info["settings"]["selection"]["icc_bound"]
+        add(figures.icc_forest(kept[kept["kept"]], bound, patients, "stability of the kept features"), "stability")
+        add(figures.survival(kept, patients), "selection, step by step")
     if (weights := table("forest", "importance.csv")) is not None and len(weights):
-        groups = dict(zip(kept["name"], kept["group"])) if kept is not None else None
+        groups = radiomics.CATALOGUE.set_index("name").group.to_dict()
         add(figures.importance(weights, patients, groups), "importance of the features, on patients left out")
     if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
-        file = experiment.path / "forest" / "forest.json"
-        threshold = read_json(file).get("threshold") if file.exists() else None
-        threshold = threshold["threshold"] if isinstance(threshold, dict) else threshold  # with its recall beside it
-        for split, rows in scores.groupby("split") if "split" in scores else [("all", scores)]:
+        threshold = read_json(experiment.path / "forest" / "forest.json")["threshold"]["threshold"]
+        for split, rows in scores.groupby("split"):
             if rows["is_lesion"].nunique() == 2:
                 add(figures.tradeoff(rows, threshold, f"forest as a filter, {split}"), f"forest, {split} patients")
                 bins = forest.calibration(rows["score"], rows["is_lesion"])
                 name = f"reliability of the scores, {split} patients"
                 add(figures.calibration(*bins, rows["patient"].nunique(), name), name)
-        held, cohort = (
-            scores[scores["split"] == "test"] if "split" in scores else scores[:0],
-            table("cohort", "cases.csv"),
-        )
+        held, cohort = scores[scores["split"] == "test"], table("cohort", "cases.csv")
         if len(held) and cohort is not None:
             of = cohort[cohort["split"] == "test"]
-            lesions = int(of.get("tumors_on_work_grid", of["tumors"]).sum())  # where candidates are matched
-            lesions = max(
-                lesions, len(held[held["is_lesion"]].drop_duplicates(["case", "lesion"])) if "lesion" in held else 0
-            )
+            lesions = int(of["tumors_on_work_grid"].sum())  # where candidates are matched
             found = figures.froc(held, lesions, of["patient"].nunique(), threshold, "FROC, held out")
             add(found, "lesions found against false positives, held-out patients")
-    if (cases := table("metrics", "cases.csv")) is not None and {"forest", "boundary"} <= set(
-        cases["stage"].map(figures.stage_key)
-    ):
-        add(figures.boundary_gain(cases), "boundary relabelling, patient by patient")
+    if (cases := table("metrics", "cases.csv")) is not None:
+        change = ["tumor_assd_mm", "tumor_surface_dice", "tumor_dice"]
+        picture = figures.paired(cases, "forest", "boundary", change, "boundary relabelling")
+        add(picture, "boundary relabelling, patient by patient")
     return images
 
 

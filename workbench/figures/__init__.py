@@ -27,7 +27,7 @@ from workbench.figures.descriptors import (
     stability,
     survival,
 )
-from workbench.figures.measures import ablation, boundary_gain, edge_gain, paired, sweep, timings
+from workbench.figures.measures import ablation, edge_gain, paired, sweep, timings
 from workbench.figures.slices import (
     AXES,
     View,
@@ -77,7 +77,6 @@ from workbench.figures.style import (
     png,
     save,
     stage_colour,
-    stage_key,
     units_of,
 )
 from workbench.figures.training import architecture, attention, cohort, curves, lesions, per_case, right_and_wrong
@@ -117,7 +116,6 @@ __all__ = [
     "architecture",
     "attention",
     "boundary_change",
-    "boundary_gain",
     "box_around",
     "calibration",
     "case_montage",
@@ -152,7 +150,6 @@ __all__ = [
     "slice_with_most",
     "stability",
     "stage_colour",
-    "stage_key",
     "steps",
     "survival",
     "sweep",

@@ -40,9 +40,7 @@ def _at_thresholds(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _once(table: pd.DataFrame) -> pd.DataFrame:
-    """Each lesion by its best candidate, where `lesion` names it, beside all false ones."""
-    if "lesion" not in table:
-        return table
+    """Each lesion by its best candidate, beside all false ones."""
     true = table["is_lesion"].astype(bool)
     best = table[true].sort_values("score", ascending=False, kind="stable").drop_duplicates(["case", "lesion"])
     return pd.concat([best, table[~true]])
@@ -108,21 +106,19 @@ def tradeoff(table: pd.DataFrame, threshold: float | None = None, title: str = "
     return figure
 
 
-def importance(table: pd.DataFrame, patients: int | None = None, groups: dict | None = None, title: str = "") -> Figure:
-    """Importance of features with intervals (columns name, importance or drop, low, high; group if known)."""
-    rows = table.rename(columns={"drop": "importance"}).sort_values("importance")
+def importance(table: pd.DataFrame, patients: int, groups: dict[str, str] | None = None, title: str = "") -> Figure:
+    """Permutation importance of features with intervals (columns name, drop, low, high), coloured by group (name -> group)."""
+    rows = table.sort_values("drop")
     figure = Picture(7.6, 1.4 + 0.24 * max(4, len(rows)))
     ax = figure.subplots()
     for at, row in enumerate(rows.itertuples()):
-        colour = GROUP_COLOURS.get(getattr(row, "group", None) or (groups or {}).get(row.name), GREY)
-        ax.barh(at, row.importance, color=colour, height=0.65)
-        if hasattr(row, "low") and np.isfinite([row.low, row.high]).all():
+        ax.barh(at, row.drop, color=GROUP_COLOURS.get((groups or {}).get(row.name), GREY), height=0.65)
+        if np.isfinite([row.low, row.high]).all():
             ax.plot([row.low, row.high], [at, at], color=BLACK, lw=1.2)
     ax.set_yticks(range(len(rows)), rows["name"], fontsize=7)
     ax.axvline(0, color=BLACK, lw=0.8)
     ax.set(xlabel="fall of the area under the curve when permuted, 95 % interval")
-    who = f" ({patients} patients)" if patients is not None else ""
-    figure.suptitle(f"{title or 'what the forest looks at'}{who}", fontsize=11)
+    figure.suptitle(f"{title or 'what the forest looks at'} ({patients} patients)", fontsize=11)
     return figure
 
 
@@ -273,8 +269,8 @@ def _draw_reasons(ax, contributions: pd.Series) -> None:
 def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | None = None, title: str = "") -> Figure:
     """Lesions found against false positives per patient as the threshold falls.
 
-    `lesions` counts all reference lesions, so that those without any candidate hold the curve down. A lesion with
-    several candidates counts once where `lesion` names it, else each true candidate counts.
+    `table`: case, is_lesion, lesion (which of the case's, so that one with several candidates counts once), score. `lesions`
+    counts all reference lesions, so that those without any candidate hold the curve down.
     """
     figure = Picture(6.6, 4.8)
     _draw_froc(figure.subplots(), table, lesions, patients, threshold)
@@ -283,10 +279,9 @@ def froc(table: pd.DataFrame, lesions: int, patients: int, threshold: float | No
 
 
 def _draw_froc(ax, table, lesions, patients, threshold):
-    named = table["case"].astype(str) + "/" + table["lesion"].astype(str) if "lesion" in table else None
-    curve = metrics.froc(table["score"], table["is_lesion"], lesions, patients, named).fillna(
-        0
-    )  # nothing there: none found
+    named = table["case"].astype(str) + "/" + table["lesion"].astype(str)
+    curve = metrics.froc(table["score"], table["is_lesion"], lesions, patients, named)
+    curve = curve.fillna(0)  # nothing there: none found
     ax.step(curve.false_positives_per_case, curve.sensitivity, where="post", color=BLUE)
     if threshold is not None:
         at = curve[curve.threshold >= threshold].iloc[-1]
@@ -310,8 +305,8 @@ def decision(
 ) -> Figure:
     """One candidate of a list, and what a threshold makes of all: card, votes, neighbours; list and FROC.
 
-    `table`: a row a candidate from the highest score down (case, candidate, patient, is_lesion, volume_ml, score; lesion
-    where known), `place`: which of them. A candidate is (HU, mask, labels `[z y x]`, spacing_mm); `votes`: the probability that
+    `table`: a row a candidate from the highest score down (case, candidate, patient, is_lesion, lesion, volume_ml,
+    score), `place`: which of them. A candidate is (HU, mask, labels `[z y x]`, spacing_mm); `votes`: the probability that
     each tree gives; `contributions`: columns name, contribution; `alike`: (candidate, is_lesion, words) of each neighbour.
     """
     one, kept, true = table.iloc[place], table["score"] >= threshold, table["is_lesion"].astype(bool)
@@ -401,7 +396,7 @@ def calibration(bins: pd.DataFrame, brier: float, error: float, patients: int, t
 
 
 def what_if(table: pd.DataFrame, threshold: float, title: str = "") -> Figure:
-    """The forest at a threshold of one's own: who is kept, who is lost (columns patient, is_lesion, score)."""
+    """The forest at a threshold of one's own: who is kept, who is lost (columns case, patient, is_lesion, lesion, score)."""
     figure, table = Picture(10, 4.2), _once(table)
     left, right = figure.subplots(1, 2)
     _draw_scores(left, table, threshold)

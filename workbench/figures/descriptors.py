@@ -74,20 +74,17 @@ def perturbed(spread: pd.DataFrame, candidates: int, patients: int) -> Figure:
 ICC_KINDS = {"icc21": "systematic changes, ICC(2,1)", "icc11": "random changes, ICC(1,1)"}
 
 
-def icc_forest(
-    table: pd.DataFrame, limit: float | None = None, most: int = 40, patients: int | None = None, title: str = ""
-) -> Figure:
-    """Stability of features: ICC with its 95 % interval, coloured by group.
+def icc_forest(table: pd.DataFrame, bound: float, patients: int, title: str = "") -> Figure:
+    """Stability of features: both ICCs with their 95 % intervals, coloured by group.
 
-    Columns: name, group, icc, icc_low, icc_high; or icc21 and icc11 with theirs (a selection's table), side by side.
-
-    Of more than `most` rows an even spread over the ranking is drawn. `limit` is the lowest lower bound that is kept.
+    `table`: a selection's, with name, group, icc21 and icc11, and the ends of both. Of more than 40 rows an even spread over
+    the ranking is drawn. `bound`: the lowest lower end that is kept.
     """
-    kinds = [kind for kind in ICC_KINDS if kind in table] or ["icc"]
+    kinds = list(ICC_KINDS)
     rows = table.dropna(subset=kinds)
     rows = rows.loc[rows[kinds].min(axis=1).sort_values(kind="stable").index]
     drawn = (
-        rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+        rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(40, len(rows))).round().astype(int))]
         if len(rows)
         else rows
     )
@@ -99,10 +96,9 @@ def icc_forest(
             colour, marker = GROUP_COLOURS.get(row["group"], GREY), GROUP_MARKERS.get(row["group"], "o")
             ax.plot([row[f"{kind}_low"], row[f"{kind}_high"]], [at, at], color=colour, lw=1.6)
             ax.plot(row[kind], at, marker, color=colour, ms=4)
-        ax.set(xlabel="ICC (1), 95 % interval", xlim=(lowest, 1.02), title=ICC_KINDS.get(kind, ""))
+        ax.set(xlabel="ICC (1), 95 % interval", xlim=(lowest, 1.02), title=ICC_KINDS[kind])
         ax.title.set_fontsize(9)
-        if limit is not None:
-            ax.axvline(limit, color=BLACK, ls="--", lw=1)
+        ax.axvline(bound, color=BLACK, ls="--", lw=1)
     axes[0].set_yticks(range(len(drawn)), drawn["name"], fontsize=6)
     legend_below(
         figure,
@@ -113,10 +109,12 @@ def icc_forest(
         ],
         columns=5,
     )
-    reach = (rows[[f"{kind}_low" for kind in kinds]].min(axis=1) >= limit).sum() if limit is not None else 0
-    stable = f", {reach} with a lower bound of at least {limit:g}" if limit is not None else ""
-    who = f"{patients} patients, " if patients is not None else ""
-    figure.suptitle(f"{title or 'stability'} ({who}{len(drawn)} of {len(rows)} features drawn{stable})", fontsize=10)
+    reach = (rows[[f"{kind}_low" for kind in kinds]].min(axis=1) >= bound).sum()
+    figure.suptitle(
+        f"{title or 'stability'} ({patients} patients, {len(drawn)} of {len(rows)} features drawn, "
+        f"{reach} with a lower bound of at least {bound:g})",
+        fontsize=10,
+    )
     return figure
 
 
@@ -216,22 +214,16 @@ def _left_after(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(groups).fillna(0).astype(int).T
 
 
-def survival(steps: pd.DataFrame, patients: int | None = None) -> Figure:
-    """How many features of each group are left after each step: index = step, columns = groups.
-
-    A selection's table (a row a feature, with `group` and the `step` at which it left) is counted first.
-    """
-    if "step" in steps:
-        steps = _left_after(steps)
+def survival(table: pd.DataFrame, patients: int) -> Figure:
+    """How many features of each group are left after each step of a selection, from its table: `group`, and the `step` at which it left."""
+    steps = _left_after(table)
     figure = Picture(8.4, 4.4)
     ax = figure.subplots()
     at = np.arange(len(steps))
     bottom = np.zeros(len(steps))
     share = steps.div(steps.sum(axis=1).replace(0, 1), axis=0)
     for group in steps.columns:
-        ax.bar(
-            at, share[group], 0.65, bottom=bottom, color=GROUP_COLOURS.get(group, GREY), label=group, edgecolor="white"
-        )
+        ax.bar(at, share[group], 0.65, bottom=bottom, color=GROUP_COLOURS[group], label=group, edgecolor="white")
         for x, low, value, n in zip(at, bottom, share[group], steps[group]):
             if value > 0.04:
                 ax.text(x, low + value / 2, str(int(n)), ha="center", va="center", fontsize=8, color="white")
@@ -239,7 +231,6 @@ def survival(steps: pd.DataFrame, patients: int | None = None) -> Figure:
     ax.set_xticks(at, [f"{s}\n{int(n)} left" for s, n in zip(steps.index, steps.sum(axis=1))], fontsize=8)
     ax.set(ylabel="share of the features left (1)", ylim=(0, 1))
     legend_below(figure, ax.get_legend_handles_labels()[0], columns=5)
-    who = f", {patients} patients" if patients is not None else ""
     total = [int(n) for n in steps.sum(axis=1)]
-    figure.suptitle(f"selection ({' → '.join(map(str, total))} features{who})", fontsize=11)
+    figure.suptitle(f"selection ({' → '.join(map(str, total))} features, {patients} patients)", fontsize=11)
     return figure

@@ -15,7 +15,6 @@ from workbench.figures.style import (
     patients_of,
     say,
     stage_colour,
-    stage_key,
     units_of,
 )
 
@@ -71,11 +70,10 @@ def ablation(
 def paired(cases: pd.DataFrame, before: str, after: str, metrics: list[str], title: str = "") -> Figure:
     """Metrics of two stages per patient, joined by lines: what a stage did (columns stage, patient, metrics)."""
     figure = Picture(3.4 * len(metrics), 4)
-    key = cases["stage"].map(stage_key)
     patients = 0
     for ax, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics):
-        a = cases[key == stage_key(before)].groupby("patient")[metric].mean()
-        b = cases[key == stage_key(after)].groupby("patient")[metric].mean()
+        a = cases[cases["stage"] == before].groupby("patient")[metric].mean()
+        b = cases[cases["stage"] == after].groupby("patient")[metric].mean()
         both = pd.concat([a, b], axis=1, keys=["a", "b"]).dropna()
         patients = max(patients, len(both))
         for row in both.itertuples():
@@ -121,19 +119,6 @@ def edge_gain(table: pd.DataFrame, cut_mm: float, title: str = "") -> Figure:
         ax.grid(alpha=0.3)
     figure.suptitle(f"{title or 'boundary relabelling'} ({patients_of(both)}, {len(both)} lesions)", fontsize=11)
     return figure
-
-
-def boundary_gain(cases: pd.DataFrame) -> Figure:
-    """Surface distances and Dice before and after the boundary stage, patient by patient."""
-    wanted = ("tumor_assd_mm", "assd_mm", "tumor_surface_dice", "tumor_msd_mm", "msd_mm", "tumor_dice", "dice")
-    known = [m for m in wanted if m in cases]
-    return paired(
-        cases,
-        "forest",
-        "boundary",
-        known[:3] or [c for c in cases.columns if c not in ("stage", "case", "patient")][:3],
-        "boundary relabelling",
-    )
 
 
 def timings(seconds: dict[str, float]) -> Figure:

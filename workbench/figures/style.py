@@ -160,13 +160,9 @@ def say(ax, words: str) -> None:
     ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY, wrap=True)
 
 
-def stage_key(stage: str) -> str:
-    """`+ forest`, `Forest`, `all but forest`, `a: forest` and `forest` are about one stage."""
-    return str(stage).split(":")[-1].replace("→", "").replace("+", "").replace("all but", "").strip().lower()
-
-
 def stage_colour(stage: str) -> str:
-    return STAGE_COLOURS.get(stage_key(stage), GREY)
+    """`forest`, `all but forest` and `a: forest` (of a variant) are about one stage and have one colour."""
+    return STAGE_COLOURS.get(stage.split(": ")[-1].removeprefix("all but "), GREY)
 
 
 def legend_below(figure, handles, columns=4) -> None:

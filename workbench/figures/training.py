@@ -126,12 +126,10 @@ def architecture(layout, slices: int, extra: int, stride: int = 1) -> Figure:
 
 def curves(table: pd.DataFrame, title: str = "") -> Figure:
     """Loss and Dice (of slabs, of whole volumes) against the training step, one line a fold (columns as in curves.csv)."""
-    names = [c for c in ("loss", "dice", "volume_dice", "inner_dice", "net_error") if c in table] or [
-        c for c in table.columns if c not in ("fold", "step", "seconds")
-    ]
-    figure = Picture(5 * max(1, len(names)), 3.8)
+    names = [c for c in ("loss", "dice", "volume_dice", "inner_dice", "net_error") if c in table]
+    figure = Picture(5 * len(names), 3.8)
     folds = list(table.groupby("fold")) if "fold" in table else [("", table)]
-    for ax, name in zip(np.atleast_1d(figure.subplots(1, max(1, len(names)))), names):
+    for ax, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
         for n, (fold, rows) in enumerate(folds):
             rows = rows.dropna(subset=[name])
             ax.plot(
@@ -151,7 +149,7 @@ def curves(table: pd.DataFrame, title: str = "") -> Figure:
                 "inner_dice": "Dice of whole volumes, choosing (1)",
                 "loss": "loss (1)",
                 "net_error": "band wrong (share)",
-            }.get(name, name)
+            }[name]
         )
         if name.endswith("dice"):
             ax.set_ylim(0, 1)
