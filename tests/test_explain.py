@@ -73,7 +73,7 @@ def test_the_nearest_value_of_one_feature_that_turns_the_verdict(fitted, thresho
     named = 0
     for row in range(0, 90, 9):
         table, x = alone(judged, features.iloc[[row]], features), judged.table(features.iloc[[row]])
-        kept = judged.keeps(features.iloc[[row]])[0]
+        kept = judged.score(features.iloc[[row]])[0] >= judged.threshold.threshold
         for n, found in enumerate(table.itertuples()):
             values = judged.table(features)[:, n]
             cuts = np.concatenate([t.tree_.threshold[t.tree_.feature == n] for t in judged.model.estimators_])

@@ -172,16 +172,6 @@ def test_a_table_without_a_feature_is_refused_by_name(fitted):
         fitted.score(candidates()[0].drop(columns=["deep", "round"]))
 
 
-def test_the_verdict_needs_a_threshold_and_includes_it(fitted):
-    features, target, _ = candidates()
-    with pytest.raises(Refused, match="no threshold"):
-        fitted.keeps(features)
-    scores = fitted.score(features)
-    decided = fitted.with_threshold(threshold_for_recall(scores, target, 0.9))
-    assert np.array_equal(decided.keeps(features), scores >= decided.threshold.threshold)
-    assert decided.keeps(features)[target].mean() == decided.threshold.recall
-
-
 def test_small_cohorts_and_single_classes_are_refused_with_the_minimum():
     features, target, _ = candidates()
     with pytest.raises(Refused, match="at least 20 candidates, 5 of each class"):
@@ -257,7 +247,7 @@ def test_tensors_give_scikit_learns_probabilities(fitted, device):
     table = rng.normal(size=(500, 4)) * [3, 2, 3, 1e3]
     table[rng.random(table.shape) < 0.1] = np.nan
     table[7] = np.inf
-    ours = fitted.tensors(device)(torch.from_numpy(table).to(device)).cpu().numpy()
+    ours = fitted.flat.to(device)(torch.from_numpy(table).to(device)).cpu().numpy()
     theirs = fitted.score(pd.DataFrame(table, columns=fitted.names))
     assert np.abs(ours - theirs).max() < 1e-6
 
@@ -268,12 +258,12 @@ def test_tensors_decide_like_scikit_learn_at_and_beside_every_threshold():
     found = fit(features[["deep"]], target, ForestSettings(trees=20, min_leaf=1))
     cuts = np.concatenate([e.tree_.threshold[e.tree_.feature >= 0] for e in found.model.estimators_]).astype(np.float32)
     near = np.concatenate([cuts, np.nextafter(cuts, np.float32(9)), np.nextafter(cuts, np.float32(-9))])[:, None]
-    assert np.abs(found.tensors()(torch.from_numpy(near)).numpy() - found.model.predict_proba(near)[:, 1]).max() < 1e-12
+    assert np.abs(found.flat(torch.from_numpy(near)).numpy() - found.model.predict_proba(near)[:, 1]).max() < 1e-12
 
 
 def test_tensors_of_another_width_are_refused(fitted):
     with pytest.raises(Refused, match=r"expected \(candidate, 4\)"):
-        fitted.tensors()(torch.zeros(3, 5))
+        fitted.flat(torch.zeros(3, 5))
 
 
 # ---------------------------------------------------------------------------------------------- judging

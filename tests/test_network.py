@@ -79,19 +79,3 @@ def test_coarser_scales_count_half_against_the_share_of_target_in_their_pixels()
     share = torch.tensor([[[[0.75, 0.0]]]])
     expected = dice_cross_entropy(fine, target) + dice_cross_entropy(coarse, share) / 2
     assert torch.allclose(deep_supervision([fine, coarse], target), expected)
-
-
-def test_pixels_that_do_not_count_leave_the_mean_as_it_was():
-    logits, target, weight = torch.randn(1, 1, 4, 6), torch.rand(1, 1, 4, 6).round(), torch.zeros(1, 1, 4, 6)
-    weight[..., :3] = 1
-    half = dice_cross_entropy(logits[..., :3], target[..., :3])
-    assert torch.allclose(dice_cross_entropy(logits, target, weight), half)
-
-
-def test_weights_hide_voxels():
-    logits, target = torch.randn(1, 1, 4, 6), torch.zeros(1, 1, 4, 6)
-    weight = torch.zeros_like(target)
-    weight[..., :3] = 1
-    other = logits.clone()
-    other[..., 3:] = 9.0
-    assert torch.allclose(dice_cross_entropy(logits, target, weight), dice_cross_entropy(other, target, weight))

@@ -233,7 +233,7 @@ def test_every_feature_has_a_row_with_its_step_and_reason():
     assert table.loc["double", "step"] == "redundant" and "says what tells0 says" in table.loc["double", "reason"]
     assert table.loc["noise0", "step"] == "less relevant" and "not among the 3 kept" in table.loc["noise0", "reason"]
     assert table.loc["double", "cluster"] == table.loc["tells0", "cluster"] != table.loc["tells1", "cluster"]
-    assert found.bound == 0.75 and found.notes == ()
+    assert found.bound == 0.75
 
 
 def test_borda_adds_the_points_of_the_three_ranks():
@@ -264,7 +264,6 @@ def test_the_bound_is_lowered_when_too_few_are_left_and_that_is_recorded():
     shaken = repeats + np.random.default_rng(4).normal(size=repeats.shape) * 0.8
     found = select(features, target, patients, shaken, kinds, SMALL)
     assert found.bound < 0.75 and len(found.names) == 3
-    assert found.notes[0].startswith("ICC bound lowered from 0.75: it left")
     late = found.table.loc[found.table["kept"] & (found.table[["icc21_low", "icc11_low"]].min(axis=1) < 0.75), "reason"]
     assert len(late) and late.str.contains("stable only at the lowered bound").all()
     one = select(features, target, patients, shaken, kinds, replace(SMALL, keep=1))

@@ -34,8 +34,7 @@ class Candidates(NamedTuple):
     table: (
         pd.DataFrame
     )  # candidate, volume_ml, long_axis_mm, z_mm, y_mm, x_mm, mean_probability, max_probability, touches_border
-    dropped: Tensor  # bool [z y x]
-    dropped_count: int
+    dropped: int  # how many pieces were too small
 
 
 def near(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Tensor:
@@ -72,7 +71,7 @@ def find(
     rows = [_row(number, labels, probability, spacing_mm, tuple(place)) for number, place in enumerate(places, 1)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     labels = torch.from_numpy(labels).to(mask.device)
-    return Candidates(labels, table, mask & (labels == 0), count - len(kept))
+    return Candidates(labels, table, count - len(kept))
 
 
 COLUMNS = [

@@ -14,30 +14,24 @@ from torch import Tensor
 SMOOTH = 10.0  # empirical: pixels; the log, 2026-11-23
 
 
-def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, smooth: float = SMOOTH) -> Tensor:
-    """1 - soft Dice, the mean over the slabs [b 1 h w]; `weight` masks pixels that do not count."""
-    p = torch.sigmoid(logits)
-    if weight is not None:
-        p, target = p * weight, target * weight
-    p, target = p.flatten(1), target.flatten(1)
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Tensor:
+    """1 - soft Dice, the mean over the slabs [b 1 h w]."""
+    p, target = torch.sigmoid(logits).flatten(1), target.flatten(1)
     return (1 - (2 * (p * target).sum(1) + smooth) / (p.sum(1) + target.sum(1) + smooth)).mean()
 
 
-def dice_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice loss plus mean binary cross entropy of slabs [b 1 h w], the target in [0, 1]."""
     logits, target = logits.float(), target.float()
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    if weight is None:
-        return entropy.mean() + dice_loss(logits, target)
-    return (entropy * weight).sum() / weight.sum().clamp_min(1) + dice_loss(logits, target, weight)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean() + dice_loss(logits, target)
 
 
-def deep_supervision(outputs: list[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
+def deep_supervision(outputs: list[Tensor], target: Tensor) -> Tensor:
     """Sum over scales, finest first, each half the weight of the one before; target [b 1 h w] in [0, 1]."""
     total, share = target.new_zeros(()), 1.0
     for logits in outputs:
         size = logits.shape[-2:]
         at = target if size == target.shape[-2:] else F.adaptive_avg_pool2d(target, size)
-        w = None if weight is None else (weight if size == weight.shape[-2:] else F.adaptive_avg_pool2d(weight, size))
-        total = total + share * dice_cross_entropy(logits, at, w)
+        total = total + share * dice_cross_entropy(logits, at)
         share /= 2
     return total

@@ -8,8 +8,8 @@ Chooses:
    10.1038/s41598-018-36938-4). ICC(2,1) over the systematic ones (each perturbation is a rater with a shift of its
    own), ICC(1,1) over the random ones (repeats are interchangeable); the unperturbed value is one more repeat of
    both. A feature stays when the lower ends of both 95 % intervals reach the bound (Shrout & Fleiss 1979; McGraw &
-   Wong 1996). If too few uncorrelated features are left to choose from, the bound is lowered step by step, and that
-   is recorded.
+   Wong 1996). If too few uncorrelated features are left to choose from, the bound is lowered step by step; the
+   reason of a feature that is kept only so says it.
 3. *not redundant*: complete linkage on 1 - |Spearman rho|, so any two members of a cluster correlate at least as
    stated; the most stable member stands for its cluster. The target is not looked at up to here, so that this part
    cannot overfit to it.
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -105,14 +105,12 @@ class Selection:
 
     `table` columns: name, icc21, icc21_low, icc21_high, icc11, icc11_low, icc11_high, repeated (lesions behind the
     ICCs), cluster, rank_mutual, rank_l1, rank_forest, borda (points), rank, step (one of STEPS), reason, kept.
-    `bound` is the ICC bound that was used in the end; `notes` tells of every time that it was lowered.
+    `bound` is the ICC bound that was used in the end.
     """
 
     names: tuple[str, ...]
     table: pd.DataFrame
     bound: float
-    notes: tuple[str, ...] = ()
-    settings: SelectionSettings = field(default_factory=SelectionSettings)
 
 
 # ---------------------------------------------------------------------------------------------- stability
@@ -126,7 +124,7 @@ def icc(values: np.ndarray, minimum: int = 3) -> dict[str, float | int | str]:
     return icc_table(values.T[:, :, None], minimum).iloc[0].to_dict()
 
 
-def icc_table(values: np.ndarray, minimum: int = 3, confidence: float = 0.95) -> pd.DataFrame:
+def icc_table(values: np.ndarray, minimum: int = 3) -> pd.DataFrame:
     """The same for all features in one pass, `values [repeat lesion feature]`: one row a feature.
 
     Lesions with a value missing in any repeat are dropped, feature by feature. Columns icc21, icc21_low, icc21_high,
@@ -161,7 +159,7 @@ def icc_table(values: np.ndarray, minimum: int = 3, confidence: float = 0.95) ->
     floor = np.where(usable, 1e-30 * total / (n * k), 1.0)
     msw, mse = np.maximum(msw, floor), np.maximum(mse, floor)
 
-    upper = (1 + confidence) / 2
+    upper = 0.975
     one = (msb - msw) / (msb + (k - 1) * msw)
     f = msb / msw
     low_f = f / scipy.stats.f.ppf(upper, n - 1, n * (k - 1))
@@ -399,7 +397,7 @@ def select(
         raise Refused("selection", f"{defined.sum()} features that are defined and vary", f"at least {settings.keep}")
     rho = np.atleast_2d(np.abs(np.corrcoef(scipy.stats.rankdata(filled[:, defined], axis=0), rowvar=False)))
     place = np.cumsum(defined) - 1  # feature -> its row of rho
-    bound, chosen, cluster, notes = _stable_representatives(stability, rho, place, settings)
+    bound, chosen, cluster = _stable_representatives(stability, rho, place, settings)
     stable = stability >= bound
     unstable = defined & ~stable
     leave("unstable", unstable, [_unstable(rows.loc[i], why[i], bound) for i in np.flatnonzero(unstable)])
@@ -471,16 +469,15 @@ def select(
         "kept",
     ]
     winners = tuple(names[chosen[order[: settings.keep]]])
-    return Selection(winners, rows[columns], bound, notes, settings)
+    return Selection(winners, rows[columns], bound)
 
 
 def _stable_representatives(
     stability: np.ndarray, rho: np.ndarray, place: np.ndarray, settings: SelectionSettings
-) -> tuple[float, np.ndarray, np.ndarray, tuple[str, ...]]:
+) -> tuple[float, np.ndarray, np.ndarray]:
     """The bound that leaves enough to choose from, the most stable member of each cluster, every feature's cluster."""
     steps = math.ceil((settings.icc_bound - settings.icc_floor) / settings.icc_step - 1e-9)
     bounds = [max(round(settings.icc_bound - i * settings.icc_step, 10), settings.icc_floor) for i in range(steps + 1)]
-    notes = []
     for bound in bounds:
         stable = np.flatnonzero(stability >= bound)
         cluster = np.zeros(len(stability), dtype=np.int64)
@@ -491,12 +488,7 @@ def _stable_representatives(
         chosen = np.sort(best[first])
         if len(chosen) >= settings.choose_from:
             break
-        if bound > bounds[-1]:
-            notes.append(
-                f"ICC bound lowered from {bound:.2f}: it left {len(chosen)} uncorrelated features, "
-                f"{settings.choose_from} are wanted to choose from"
-            )
-    return bound, chosen, cluster, tuple(notes)
+    return bound, chosen, cluster
 
 
 def _clusters(rho: np.ndarray, threshold: float) -> np.ndarray:
@@ -626,13 +618,13 @@ class Stability(NamedTuple):
     high: float
 
 
-def nogueira(selections: Sequence[Selection | Sequence[str]], n_features: int) -> Stability:
-    """How alike `selections` (of resamples or folds, two or more) out of `n_features` are.
+def nogueira(selections: Sequence[Sequence[str]], n_features: int) -> Stability:
+    """How alike `selections` (the names chosen on resamples or folds, two or more) out of `n_features` are.
 
     Nogueira, Sechidis & Brown, JMLR 18 (2018), theorem 4 and corollary 9. NaN when every selection is empty or whole:
     then there was nothing to choose.
     """
-    chosen = [set(s.names if isinstance(s, Selection) else s) for s in selections]
+    chosen = [set(names) for names in selections]
     names = sorted(set().union(*chosen)) if chosen else []
     if len(chosen) < 2:
         raise Refused("nogueira", f"{len(chosen)} selections", "at least 2")

@@ -101,7 +101,7 @@ class _Canvas:
     """Slices of cases as `_canvas` would join them, [n h w], each read from its case when it is asked for."""
 
     def __init__(self, stacks: Sequence[Tensor], h: int, w: int, fill: float):
-        self.stacks, self.fill, self.shape = stacks, fill, (sum(map(len, stacks)), h, w)
+        self.fill, self.shape = fill, (sum(map(len, stacks)), h, w)
         self.place = [(stack, z) for stack in stacks for z in range(len(stack))]
 
     def __getitem__(self, index: Tensor) -> Tensor:

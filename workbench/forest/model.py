@@ -63,12 +63,6 @@ class Forest:
             return self.model.predict_proba(table)[:, 1]
         return torch.cat([self.stored(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
-    def keeps(self, features: pd.DataFrame) -> np.ndarray:
-        """The verdict on every row, `[candidate]` bool: the score reaches the threshold."""
-        if self.threshold is None:
-            raise Refused("forest", "no threshold", "one chosen on out-of-fold scores", "Use with_threshold.")
-        return self.score(features) >= self.threshold.threshold
-
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
         return replace(self, threshold=threshold)
 
@@ -81,10 +75,6 @@ class Forest:
     def flat(self) -> TensorForest:
         """The forest as flat tensors on the CPU, made once."""
         return self.stored or TensorForest.of(self.model, self.names, self.medians)
-
-    def tensors(self, device: torch.device | str = "cpu") -> TensorForest:
-        """The same forest as flat tensors on `device`."""
-        return self.flat.to(device)
 
 
 def chances(scores: ArrayLike, volume_ml: ArrayLike, largest_ml: float) -> np.ndarray:

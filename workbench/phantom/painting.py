@@ -61,11 +61,11 @@ class _Slab:
             self.organ[box].masked_fill_(occupancy > 0.5, ORGAN[organ])
         return occupancy
 
-    def shape(self, shape, hu, organ: str | None = None, grow: float = 0.0) -> None:
+    def shape(self, shape, hu, organ: str | None = None) -> None:
         """Paint an ellipsoid or a capsule of the soft organs."""
-        box = self.grid.box(shape.bounds, BEND_PAD_MM + max(grow, 0))
+        box = self.grid.box(shape.bounds, BEND_PAD_MM)
         if box is not None:
-            self.paint(box, shape.sdf(self.grid.bent_in(box)) - grow, hu, organ)
+            self.paint(box, shape.sdf(self.grid.bent_in(box)), hu, organ)
 
 
 def _paint_wall(slab: _Slab, body: Body, wall: Tensor) -> None:

@@ -148,7 +148,7 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
     instances[labels != 2] = 0
     organs[(organs == ORGAN["liver"]) & (labels == 0)] = ORGAN["fat"]
     organs[labels > 0] = ORGAN["liver"]
-    lookalikes = _lookalike_table(plan, decoys, (z, y, x), spacing)
+    lookalikes = _lookalike_table(plan, decoys, spacing)
 
     noise = _noise(shape, spacing, kernel_mm, overlap_mm, torch.Generator(device).manual_seed(seed + 1_000_003), device)
     distance = (x[None, :] / body.half_width) ** 2 + (y[:, None] / body.half_front) ** 2
@@ -246,7 +246,7 @@ def _near_edge(liver: Tensor, at, spacing, reach_mm: float = 3.5) -> bool:
     return False
 
 
-def _lookalike_table(plan: Plan, decoys: Tensor, axes, spacing) -> pd.DataFrame:
+def _lookalike_table(plan: Plan, decoys: Tensor, spacing) -> pd.DataFrame:
     rows = []
     for number, decoy in enumerate(plan.decoys, 1):
         where = (decoys == number).nonzero()

@@ -99,7 +99,6 @@ class Capsule:
     end: Point
     radius: float
     radius_end: float
-    generation: int = 0
 
     @property
     def bounds(self) -> tuple[Point, Point]:

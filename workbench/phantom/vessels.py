@@ -56,14 +56,12 @@ def fit_volume(body: Body) -> Map:
     return _survey(body)
 
 
-def _tree(
-    d: Draw, survey: Map, start, direction, radius: float, smallest: float, spread: float, generation: int = 0
-) -> list[Capsule]:
-    """Recursive tapering branches that stay inside the liver; Murray's law gives the daughters' radii."""
+def _tree(d: Draw, survey: Map, start, direction, radius: float, smallest: float, spread: float) -> list[Capsule]:
+    """Tapering branches of branches that stay inside the liver; Murray's law gives the daughters' radii."""
     segments = []
-    stack = [(np.asarray(start, float), np.asarray(direction, float) / np.linalg.norm(direction), radius, generation)]
+    stack = [(np.asarray(start, float), np.asarray(direction, float) / np.linalg.norm(direction), radius)]
     while stack and len(segments) < 90:
-        p, going, r, level = stack.pop(0)
+        p, going, r = stack.pop(0)
         length = d.uniform(2.8, 4.4) * r + 8
         best = None
         for _ in range(5):
@@ -80,13 +78,13 @@ def _tree(
         _, end, way = best
         share = d.uniform(0.25, 0.5)
         r_big, r_small = r * (1 - share) ** (1 / 2.7), r * share ** (1 / 2.7)
-        segments.append(Capsule(tuple(p), tuple(end), r, r_big, level))
+        segments.append(Capsule(tuple(p), tuple(end), r, r_big))
         side = np.cross(way, d.direction())
         side /= max(np.linalg.norm(side), 1e-6)
         if r_big > smallest:
-            stack.append((end, way + spread * 0.35 * side, r_big, level + 1))
+            stack.append((end, way + spread * 0.35 * side, r_big))
         if r_small > smallest:
-            stack.append((end, way - spread * side, r_small, level + 1))
+            stack.append((end, way - spread * side, r_small))
     return segments
 
 
@@ -98,10 +96,10 @@ def grow_vessels(d: Draw, body: Body, survey: Map) -> tuple[list[Capsule], list[
     left = (hz + 22, hy - 18, hx + 22)
     left_tip = (hz + 24, -0.40 * body.half_front, body.fissure_x + 2)
     portal = [Capsule(hilum, right, 6.4, 5.4), Capsule(hilum, left, 5.4, 4.4), Capsule(left, left_tip, 4.4, 4.0)]
-    portal += _tree(d, survey, right, (0.35, -0.75, -0.7), 4.6, 0.9, 0.75, 1)
-    portal += _tree(d, survey, right, (-0.45, 0.45, -0.9), 4.4, 0.9, 0.75, 1)
-    portal += _tree(d, survey, left_tip, (0.1, -0.3, 1.0), 3.2, 0.9, 0.7, 1)
-    portal += _tree(d, survey, left_tip, (-0.2, -0.5, -0.8), 2.6, 0.9, 0.7, 1)
+    portal += _tree(d, survey, right, (0.35, -0.75, -0.7), 4.6, 0.9, 0.75)
+    portal += _tree(d, survey, right, (-0.45, 0.45, -0.9), 4.4, 0.9, 0.75)
+    portal += _tree(d, survey, left_tip, (0.1, -0.3, 1.0), 3.2, 0.9, 0.7)
+    portal += _tree(d, survey, left_tip, (-0.2, -0.5, -0.8), 2.6, 0.9, 0.7)
     mouth = np.array(body.unbend((body.dome_z - 20, body.cava[-2].end[1] - 14, body.cava[-2].end[2] - 12)))
     hepatic = []
     for goal, r in (
@@ -110,5 +108,5 @@ def grow_vessels(d: Draw, body: Body, survey: Map) -> tuple[list[Capsule], list[
         ((30, -0.42 * body.half_front, 0.24 * w), 4.0),
     ):
         way = np.array(goal) - mouth
-        hepatic += _tree(d, survey, mouth, way, r * d.uniform(0.85, 1.15), 0.95, 0.5, 0)
+        hepatic += _tree(d, survey, mouth, way, r * d.uniform(0.85, 1.15), 0.95, 0.5)
     return portal, hepatic

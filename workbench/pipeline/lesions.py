@@ -65,7 +65,7 @@ def run_candidates(experiment: Experiment, folder: Path) -> dict:
         for n, name in enumerate(("case", "patient", "split", "fold")):
             table.insert(n, name, getattr(row, name))
         tables.append(table)
-        dropped += found.dropped_count
+        dropped += found.dropped
     table = pd.concat([t for t in tables if len(t)]) if any(map(len, tables)) else tables[0]
     write_table(folder / "candidates.csv", table)
     counts = {

@@ -212,7 +212,7 @@ def turn(matrix: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, ...]]:
     return axes, flips
 
 
-def canonical(array: np.ndarray, matrix: np.ndarray, path: str | Path, name: str | None = None) -> Volume:
+def canonical(array: np.ndarray, matrix: np.ndarray, path: str | Path) -> Volume:
     """File voxels `[i j k]` with their affine -> RAS mm as a `Volume` in canonical LPS `[z y x]`."""
     axes, flips = turn(matrix)
     source = Source(str(path), tuple(array.shape), np.array(matrix, float), axes, flips)
@@ -225,7 +225,7 @@ def canonical(array: np.ndarray, matrix: np.ndarray, path: str | Path, name: str
     # float32 headers: 0.743 comes back as 0.74299997
     spacing = tuple(round(float(s), 6) for s in np.linalg.norm(lps[:3, :3], axis=0)[::-1])
     turned = torch.from_numpy(np.ascontiguousarray(source.to_canonical(array)))
-    return Volume(turned, spacing, lps, name or case_name(path), source)
+    return Volume(turned, spacing, lps, case_name(path), source)
 
 
 def ct(

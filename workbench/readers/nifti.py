@@ -45,9 +45,9 @@ def read(
     return gates.ct(array, affine, path, fill_nonfinite, dtype.itemsize == 1, as_stored)
 
 
-def read_labels(path: str | Path, *, allowed: Collection[int] | None = None, form: str | None = None) -> Volume:
+def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
-    array, affine, _ = voxels(path, form)
+    array, affine, _ = voxels(path)
     return gates.labels(array, affine, path, allowed)
 
 
