@@ -15,7 +15,8 @@ import tiny
 import torch
 
 from workbench import cluster, cohort, metrics, pipeline
-from workbench.experiment import Experiment, held, write_json
+from workbench.experiment import Experiment
+from workbench.files import held, write_json
 from workbench.fit import load_tensors
 from workbench.pipeline import order
 from workbench.volume import Refused

@@ -9,7 +9,9 @@ import pytest
 import tiny
 
 from workbench import experiment, report
-from workbench.experiment import STAGES, Experiment, held
+from workbench.experiment import Experiment
+from workbench.files import held
+from workbench.folders import STAGES
 from workbench.volume import Refused
 
 

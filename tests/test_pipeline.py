@@ -33,7 +33,8 @@ from workbench import (
     selection,
     tumor,
 )
-from workbench.experiment import STAGES, Experiment
+from workbench.experiment import Experiment
+from workbench.folders import STAGES
 from workbench.pipeline import decisions, nets, order
 from workbench.readers import nifti
 from workbench.threads import side_by_side

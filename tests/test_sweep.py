@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from workbench import boundary, experiment, pipeline, sweep, tracking
-from workbench.experiment import Experiment, held
+from workbench.experiment import Experiment
+from workbench.files import held
 from workbench.volume import Refused
 
 pytest.importorskip("optuna", reason="no Optuna: pip install 'liver-workbench[sweep]'")

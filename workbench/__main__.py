@@ -73,10 +73,10 @@ def phantom(
 ) -> None:
     """Generate a cohort of phantom CTs with known truth; the last third is held out."""
     from workbench import cohort
-    from workbench import experiment as folder
+    from workbench.experiment import pick_device
 
     _writable(out)
-    manifest = cohort.write_phantoms(out, cases, seed, preset, device=str(folder.pick_device(device)), progress=_count)
+    manifest = cohort.write_phantoms(out, cases, seed, preset, device=str(pick_device(device)), progress=_count)
     print(manifest)
 
 
@@ -91,8 +91,8 @@ def implant(
     mass_effect: Annotated[bool, typer.Option("--mass-effect", help="Push the liver around each tumor away.")] = False,
 ) -> None:
     """Draw made-up tumors into the liver of a CT; everything but that liver keeps its HU."""
-    from workbench import experiment as folder
     from workbench import phantom, readers
+    from workbench.files import write_table
     from workbench.readers import nifti
     from workbench.volume import Refused
 
@@ -108,7 +108,7 @@ def implant(
     out.mkdir(parents=True, exist_ok=True)
     nifti.write(volume.with_array(made.hu), out / names[0])
     nifti.write(volume.with_array(made.labels), out / names[1])
-    folder.write_table(out / names[2], made.lesions)
+    write_table(out / names[2], made.lesions)
     print(f"{len(made.lesions)} tumors: {', '.join(made.lesions.kind)} -> {out}")
 
 
@@ -180,14 +180,16 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train one stage or all; finished stages are kept, an interrupted one goes on. Also under `accelerate launch`."""
-    from workbench import experiment as folder
     from workbench import pipeline, processes, results, tracking
+    from workbench.experiment import PRESETS, Experiment, read_settings
+    from workbench.files import held
+    from workbench.folders import STAGES
     from workbench.volume import Refused
 
-    if preset is not None and preset not in folder.PRESETS:
-        raise Refused("--preset", preset, " or ".join(folder.PRESETS))
-    if stage != "all" and stage not in folder.STAGES:
-        raise Refused("stage", stage, "all, " + ", ".join(folder.STAGES))
+    if preset is not None and preset not in PRESETS:
+        raise Refused("--preset", preset, " or ".join(PRESETS))
+    if stage != "all" and stage not in STAGES:
+        raise Refused("stage", stage, "all, " + ", ".join(STAGES))
     if resume and not (experiment / "experiment.json").is_file():
         raise Refused(
             f"--resume {experiment}",
@@ -200,19 +202,17 @@ def train(
         raise Refused("--fold", f"{processes.count()} processes", "one, while others train the other folds")
     if processes.rank() > 0:
         processes.wait()  # for the folder
-        pipeline.train(folder.Experiment(experiment, device), stage)
+        pipeline.train(Experiment(experiment, device), stage)
         return
     _writable(experiment)
     if settings:
-        wanted = folder.read_settings(settings, preset)
+        wanted = read_settings(settings, preset)
     elif preset is None and (experiment / "experiment.json").is_file():
-        wanted = folder.Experiment(experiment, "cpu").settings  # goes on as it began
+        wanted = Experiment(experiment, "cpu").settings  # goes on as it began
     else:
-        wanted = folder.PRESETS[preset or "demo"]()
+        wanted = PRESETS[preset or "demo"]()
     new = fold is None and processes.count() == 1 and not experiment.exists()
-    made = folder.Experiment.create(
-        experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ()
-    )
+    made = Experiment.create(experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ())
     processes.wait()
     try:
         if fold is not None:
@@ -220,8 +220,8 @@ def train(
             return
         pipeline.train(made, stage, results.keep)
     except Refused:
-        if new and not any((experiment / s / "stage.json").is_file() for s in folder.STAGES):
-            with suppress(Refused), folder.held(experiment):  # nobody else has begun there
+        if new and not any((experiment / s / "stage.json").is_file() for s in STAGES):
+            with suppress(Refused), held(experiment):  # nobody else has begun there
                 shutil.rmtree(experiment)  # nothing was made: the mended command begins anew
         raise
     except KeyboardInterrupt:
@@ -244,7 +244,7 @@ def segment(
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
     from workbench import cohort, readers, results, segmentation
-    from workbench import experiment as folder
+    from workbench.experiment import pick_device
     from workbench.threads import at_once, in_processes
     from workbench.volume import Refused
 
@@ -259,7 +259,7 @@ def segment(
     _writable(out)
     names = _each_its_own([name or readers.case_name(path) for path in inputs])
     if not workers:  # each one starts for some seconds
-        workers = at_once(folder.pick_device(device)) if len(inputs) > 2 else 1
+        workers = at_once(pick_device(device)) if len(inputs) > 2 else 1
     jobs, refused = [(path, out / case) for path, case in zip(inputs, names)], 0
     if keep_done:
         there = [job for job in jobs if results.holds(*job, models)]
@@ -295,10 +295,10 @@ def radiomics(
     device: Device = "auto",
 ) -> None:
     """728 descriptors of each region of a mask, a row each: of each value, or, of a mask with one value only, of each piece."""
-    from workbench import experiment as folder
     from workbench import radiomics as r
     from workbench import readers
-    from workbench.files import sha256, write_atomic, write_json
+    from workbench.experiment import pick_device, versions
+    from workbench.files import sha256, write_atomic, write_json, write_table
     from workbench.volume import Refused, numbered
 
     _file(out, image, mask)
@@ -306,14 +306,14 @@ def radiomics(
         if out.suffix == ".md":
             write_atomic(out, r.catalogue.page().encode())
         else:
-            folder.write_table(out, r.CATALOGUE)
+            write_table(out, r.CATALOGUE)
         return
     if image is None or mask is None:
         raise Refused("radiomics", "no image and mask", "IMAGE MASK, or --catalogue")
     if engine not in ("torch", "pyradiomics"):
         raise Refused("--engine", engine, "torch or pyradiomics")
     origin = _beside(out, ".json", '{\n "radiomics": ')
-    on = folder.pick_device(device)
+    on = pick_device(device)
     with _said():
         volume = readers.read(image, as_stored=True)
         regions = readers.read_labels(mask, like=volume, allowed=None)
@@ -329,10 +329,10 @@ def radiomics(
         )
         labels = pieces.long()
     table = r.describe(hu.to(on), labels.to(on), spacing_mm, engine=engine, progress=_count)
-    folder.write_table(out, table)
+    write_table(out, table)
     about = {
         "radiomics": __version__,
-        "versions": folder.versions() | ({} if engine == "torch" else {engine: version(engine)}),
+        "versions": versions() | ({} if engine == "torch" else {engine: version(engine)}),
         "engine": engine,
         "device": str(on),
         "settings": {"bin_width_hu": r.BIN_WIDTH, "resampling": None},  # on the image's own grid
@@ -358,8 +358,8 @@ def evaluate(
 
     -o scores.json writes scores.csv too: each mean with what it is a mean of, also by size of lesion.
     """
-    from workbench import experiment as folder
     from workbench import metrics, readers
+    from workbench.files import write_json, write_table
 
     with _said():
         pairs = readers.pair_labels(truth, prediction, common)
@@ -372,9 +372,9 @@ def evaluate(
             found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
         cases.append(metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm, name))
         _count(name, len(cases), 0)
-    folder.write_json(out, metrics.summarise(cases))
+    write_json(out, metrics.summarise(cases))
     means = metrics.breakdown(cases)
-    folder.write_table(table, means)
+    write_table(table, means)
     means.over = "over " + means.over
     print(means.to_string(index=False, na_rep="-", float_format="{:.3f}".format))
     print(f"{out.name}: `tumor` has Dice over cases, VOE, RVD and distances over detected lesions (the rows `lesion`)")
@@ -469,13 +469,13 @@ def cohort(
 ) -> None:
     """A whole cohort through Snakemake, one case or fold a job; run again it goes on. Other options go to Snakemake."""
     from workbench import cluster
-    from workbench import experiment as folder
+    from workbench.experiment import PRESETS, pick_device
     from workbench.volume import Refused
 
-    if preset not in folder.PRESETS:
-        raise Refused("--preset", preset, " or ".join(folder.PRESETS))
+    if preset not in PRESETS:
+        raise Refused("--preset", preset, " or ".join(PRESETS))
     _writable(out)
-    on = device if device != "auto" else folder.pick_device(device).type
+    on = device if device != "auto" else pick_device(device).type
     found = cluster.run(manifest, out, models, preset, on, cores, profile, tuple(context.args))
     for row in found.cases[found.cases.status == "failed"].itertuples():
         print(f"{row.case}: {row.reason}", file=sys.stderr)
@@ -588,7 +588,7 @@ def lesions(
     out: Annotated[Path, typer.Option("-o", help="CSV or JSON to write.")],
 ) -> None:
     """The lesions of one or more results in one table, a row a candidate: CSV, or JSON where FILE ends in .json."""
-    from workbench import experiment as folder
+    from workbench.files import write_json, write_table
     from workbench.qa import worklist
     from workbench.results import lesion_table
     from workbench.volume import Refused
@@ -601,15 +601,15 @@ def lesions(
     with _said():
         table = lesion_table(places)
     if out.suffix == ".csv":
-        folder.write_table(out, table)
+        write_table(out, table)
     else:
-        folder.write_json(out, json.loads(table.to_json(orient="records")))
+        write_json(out, json.loads(table.to_json(orient="records")))
     print(f"{len(table)} candidates of {len(places)} results -> {out}")
 
 
 def _joined(device: str) -> str:
     """The device of this process, once it has met the others that a launcher started with it; alone, the one asked for."""
-    from workbench import experiment as folder
+    from workbench.experiment import pick_device
     from workbench.volume import Refused
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -627,7 +627,7 @@ def _joined(device: str) -> str:
         raise Refused(
             "several processes", "no accelerate", "it installed", "pip install 'liver-workbench[parallel]'"
         ) from None
-    cpu = folder.pick_device(device).type == "cpu"
+    cpu = pick_device(device).type == "cpu"
     return str(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)  # others wait while the first one evaluates
 
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from workbench import candidates, consistency, explain, figures, forest, radiomics
-from workbench.experiment import write_json
+from workbench.files import write_json
 from workbench.metrics import json_safe
 from workbench.segmentation import Maps, Models, Result
 from workbench.volume import Box, Spacing, Volume, bounding_box

@@ -17,8 +17,8 @@ import pandas as pd
 
 import workbench
 from workbench import cohort, metrics
-from workbench.experiment import PRESETS, Experiment, held, write_json, write_table
-from workbench.files import read_json
+from workbench.experiment import PRESETS, Experiment
+from workbench.files import held, read_json, write_json, write_table
 from workbench.volume import Refused
 
 CONFIG = "config.json"

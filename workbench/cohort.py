@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -26,7 +25,7 @@ import torch
 
 import workbench
 from workbench import phantom
-from workbench.files import write_atomic
+from workbench.files import write_atomic, write_table
 from workbench.threads import in_processes
 from workbench.volume import Refused, Volume
 
@@ -328,9 +327,7 @@ def write_phantoms(
         [f.name, f.name, f"{f.name}/ct.nii.gz", f"{f.name}/labels.nii.gz", "test" if i >= cases - held_out else "train"]
         for i, (f, *_) in enumerate(jobs)
     ]
-    text = io.StringIO()
-    pd.DataFrame(rows, columns=[*COLUMNS, "split"]).to_csv(text, index=False)
-    write_atomic(out / "manifest.csv", text.getvalue().encode())
+    write_table(out / "manifest.csv", pd.DataFrame(rows, columns=[*COLUMNS, "split"]))
     return out / "manifest.csv"
 
 
@@ -359,7 +356,7 @@ def _write_phantom(_: None, job: tuple[Path, int, str, str]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     nifti.write(made.ct, folder / "ct.nii.gz")
     nifti.write(made.labels, folder / "labels.nii.gz")
-    write_atomic(folder / "lookalikes.csv", made.lookalikes.to_csv(index=False).encode())
-    write_atomic(folder / "lesions.csv", made.lesions.to_csv(index=False).encode())
+    write_table(folder / "lookalikes.csv", made.lookalikes)
+    write_table(folder / "lesions.csv", made.lesions)
     write_atomic(mark, json.dumps(about).encode())  # last: without it the case is made again
     return folder.name

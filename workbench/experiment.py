@@ -6,16 +6,13 @@ whole or not at all, and one process at a time holds the folder.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-import io
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,8 @@ from torch import Tensor
 
 import workbench
 from workbench import boundary, candidates, cascade, cohort, consistency, corrections, forest, liver, selection, tumor
-from workbench.files import from_dict, read_json, read_table, sha256, write_atomic, write_json
+from workbench.files import from_dict, held, read_json, read_table, sha256, write_json
+from workbench.files import write_table as write_table  # taken from here by benchmarks/growth.py
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
 from workbench.network import NetworkSettings
@@ -420,37 +418,3 @@ def versions() -> dict[str, str]:
     """What numbers depend on beside the workbench itself: Python and the libraries that compute."""
     found = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
     return {"python": platform.python_version(), **found}
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    write_atomic(path, table.to_csv(index=False).encode())
-
-
-def write_array(path: Path, array: Tensor) -> None:
-    held = io.BytesIO()
-    np.save(held, array.cpu().numpy(), allow_pickle=False)
-    write_atomic(path, held.getvalue())
-
-
-@contextmanager
-def held(folder: Path, shared: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Hold a folder alone, or with others who share it; who comes in vain is told who has it."""
-    lock = folder / name
-    with open(lock, "a+") as f:
-        try:
-            fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            f.seek(0)
-            raise Refused(
-                folder,
-                f"in use by {f.read().strip() or 'another process'}",
-                "an experiment that nobody else writes to",
-                "Wait for it or choose another folder.",
-            ) from None
-        f.truncate(0)
-        f.write(f"process {os.getpid()} on {platform.node()}")
-        f.flush()
-        try:
-            yield
-        finally:
-            f.truncate(0)

@@ -1,22 +1,29 @@
-"""A file whole or not at all: the one way in which the workbench writes, and how it reads its own JSON and tables back."""
+"""A file whole or not at all: the one way in which the workbench writes, how it reads its own JSON and tables back, and who holds a folder."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import io
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pandas as pd
 
 from workbench.volume import Refused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -172,15 +179,13 @@ DAMAGED = "The file is damaged: restore it, or remove it and run this again."
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     try:
         with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
+            return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise Refused(path, reason, "a file that the experiment rests on", "Put it back, or start anew.") from error
-    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -189,3 +194,37 @@ def write_json(path: Path, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, table.to_csv(index=False).encode())
+
+
+def write_array(path: Path, array: Tensor) -> None:
+    data = io.BytesIO()
+    np.save(data, array.cpu().numpy(), allow_pickle=False)
+    write_atomic(path, data.getvalue())
+
+
+@contextmanager
+def held(folder: Path, shared: bool = False, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder alone, or with others who share it; who comes in vain is told who has it."""
+    lock = folder / name
+    with open(lock, "a+") as f:
+        try:
+            fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError:
+            f.seek(0)
+            raise Refused(
+                folder,
+                f"in use by {f.read().strip() or 'another process'}",
+                "an experiment that nobody else writes to",
+                "Wait for it or choose another folder.",
+            ) from None
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {platform.node()}")
+        f.flush()
+        try:
+            yield
+        finally:
+            f.truncate(0)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import workbench
 from workbench import cohort
-from workbench.experiment import write_json
-from workbench.files import read_json, write_atomic
+from workbench.files import read_json, write_atomic, write_json
 from workbench.readers import chaos, dicomseg, gates, ircadb, lits, msd, nifti, nnunet, table
 from workbench.readers.scans import Scan
 from workbench.volume import Refused

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import cohort
-from workbench.experiment import write_json, write_table
+from workbench.files import write_json, write_table
 from workbench.readers import nifti
 from workbench.volume import Refused
 

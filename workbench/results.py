@@ -20,8 +20,8 @@ import torch
 import workbench
 from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.cohort import is_phantom
-from workbench.experiment import versions, write_json, write_table
-from workbench.files import remove, sweep
+from workbench.experiment import versions
+from workbench.files import remove, sweep, write_json, write_table
 from workbench.readers import nifti
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused, Spacing

@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 
 from workbench import boundary, cascade, folders, forest, liver, tumor
-from workbench.experiment import Settings, from_dict, pick_device
-from workbench.files import read_json
+from workbench.experiment import Settings, pick_device
+from workbench.files import from_dict, read_json
 
 WEIGHTS = (".safetensors", ".skops")
 # What goes in, all `[z y x]` on one grid but the spacing `[3]`, and what comes out; the forest reads a table instead

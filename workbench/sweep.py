@@ -27,8 +27,9 @@ import pandas as pd
 import torch
 
 from workbench import boundary, cohort, forest, pipeline, tracking
-from workbench.experiment import STAGES, Experiment, Settings, held, sha256, write_json, write_table
-from workbench.files import from_dict, read_json, write_atomic
+from workbench.experiment import Experiment, Settings
+from workbench.files import from_dict, held, read_json, sha256, write_atomic, write_json, write_table
+from workbench.folders import STAGES
 from workbench.report import flat
 from workbench.volume import Refused
 

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from workbench import boundary, forest, radiomics, selection
-from workbench.experiment import Experiment, write_json, write_table
-from workbench.files import read_json
+from workbench.experiment import Experiment
+from workbench.files import read_json, write_json, write_table
 from workbench.pipeline.lesions import tables
 from workbench.threads import in_processes
 from workbench.volume import Refused

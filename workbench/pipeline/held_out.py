@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from workbench import cohort, metrics
-from workbench.experiment import Experiment, write_json, write_table
+from workbench.experiment import Experiment
+from workbench.files import write_json, write_table
 from workbench.ledger import ABLATION
 from workbench.segmentation import DECIDING, Memory, Models, Result, decide, on_own_grid, segment
 from workbench.threads import at_once, in_processes

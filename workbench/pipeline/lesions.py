@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from workbench import candidates, consistency, corrections, radiomics, selection
-from workbench.experiment import Experiment, write_array, write_json, write_table
+from workbench.experiment import Experiment
+from workbench.files import write_array, write_json, write_table
 from workbench.pipeline.nets import dice, may_train
 from workbench.radiomics import perturb
 from workbench.volume import Refused, numbered

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from workbench import cascade, cohort, corrections, liver, processes, readers, slabs, tumor
-from workbench.experiment import Experiment, Progress, write_array, write_table
+from workbench.experiment import Experiment, Progress
+from workbench.files import write_array, write_table
 from workbench.threads import side_by_side
 from workbench.volume import Refused, components, resample
 

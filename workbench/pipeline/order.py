@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from workbench import cohort, processes
-from workbench.experiment import NEEDS, STAGES, Experiment, held, sha256, versions, write_json
-from workbench.files import read_json, sweep
+from workbench.experiment import NEEDS, Experiment, versions
+from workbench.files import held, read_json, sha256, sweep, write_json
+from workbench.folders import STAGES
 from workbench.pipeline.decisions import run_boundary, run_forest, run_selection, train_boundary
 from workbench.pipeline.held_out import run_metrics
 from workbench.pipeline.lesions import run_candidates, run_consistency, run_radiomics
