@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +56,7 @@ PEERS = {  # what stands beside the selected descriptors, in words
     "all": "all 728",
     "boosting": "they do in boosting",
 }
+EDGE = (("tumor_assd_mm", "smaller surface distance (mm)"), ("tumor_surface_dice", "higher surface Dice at 1 mm"))
 NO_LOSS = 0.01  # a choice: a share that a stage which only takes away may cost and still count as costing nothing
 
 
@@ -98,6 +99,7 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
     steps, scores = made.table("metrics", "comparisons.csv"), made.table("forest", "scores.csv", dtype=review.AS_TEXT)
     train, held = (scores[scores.split == split] for split in ("train", "test"))
     chances, model = forest.calibration(train.score, train.is_lesion), forest.load(made.path("forest"))
+    weights = made.table("forest", "importance.csv").nlargest(20, "drop")
     patients, lesions, beside = last.patient.nunique(), len(edges), review.filters_held_out(made)
     pictures = {
         "ablation": figures.ablation(whole, last, shown),
@@ -105,7 +107,7 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
         "froc": figures.froc(
             held, len(review.lesions(made, "test")), patients, model.threshold.threshold, "held out, on the work grid"
         ),
-        "importance": figures.importance(_top(made), train.patient.nunique(), title="what the forests look at"),
+        "importance": figures.importance(weights, train.patient.nunique(), title="what the forests look at"),
         "edges": figures.edge_gain(edges, cut_mm),
     }
     claims = [
@@ -192,11 +194,20 @@ def verdict(low: float, high: float, better: int, level: float = 0.0) -> str:
 
 def _change(stage: str, claim: str, row: pd.Series, metric: str) -> Claim:
     """A claim that a paired change makes a metric better."""
-    words = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], p {row.p:.2g}, n {int(row.n)}"
+    words = f"{_tested(row)}, n {int(row.n)}"
     said = verdict(row.low, row.high, BETTER[metric])
     if said != "undefined":
         said = TOO_FEW if 2.0 ** (1 - row.n) > LEVEL else said if row.p <= LEVEL else "not shown"
     return Claim(stage, claim, words, said, row.p)
+
+
+def _between(low: float, high: float) -> str:
+    return f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _tested(row: Mapping | pd.Series) -> str:
+    """A paired change with its interval and p."""
+    return f"{row['difference']:+.3f} {_between(row['low'], row['high'])}, p {row['p']:.2g}"
 
 
 def _many(claims: list[Claim]) -> str:
@@ -283,7 +294,7 @@ def _selection(made: Experiment) -> list[Claim]:
         for what, row in beside.iterrows():
             if what != "selected":
                 low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-                said = f"{row[measure]:+.3f} [{low:+.3f}, {high:+.3f}]"
+                said = f"{row[measure]:+.3f} {_between(low, high)}"
                 claim = "the selected descriptors in a forest " + words.format(PEERS.get(str(what), what))
                 claims.append(Claim("forest", claim, said, verdict(low, high, 1)))
     return claims
@@ -346,11 +357,10 @@ def _of(table: pd.DataFrame, names: pd.Index) -> list[str]:
 
 
 def _boundary(steps: pd.DataFrame, edges: pd.DataFrame, cut_mm: float) -> list[Claim]:
-    named = (("tumor_assd_mm", "smaller surface distance (mm)"), ("tumor_surface_dice", "higher surface Dice at 1 mm"))
-    whole = (*named, ("tumor_dice", "higher tumor Dice"), ("recall_iou50", "more lesions found well (IoU above 0.5)"))
+    whole = (*EDGE, ("tumor_dice", "higher tumor Dice"), ("recall_iou50", "more lesions found well (IoU above 0.5)"))
     claims = [_change("boundary", f"{words}, a patient", _step(steps, "boundary", m), m) for m, words in whole]
     part = edges[edges.blur_mm >= cut_mm]
-    for metric, words in named:
+    for metric, words in EDGE:
         row = pd.Series(_paired(part, metric.removeprefix("tumor_")))
         claims.append(
             _change("boundary", f"{words}, lesions whose edge is blurred ({cut_mm:.3g} mm or more)", row, metric)
@@ -362,18 +372,11 @@ def _fresh(held: dict) -> list[Claim]:
     """The claims on blurred edges again, on lesions that none of this was chosen on."""
     table, patients = pd.DataFrame(held["lesions"]), pd.DataFrame(held["patients"])
     ill, claims = patients[patients.tumor.astype(bool)], []
-    for metric, words in (
-        ("tumor_dice", "higher tumor Dice"),
-        ("tumor_assd_mm", "smaller surface distance (mm)"),
-        ("tumor_surface_dice", "higher surface Dice at 1 mm"),
-    ):
+    for metric, words in (("tumor_dice", "higher tumor Dice"), *EDGE):
         row = pd.Series(_paired(ill, metric.removeprefix("tumor_")))
         claims.append(_change("boundary", f"{words}, a patient, fresh phantoms", row, metric))
     for cut in (held["cut_mm"], held["more_mm"]):
-        for metric, words in (
-            ("tumor_assd_mm", "smaller surface distance (mm)"),
-            ("tumor_surface_dice", "higher surface Dice at 1 mm"),
-        ):
+        for metric, words in EDGE:
             part, where = table[table.blur_mm >= cut], f"edges blurred by {cut:.3g} mm or more, fresh phantoms"
             row = pd.Series(_paired(part, metric.removeprefix("tumor_")))
             claims.append(_change("boundary", f"{words}, {where}", row, metric))
@@ -383,30 +386,16 @@ def _fresh(held: dict) -> list[Claim]:
                     _change("boundary", f"{words} in the median patient (signed ranks), {where}", row, metric)
                 )
     sharp = table[table.blur_mm < held["cut_mm"]]
-    for metric, words in (
-        ("tumor_assd_mm", "smaller surface distance (mm)"),
-        ("tumor_surface_dice", "higher surface Dice at 1 mm"),
-    ):
+    for metric, words in EDGE:
         row = pd.Series(_paired(sharp, metric.removeprefix("tumor_")))
         claims.append(
             _change("boundary", f"{words}, edges sharper than {held['cut_mm']:.3g} mm, fresh phantoms", row, metric)
         )
     own = f"than the cascade's own contour at {held['redrawn']:g}"
-    blurred = table[table.blur_mm >= held["cut_mm"]]
+    blurred = table[table.blur_mm >= held["cut_mm"]], f"edges blurred by {held['cut_mm']:.3g} mm or more"
     for metric, words, part, where in (
         ("tumor_dice", "higher tumor Dice", ill, "a patient"),
-        (
-            "tumor_assd_mm",
-            "smaller surface distance (mm)",
-            blurred,
-            f"edges blurred by {held['cut_mm']:.3g} mm or more",
-        ),
-        (
-            "tumor_surface_dice",
-            "higher surface Dice at 1 mm",
-            blurred,
-            f"edges blurred by {held['cut_mm']:.3g} mm or more",
-        ),
+        *((*named, *blurred) for named in EDGE),
     ):
         row = pd.Series(_paired(part, metric.removeprefix("tumor_"), peer="redrawn"))
         claims.append(_change("boundary", f"{words} {own}, {where}, fresh phantoms", row, metric))
@@ -486,7 +475,7 @@ def _changes(steps: pd.DataFrame, left_out: pd.DataFrame, shown: list[str]) -> p
     """Paired changes by stage and by stage left out, one row each, a column a metric."""
     steps = steps.assign(row=steps["from"] + " → " + steps["to"])
     both = pd.concat([steps, left_out.assign(row="all but " + left_out["without"] + " → all")])
-    both["cell"] = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}], p {r.p:.2g}" for r in both.itertuples()]
+    both["cell"] = [_tested(row) for _, row in both.iterrows()]
     wide = both[both.metric.isin(shown)].pivot(index="row", columns="metric", values="cell")
     return wide.loc[list(dict.fromkeys(both.row)), shown].reset_index(names="step")
 
@@ -540,10 +529,6 @@ def _alike(made: Experiment) -> str:
     )  # fmt: skip
 
 
-def _top(made: Experiment, most: int = 20) -> pd.DataFrame:
-    return made.table("forest", "importance.csv").nlargest(most, "drop")
-
-
 def _baselines(made: Experiment) -> pd.DataFrame:
     table = made.table("forest", "baselines.csv")
     rows = {"features": table.features, "columns": table["columns"]}
@@ -551,10 +536,7 @@ def _baselines(made: Experiment) -> pd.DataFrame:
     for name, words in columns.items():
         rows[words] = [f"{r[name]:.3f} [{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]" for _, r in table.iterrows()]
     for name, words in (("auc_gain", "gain in AUC"), ("removed_gain", "gain in the share removed")):
-        if name in table:
-            rows[words] = [
-                f"{r[name]:+.3f} [{r[f'{name}_low']:+.3f}, {r[f'{name}_high']:+.3f}]" for _, r in table.iterrows()
-            ]
+        rows[words] = [f"{r[name]:+.3f} {_between(r[f'{name}_low'], r[f'{name}_high'])}" for _, r in table.iterrows()]
     return pd.DataFrame(rows)
 
 
@@ -570,11 +552,9 @@ def edges_table(edges: pd.DataFrame, *cuts_mm: float, peer: str = "before") -> p
             found = _paired(part, metric, peer=peer)
             both = part[[f"{metric}_{peer}", f"{metric}_after"]].astype(float).dropna().mean()
             row["found in both"] = found["n"]
-            interval = f"[{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}"
-            row[metric] = f"{both.iloc[0]:.3f} to {both.iloc[1]:.3f}: {found['difference']:+.3f} {interval}"
+            row[metric] = f"{both.iloc[0]:.3f} to {both.iloc[1]:.3f}: {_tested(found)}"
         found = _paired(part, "assd_mm", metrics.paired_median, peer)
-        interval = f"[{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}"
-        row["assd_mm, median patient"] = f"{found['difference']:+.3f} {interval} ({found['n']})"
+        row["assd_mm, median patient"] = f"{_tested(found)} ({found['n']})"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -585,14 +565,13 @@ def whole_table(patients: pd.DataFrame, peer: str = "before") -> pd.DataFrame:
     for metric in ("dice", "assd_mm", "surface_dice"):
         found = _paired(ill, metric, peer=peer)
         before, after = ill[[f"{metric}_{peer}", f"{metric}_after"]].astype(float).dropna().mean()
-        interval = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
         rows.append(
             {
                 "measure": metric,
                 "patients": found["n"],
                 peer: f"{before:.3f}",
                 "after": f"{after:.3f}",
-                "change": interval,
+                "change": f"{found['difference']:+.3f} {_between(found['low'], found['high'])}",
                 "p": f"{found['p']:.2g}",
             }
         )
@@ -648,8 +627,7 @@ def _real_steps_claimed(held: dict) -> list[Claim]:
         for stage, a, b, metric, words in (
             ("forest", "candidates", "forest", "false_5", "fewer false positives over 5 mm"),
             ("boundary", "forest", "boundary", "tumor_dice", "higher tumor Dice"),
-            ("boundary", "forest", "boundary", "tumor_assd_mm", "smaller surface distance (mm)"),
-            ("boundary", "forest", "boundary", "tumor_surface_dice", "higher surface Dice at 1 mm"),
+            *(("boundary", "forest", "boundary", *named) for named in EDGE),
             ("all", ABLATION[0], ABLATION[-1], "tumor_dice", "higher tumor Dice than by the cascade alone"),
             ("all", ABLATION[0], ABLATION[-1], "false_5", "fewer false positives over 5 mm than by the cascade alone"),
         ):
@@ -672,10 +650,7 @@ def _real_steps(part: pd.DataFrame, shown: list[str]) -> str:
     pairs += [(stage, ABLATION[-1]) for stage in dict.fromkeys(part.stage) if str(stage).startswith("all but")]
     rows = []
     for a, b in pairs:
-        found = {m: _real_change(part, a, b, m) for m in shown}
-        cells = {
-            m: f"{f['difference']:+.3f} [{f['low']:+.3f}, {f['high']:+.3f}], p {f['p']:.2g}" for m, f in found.items()
-        }
+        cells = {m: _tested(_real_change(part, a, b, m)) for m in shown}
         whole = a.startswith("all but") or a == ABLATION[0] and b == ABLATION[-1]
         rows.append({"step": f"{a} → {'all' if whole else b}"} | cells)
     return _table(pd.DataFrame(rows))
