@@ -284,7 +284,7 @@ def test_run_keeps_the_result_skips_the_second_time_and_shows_the_error(tmp_path
     experiment = where / "exp"
     finished(experiment, "liver")
     lines: list[str] = []
-    outcome = batch.run(source, experiment, {"n": "41"}, timeout=60, progress=lines.append)
+    outcome = batch.run(source, experiment, {"n": "41"}, progress=lines.append)
     assert outcome.status == "failed" and not outcome.ok
     assert "03_tumor, cell 4" in outcome.error and outcome.error.endswith("ValueError: no mask: a"), outcome.error
     kept = nbformat.read(experiment / "notebooks" / "03_tumor.ipynb", as_version=4)

@@ -28,12 +28,14 @@ from typing import TextIO
 
 import pandas as pd
 
+import workbench
 from workbench import cohort
 from workbench.experiment import NEEDS, PRESETS, Experiment, pick_device
-from workbench.files import write_atomic
+from workbench.files import CHECKOUT, sha256, write_atomic
 from workbench.folders import STAGES, results_at, stage_hashes
 from workbench.volume import Refused
 
+CELL_SECONDS = 1800  # a choice: the longest that one cell may take
 RESULT = "result"  # the notebook that reads results and asks for no experiment
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 ALONE = (
@@ -59,9 +61,7 @@ class Outcome:
 
 def folder() -> Path:
     """The notebooks of this checkout (an editable install), or those beside the current directory."""
-    import workbench
-
-    places = [Path(p).parent / "notebooks" for p in workbench.__path__] + [Path.cwd() / "notebooks"]
+    places = [CHECKOUT / "notebooks", Path.cwd() / "notebooks"]
     for place in places:
         if place.is_dir():
             return place
@@ -73,24 +73,24 @@ def folder() -> Path:
     )
 
 
-def notebooks(where: str | Path | None = None) -> list[Path]:
+def notebooks() -> list[Path]:
     """The notebooks in order: numbered ones first, then the others by name."""
-    paths = [p for p in Path(where or folder()).glob("*.ipynb") if not p.name.startswith(".")]
+    paths = [p for p in folder().glob("*.ipynb") if not p.name.startswith(".")]
     return sorted(paths, key=lambda p: (not p.stem[:2].isdigit(), p.stem))
 
 
-def in_order(where: str | Path | None = None) -> list[Path]:
+def in_order() -> list[Path]:
     """The numbered notebooks as each needs the ones before: 00 uses what all others make, so it comes last."""
-    numbered = [p for p in notebooks(where) if p.stem[:2].isdigit()]
+    numbered = [p for p in notebooks() if p.stem[:2].isdigit()]
     return sorted(numbered, key=lambda p: (p.stem.startswith("00"), p.stem))
 
 
-def find(which: str | int | Path, where: str | Path | None = None) -> Path:
+def find(which: str | int | Path) -> Path:
     """A notebook by number (`2`, `02`), by name (`liver`, `02_liver`) or by path."""
     text = str(which)
     if text.endswith(".ipynb") and Path(text).is_file():
         return Path(text)
-    known = notebooks(where)
+    known = notebooks()
     for path in known:
         number, _, name = path.stem.partition("_")
         if text in (path.stem, path.name, name) or (text.isdigit() and number.isdigit() and int(text) == int(number)):
@@ -164,7 +164,7 @@ def _typed(name: str, value: object, default: object, subject: str) -> object:
     return literal
 
 
-def checked(notebook: str | Path, given: dict[str, object]) -> dict[str, object]:
+def checked(notebook: str | Path, given: Mapping[str, object]) -> dict[str, object]:
     """Parameters of the right type; refused, with the known names, when the notebook does not have one."""
     known = parameters(notebook)
     unknown = [name for name in given if name not in known]
@@ -181,12 +181,6 @@ def _source_hash(notebook: Path) -> str:
     """Hash of what the cells say; outputs, counts and ids do not matter."""
     cells = [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in _read(notebook).cells]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
-
-
-def _version() -> str:
-    import workbench
-
-    return getattr(workbench, "__version__", "0")
 
 
 def unchanged(sidecar: Path, key: dict, experiment: Path) -> bool:
@@ -360,18 +354,14 @@ def _plain(text: str) -> str:
 def run(
     notebook: str | int | Path,
     experiment: str | Path,
-    parameters: dict[str, object] | None = None,
-    output: str | Path | None = None,
-    timeout: int | None = 1800,
+    given: Mapping[str, object] | None = None,
     progress: bool | Callable[[str], None] = True,
-    force: bool = False,
 ) -> Outcome:
     """Run one notebook on an experiment folder and keep the executed copy, whole or partial.
 
-    `parameters` may be strings (from a command line); `experiment` is handed on where the notebook knows that name.
-    `output` is EXPERIMENT/notebooks/NN_name.ipynb unless given, NN_name-CASE.ipynb for a case that is named; `timeout` is in
-    seconds per cell. One line per cell, and what the cells print, goes to a .log beside it and, with `progress`, to
-    stderr. A cell that fails is reported in the outcome, never raised.
+    The parameters `given` may be strings (from a command line); `experiment` is handed on where the notebook knows that name.
+    The copy is EXPERIMENT/notebooks/NN_name.ipynb, NN_name-CASE.ipynb for a case that is named. One line per cell, and what the
+    cells print, goes to a .log beside it and, with `progress`, to stderr. A cell that fails is reported in the outcome, never raised.
     """
     import nbformat
     from papermill.engines import papermill_engines
@@ -379,22 +369,19 @@ def run(
 
     source = find(notebook)
     experiment = Path(experiment).resolve()
-    known = globals()["parameters"](source)
-    given = checked(source, dict(parameters or {}))
-    if "experiment" in known and "experiment" not in given:
+    case = re.sub(r"[/\\\x00-\x1f]", "_", str((given or {}).get("case") or ""))  # a manifest's names stay as they are
+    given = checked(source, given or {})
+    if "experiment" in parameters(source) and "experiment" not in given:
         given["experiment"] = str(experiment)
-    case = re.sub(
-        r"[/\\\x00-\x1f]", "_", str((parameters or {}).get("case") or "")
-    )  # a manifest's names stay as they are
     name = f"{source.stem}-{case}" if case else source.stem
-    output = Path(output).resolve() if output else experiment / "notebooks" / f"{name}.ipynb"
+    output = experiment / "notebooks" / f"{name}.ipynb"
     sidecar = output.with_suffix(".json")
-    key = {"source_sha256": _source_hash(source), "parameters": given, "version": _version()}
+    key = {"source_sha256": _source_hash(source), "parameters": given, "version": workbench.__version__}
     shown = experiment / "results" / str(given.get("case") or "") / "result.json"
     if shown.is_file():
-        key["result_sha256"] = hashlib.sha256(shown.read_bytes()).hexdigest()
+        key["result_sha256"] = sha256(shown)
     tell = _to_stderr if progress is True else progress or None
-    if not force and unchanged(sidecar, key, experiment):
+    if unchanged(sidecar, key, experiment):
         if tell:
             tell(f"{name}  unchanged")
         return Outcome(name, output, "unchanged")
@@ -428,7 +415,7 @@ def run(
                 progress_bar=False,
                 start_timeout=300,  # a busy machine: importing the kernel alone may take a minute
                 cwd=str(source.resolve().parent),
-                execution_timeout=timeout,
+                execution_timeout=CELL_SECONDS,
                 autosave_cell_every=0,
                 stdout_file=both,
                 stderr_file=both,
@@ -587,27 +574,25 @@ def run_each(
 
 def run_all(
     experiment: str | Path,
-    parameters: dict[str, object] | None = None,
-    only: list[str | int] | None = None,
+    given: Mapping[str, object] | None = None,
     stop: bool = False,
     **kwargs,
 ) -> list[Outcome]:
-    """Run the numbered notebooks in order (or `only` some), each with those parameters that it knows.
+    """Run the numbered notebooks in order, each with those of the parameters `given` that it knows.
 
     Refused when no notebook at all knows a parameter. After a failure, only those are skipped that rest on a stage that is now
     not there; all others with `stop`.
     """
-    chosen = [find(w) for w in only] if only else in_order()
-    known = {path: globals()["parameters"](path) for path in chosen}
+    given, known = given or {}, {path: parameters(path) for path in in_order()}
     every = sorted({name for names in known.values() for name in names})
-    unknown = [name for name in parameters or {} if name not in every]
+    unknown = [name for name in given if name not in every]
     if unknown:
         raise Refused("notebooks", "unknown parameter " + ", ".join(unknown), "one of " + ", ".join(every))
-    given = {p: {name: v for name, v in (parameters or {}).items() if name in known[p]} for p in chosen}
-    for path in chosen:
-        checked(path, given[path])
-    _ready(list(given.items()), experiment)
-    return _one_by_one(list(given.items()), experiment, stop, **kwargs)
+    jobs = [(path, {name: v for name, v in given.items() if name in names}) for path, names in known.items()]
+    for path, own in jobs:
+        checked(path, own)
+    _ready(jobs, experiment)
+    return _one_by_one(jobs, experiment, stop, **kwargs)
 
 
 def _one_by_one(

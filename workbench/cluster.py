@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-import workbench
 from workbench import cohort, metrics
 from workbench.experiment import PRESETS, Experiment
-from workbench.files import held, read_json, write_json, write_table
+from workbench.files import CHECKOUT, held, read_json, write_json, write_table
 from workbench.volume import Refused
 
 CONFIG = "config.json"
@@ -134,9 +133,9 @@ def _why(logs: Path, case: str) -> str:
 
 def _workflow() -> Path:
     """workflow/Snakefile of this checkout (an editable install)."""
-    for place in (Path(p).parent for p in workbench.__path__):
-        if (place / "workflow" / "Snakefile").is_file():
-            return place / "workflow" / "Snakefile"
+    file = CHECKOUT / "workflow" / "Snakefile"
+    if file.is_file():
+        return file
     raise Refused("workflow/Snakefile", "none", "the repository's workflow folder", "Install with `pip install -e .`.")
 
 

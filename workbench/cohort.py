@@ -320,7 +320,9 @@ def write_phantoms(
         raise Refused("--preset", preset, " or ".join(phantom.PRESETS))
     held_out = cases // 3 if held_out is None else held_out
     jobs = [(out / f"phantom-{s:04d}", s, preset, device) for s in range(seed, seed + cases)]
-    for i, name in enumerate(in_processes(_nothing, _write_phantom, jobs, _cores() if device == "cpu" else 1)):
+    for i, name in enumerate(
+        in_processes(_nothing, _write_phantom, jobs, len(os.sched_getaffinity(0)) if device == "cpu" else 1)
+    ):
         if progress is not None:
             progress(name, i + 1, cases)
     rows = [
@@ -329,10 +331,6 @@ def write_phantoms(
     ]
     write_table(out / "manifest.csv", pd.DataFrame(rows, columns=[*COLUMNS, "split"]))
     return out / "manifest.csv"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_phantom(ct: Path) -> bool:

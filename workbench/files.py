@@ -175,6 +175,7 @@ WORDS = {
     list: "a list",
     type(None): "null",
 }
+CHECKOUT = Path(__file__).parents[1]  # with notebooks/ and workflow/, where the package is installed in place
 DAMAGED = "The file is damaged: restore it, or remove it and run this again."
 
 

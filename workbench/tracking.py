@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from workbench import folders, served
-from workbench.files import read_json
+from workbench.files import CHECKOUT, read_json
 from workbench.report import flat
 from workbench.volume import Refused
 
@@ -68,12 +68,7 @@ class SyncReport:
 
 def default_store() -> Path:
     """mlruns/ of the repository (an editable install), or of the current directory."""
-    import workbench
-
-    for place in [Path(p).parent for p in workbench.__path__]:
-        if (place / "notebooks").is_dir():
-            return place / "mlruns"
-    return Path.cwd() / "mlruns"
+    return (CHECKOUT if (CHECKOUT / "notebooks").is_dir() else Path.cwd()) / "mlruns"
 
 
 def uri(store: str | Path) -> str:

@@ -54,13 +54,9 @@ def watched(path: Path, device: torch.device, every_s: float = 2.0, most: int = 
 
 
 def _memory_mb() -> float:
-    """Resident memory now where /proc tells it (Linux), else the most that there was so far."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return round(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)  # bytes on macOS
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def _gpu_memory_mb(device: torch.device) -> float:
