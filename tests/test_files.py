@@ -70,3 +70,9 @@ def test_a_write_protected_folder_is_removed_and_what_a_link_leads_to_is_not(tmp
     code = "import os, pathlib; from workbench.files import remove; os.getuid() or os.setuid(65534); remove(pathlib.Path('tree'))"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept").stat().st_mode & 0o777 == 0o555
+
+
+def test_nested_settings_in_one_dictionary():
+    nested = {"a": {"b": 1, "c": {"d": "x"}}, "e": [1, 2], "f": None}
+    assert files.flat(nested) == {"a.b": 1, "a.c.d": "x", "e": [1, 2], "f": None}
+    assert files.flat_text(nested, "s.") == {"s.a.b": 1, "s.a.c.d": "x", "s.e": "[1, 2]", "s.f": "null"}

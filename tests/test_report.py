@@ -251,12 +251,3 @@ def test_the_command_writes_one_page_and_says_where_those_of_several_results_are
         )
     status, _, err = call("report", tmp_path / "results", "-o", tmp_path / "x.html")
     assert status == 2 and "a folder of 2 results" in err and not (tmp_path / "x.html").exists()
-
-
-def test_flat_settings():
-    assert report.flat({"a": {"b": 1, "c": {"d": "x"}}, "e": [1, 2], "f": None}) == {
-        "a.b": 1,
-        "a.c.d": "x",
-        "e": "[1, 2]",
-        "f": "null",
-    }

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from torch import Tensor
 
 import workbench
 from workbench import boundary, candidates, cascade, cohort, consistency, corrections, forest, liver, selection, tumor
-from workbench.files import from_dict, held, read_json, read_table, sha256, write_json
+from workbench.files import flat, from_dict, held, read_json, read_table, sha256, write_json
 from workbench.files import write_table as write_table  # taken from here by benchmarks/growth.py
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
@@ -135,8 +134,8 @@ def read_settings(path: str | Path, preset: str | None = None) -> Settings:
     except (ValueError, RecursionError) as error:
         raise Refused(path, f"no JSON ({error})", "settings as in an experiment.json") from error
     base = PRESETS[preset]() if preset else Settings()
-    names = _paths(asdict(base))
-    given = _paths(values) if isinstance(values, dict) else {}
+    names = flat(asdict(base))
+    given = flat(values) if isinstance(values, dict) else {}
     unknown = [k for k in sorted(given) if not any(f"{name}.".startswith(f"{k}.") for name in names)]
     if unknown:
         raise Refused(path, f"no setting {', '.join(unknown[:3])}", "names as in an experiment.json's settings")
@@ -350,7 +349,7 @@ def _made(stage: Path) -> bool:
 
 def _changed(stored: dict, asked: dict) -> dict[str, tuple]:
     """(stored, asked) of the values that are not alike, by their path."""
-    one, other = _paths(stored), _paths(asked)
+    one, other = flat(stored), flat(asked)
     return {k: (one.get(k), v) for k, v in other.items() if one.get(k) != v}
 
 
@@ -379,13 +378,6 @@ def _other_rows(stored: dict | None, asked: dict, most: int = 4) -> str:
     if not apart:
         return "" if list(stored) == list(asked) else "in another order"
     return ", ".join(apart[:most]) + (f" and {len(apart) - most} more" if len(apart) > most else "")
-
-
-def _paths(values: dict, above: str = "") -> dict:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _paths(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return found
 
 
 def pick_device(name: str) -> torch.device:

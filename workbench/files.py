@@ -129,6 +129,19 @@ def from_dict(
     return kind(**made) if base is None else replace(base, **made)
 
 
+def flat(values: dict, above: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, {"a.b": value}, the names after `above`; lists and tuples stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
+def flat_text(values: dict, above: str = "") -> dict[str, int | float | str]:
+    """The same to be read: what is neither a number nor text as JSON has it."""
+    return {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in flat(values, above).items()}
+
+
 def tuples(value: Any) -> Any:
     """The same with a tuple for every list."""
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

@@ -17,7 +17,7 @@ import pandas as pd
 from jinja2 import Environment
 
 from workbench import figures, folders, forest, radiomics, verdicts
-from workbench.files import read_json, write_atomic
+from workbench.files import flat_text, read_json, write_atomic
 from workbench.volume import Refused
 
 # What the ablation's table and figure show of all that the stage `metrics` measures
@@ -131,23 +131,13 @@ def _page(title: str, facts: str, sections: list[dict], warnings=()) -> str:
     return template.render(title=title, facts=facts, sections=sections, warnings=list(warnings), notice=NOTICE)
 
 
-def flat(settings: object, prefix: str = "") -> dict[str, object]:
-    """Nested settings as {"a.b": value}; lists and tuples stay whole."""
-    if isinstance(settings, dict):
-        return {
-            k: v
-            for name, inner in settings.items()
-            for k, v in flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
-        }
-    return {prefix: settings if isinstance(settings, (int, float, str, bool)) else json.dumps(settings)}
-
-
 def _settings(settings: dict) -> list[dict]:
     """What stands at the top, then a folded table for each part."""
     top = {k: v for k, v in settings.items() if not isinstance(v, dict)}
     parts = {k: v for k, v in settings.items() if isinstance(v, dict)}
-    return [_pairs(flat(top), ("setting", "value"))] + [
-        _pairs(flat(part, name), ("setting", "value"), f"Settings of {name}", fold=True) for name, part in parts.items()
+    return [_pairs(flat_text(top), ("setting", "value"))] + [
+        _pairs(flat_text(part, f"{name}."), ("setting", "value"), f"Settings of {name}", fold=True)
+        for name, part in parts.items()
     ]
 
 

@@ -28,9 +28,8 @@ import torch
 
 from workbench import boundary, cohort, forest, pipeline, tracking
 from workbench.experiment import Experiment, Settings
-from workbench.files import from_dict, held, read_json, sha256, write_atomic, write_json, write_table
+from workbench.files import flat, from_dict, held, read_json, sha256, write_atomic, write_json, write_table
 from workbench.folders import STAGES
-from workbench.report import flat
 from workbench.volume import Refused
 
 SCORED = ("liver", "tumor", "consistency", "forest", "boundary")  # stages after which there is a Dice
@@ -423,7 +422,6 @@ def _take_up(study: Any, plan: Plan) -> None:
         if set(trial.params) == names:
             study.enqueue_trial(trial.params, {"folder": trial.user_attrs.get("folder", trial.number)})
     own = flat(read_json(plan.folder / "sweep.json")["settings"])
-    own = {one.name: _value(v) if isinstance(v := own[one.name], str) else v for one in plan.over}
     if not study.trials and all(one.holds(own[one.name]) for one in plan.over):
         study.enqueue_trial({one.name: one.told(own[one.name]) for one in plan.over})
 

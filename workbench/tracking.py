@@ -32,8 +32,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from workbench import folders, served
-from workbench.files import CHECKOUT, read_json
-from workbench.report import flat
+from workbench.files import CHECKOUT, flat_text, read_json
 from workbench.volume import Refused
 
 EXPERIMENT = "liver-workbench"
@@ -226,7 +225,7 @@ class _Store:
             name=stage.name,
             source_run_id=run,
             tags=tags,
-            params={_name(k): str(v)[:500] for k, v in flat(stage.info.get("settings", {})).items()},
+            params={_name(k): str(v)[:500] for k, v in flat_text(stage.info.get("settings", {})).items()},
             model_type=f"workbench {stage.name}",
         )
         versions = stage.info.get("versions", {})
@@ -370,10 +369,10 @@ def _sync_stage(
         **{f"workbench.versions.{k}": v for k, v in stage.info.get("versions", {}).items()},
     }
     run = store.start(stage.name, tags, parent, began)
-    inputs = {f"input.{k}": v for k, v in flat(stage.info.get("inputs", {})).items()}
+    inputs = {f"input.{k}": v for k, v in flat_text(stage.info.get("inputs", {})).items()}
     store.log(
         run,
-        {**flat(stage.info.get("settings", {})), **inputs} if stage.info.get("settings") else inputs,
+        {**flat_text(stage.info.get("settings", {})), **inputs} if stage.info.get("settings") else inputs,
         _numbers({**stage.metrics(), "seconds": stage.info.get("seconds")}, ended),
     )
     if (cohort := Cohort.of(experiment)) is not None:
@@ -393,7 +392,7 @@ def _sync_stage(
             store.log(child, metrics=_curves(curves[curves["fold"] == fold], ended))
         for file in files:
             about = json.loads(file.read_text())
-            store.log(child, flat(about.get("config", {})), _numbers(about, ended))
+            store.log(child, flat_text(about.get("config", {})), _numbers(about, ended))
             store.client.log_artifact(child, str(file))
         store.end(child, ended)
         added.append(f"{stage.name} fold {fold}")
@@ -453,7 +452,7 @@ def _sync(folder: Path, place: Path) -> SyncReport:
         parent, have = store.start(folder.resolve().name, tags, None, int(time.time() * 1000)), {}
         added.append(folder.resolve().name)
     own = {k: v for k, v in info.items() if k not in ("settings", "manifest_rows")}
-    told = {_name(k): str(v)[:6000] for k, v in {**flat(own), **flat(info.get("settings") or {})}.items()}
+    told = {_name(k): str(v)[:6000] for k, v in {**flat_text(own), **flat_text(info.get("settings") or {})}.items()}
     if "workbench.settings" not in have:  # also after a sync that was cut short here
         store.log(parent, told)
         store.client.set_tag(parent, "workbench.settings", "logged")
@@ -525,7 +524,7 @@ def _sync_sweep(folder: Path, place: Path) -> SyncReport:
         tags = {**common, "workbench.trial": number, "workbench.state": trial["state"]}
         run = store.start(f"trial {number}", tags, parent, began)
         told = [Metric("told", float(figure), ended, int(step)) for step, figure in trial["curve"]]
-        store.log(run, flat(trial["values"]), [*told, *_numbers({"score": trial["score"]}, ended)])
+        store.log(run, flat_text(trial["values"]), [*told, *_numbers({"score": trial["score"]}, ended)])
         store.end(run, ended, {"complete": "FINISHED", "pruned": "KILLED"}.get(trial["state"], "FAILED"))
         store.client.set_tag(run, "workbench.whole", "true")
         store.log(parent, metrics=_numbers({"best": best}, ended))
