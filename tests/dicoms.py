@@ -9,10 +9,11 @@ TILTED = (0.8, 0.36, 0.48, 0, 0.8, -0.6)  # both cosines have parts along all ax
 
 
 def series(
-    folder, hu, *, uid=None, study=None, cosines=PLAIN, origin=(-10, -20, 100), step=5.0, names="image_{}", **changes
-):
-    """Write `hu` [slice row column] as slices `step` mm apart along their normal; `changes` maps keywords to values or
-    functions of the slice's number; None leaves an attribute out."""
+    folder, hu, *, uid=None, study=None, cosines=PLAIN, origin=(-10, -20, 100), step=5.0, names="image_{}",
+    syntax=ExplicitVRLittleEndian, **changes,
+):  # fmt: skip
+    """Write `hu` [slice row column] as slices `step` mm apart along their normal, in files called by the pattern or the list `names`;
+    `changes` maps keywords to values or functions of the slice's number; None leaves an attribute out."""
     folder.mkdir(parents=True, exist_ok=True)
     uid, study = uid or generate_uid(), study or generate_uid()
     frame = generate_uid(entropy_srcs=[study])
@@ -20,7 +21,7 @@ def series(
     for k, image in enumerate(hu):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.TransferSyntaxUID = syntax
         ds = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
         ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, uid, frame
@@ -42,7 +43,7 @@ def series(
                 delattr(ds, key)
             else:
                 setattr(ds, key, value)
-        ds.save_as(folder / names.format(k), enforce_file_format=True)
+        ds.save_as(folder / (names.format(k) if isinstance(names, str) else names[k]), enforce_file_format=True)
     return folder
 
 

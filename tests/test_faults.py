@@ -16,6 +16,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import dicoms
 import nbformat
 import nibabel
 import numpy as np
@@ -24,8 +25,7 @@ import pydicom
 import pytest
 import tiny
 import torch
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
+from pydicom.uid import JPEGLosslessSV1
 
 from workbench import (
     __main__,
@@ -129,33 +129,12 @@ def bytes_of(path, edit):
     return path
 
 
-def series(folder, n=5, step=5.0, names=None, **changes):
-    """A DICOM series of n slices; `changes` maps a keyword to a value or to a function of the slice number."""
-    folder.mkdir(exist_ok=True)
-    uid = changes.pop("SeriesInstanceUID", "1.2.826.0.1.3680043.8.498.1")
-    for k in range(n):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        meta.TransferSyntaxUID = changes.get("syntax", ExplicitVRLittleEndian)
-        ds = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        ds.SeriesInstanceUID, ds.SeriesNumber, ds.Modality = uid, 2, "CT"
-        ds.PatientName, ds.PatientID = "Doe^Jane", "4711"
-        ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        ds.Rows, ds.Columns = 7, 8
-        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-        ds.PixelSpacing, ds.SliceThickness = [0.9, 0.7], step
-        ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        ds.ImagePositionPatient = [-10, -20, 100 + step * k]
-        ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
-        ds.PixelData = (1000 + 10 * k + np.arange(56).reshape(7, 8)).astype(np.uint16).tobytes()
-        for key, value in changes.items():
-            if key != "syntax":
-                setattr(ds, key, value(k) if callable(value) else value)
-        ds.save_as(folder / (names[k] if names else f"{k}.dcm"), enforce_file_format=True)
-    return folder
+def series(folder, n=5, step=5.0, names="{}.dcm", **changes):
+    """A DICOM series of n slices `[slice row column]` of 7 x 8, as `dicoms.series` writes them."""
+    stored = np.stack([1000 + 10 * k + np.arange(56).reshape(7, 8) for k in range(n)])
+    about = {"SeriesNumber": 2, "PixelRepresentation": 0, "RescaleIntercept": -1024, **changes}
+    uid = about.pop("SeriesInstanceUID", "1.2.826.0.1.3680043.8.498.1")
+    return dicoms.series(folder, stored, uid=uid, step=step, names=names, **about)
 
 
 def sheared():
@@ -200,14 +179,14 @@ def mha(folder, cut=0, name="ct.mha"):
 
 def two_series(folder):
     series(folder / "scan", 3)
-    series(folder / "scan", 4, names=[f"b{k}.dcm" for k in range(4)], SeriesInstanceUID="1.2.3", SeriesNumber=3)
+    series(folder / "scan", 4, names="b{}.dcm", SeriesInstanceUID="1.2.3", SeriesNumber=3)
     return folder / "scan"
 
 
 def with_scout(folder):
     series(folder / "scan", 3)
     scout = dict(SeriesInstanceUID="1.2.3", SeriesNumber=1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    return series(folder / "scan", 1, names=["scout.dcm"], **scout)
+    return series(folder / "scan", 1, names="scout.dcm", **scout)
 
 
 def with_mr(folder):
@@ -215,7 +194,7 @@ def with_mr(folder):
     return series(
         folder / "scan",
         4,
-        names=[f"b{k}.dcm" for k in range(4)],
+        names="b{}.dcm",
         SeriesInstanceUID="1.2.3",
         SeriesNumber=3,
         Modality="MR",
@@ -441,7 +420,7 @@ FAULTS = [
     (19, "the last slice cut in its header", lambda d: bytes_of(series(d / "scan") / "4.dcm", lambda b: b[:400]).parent, READ,
      "found damaged DICOM (a header without Rows and Columns, as of a truncated file); expected a DICOM "
      "image. Fetch the series again."),
-    (19, "the last slice no DICOM", lambda d: bytes_of(series(d / "scan", names=[f"IM{k}" for k in range(5)]) / "IM4", lambda b: b"x" * 400).parent, READ,
+    (19, "the last slice no DICOM", lambda d: bytes_of(series(d / "scan", names="IM{}") / "IM4", lambda b: b"x" * 400).parent, READ,
      "found no DICOM, under a name like those of the slices; expected a slice. Fetch it again, or move it away "
      "if it is none."),
     (21, "mask of another shape", lambda d: nifti(d, np.ones((8, 7, 5), np.uint8)), on_ct,
