@@ -18,7 +18,6 @@ from workbench.figures.style import (
     PROBABILITY_MAPS,
     SKY,
     TRUE_COLOUR,
-    TRUTH_COLOUR,
     TUMOR_COLOUR,
     Paragraph,
     Picture,
@@ -229,8 +228,7 @@ def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_
                 probability[z], extent=extent, cmap=PROBABILITY_MAPS["tumor"], vmin=0, vmax=1, interpolation="nearest"
             )
         view.contour(ax, after, TUMOR_COLOUR)
-        if truth is not None:
-            view.contour(ax, truth, TRUTH_COLOUR, (0, (3, 2)))
+        view.reference(ax, truth)
         ax.contour(
             x, y, piece[z].astype(np.float32), levels=[0.5], colors=[SKY], linestyles=["dotted"], linewidths=[1.6]
         )
@@ -251,7 +249,7 @@ def _draw_candidate(ax, ct, mask, truth, spacing_mm) -> None:
     view.ct(ax, ct, "tumor")
     view.contour(ax, mask, TUMOR_COLOUR)
     if truth is not None:
-        view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+        view.reference(ax, truth == 2)
     view.zoom(ax, box_around(mask, spacing_mm, 25))
     ax.set_title(view.title(), fontsize=9)
 

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from workbench import folders
 from workbench.figures.style import (
     BLACK,
+    DASHED,
     FAINT,
     GREY,
     LEDGER_COLOURS,
@@ -109,9 +110,14 @@ class View:
         x = (np.arange(padded.shape[1]) - 1) * self.across
         ax.contour(x, y, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=[width])
 
+    def reference(self, ax, mask):
+        """The contour of a reference, dashed; none without one."""
+        if mask is not None:
+            self.contour(ax, mask, TRUTH_COLOUR, DASHED)
+
     def labels(self, ax, labels, truth=None):
         """Liver and tumor as contours; a reference is dashed."""
-        for volume, style, tumor in ((labels, "solid", TUMOR_COLOUR), (truth, (0, (3, 2)), TRUTH_COLOUR)):
+        for volume, style, tumor in ((labels, "solid", TUMOR_COLOUR), (truth, DASHED, TRUTH_COLOUR)):
             if volume is not None:
                 self.contour(ax, volume >= 1, LIVER_COLOUR, style)
                 self.contour(ax, volume == 2, tumor, style)
@@ -136,8 +142,9 @@ class View:
         low, high = (down.start - 0.5) * self.down, (down.stop - 0.5) * self.down
         ax.set_ylim(*((high, low) if self.plane == "axial" else (low, high)))
 
-    def title(self) -> str:
-        return f"{self.plane} slice {self.at} ({self.at_mm:.0f} mm)"
+    def title(self, of: str = "") -> str:
+        """Which slice this is, and `of` what."""
+        return f"{of}: " * bool(of) + f"{self.plane} slice {self.at} ({self.at_mm:.0f} mm)"
 
 
 def _label_legend(labels, truth) -> list:
@@ -172,7 +179,7 @@ def slice_view(
     figure.colorbar(view.ct(ax, ct, window), ax=ax, label="HU", shrink=0.7)
     view.labels(ax, labels, truth)
     view.zoom(ax, box)
-    ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
+    ax.set_title(view.title(title), fontsize=10)
     legend_below(figure, _label_legend(labels, truth))
     return figure
 
@@ -203,10 +210,10 @@ def probability(
         view.contour(ax, p >= threshold, BLACK)  # the map's own colour would not show on the map
         handles = [Line2D([], [], color=BLACK, label=f"p ≥ {threshold:g}")]
     if truth is not None:
-        view.contour(ax, truth == 2 if which == "tumor" else truth >= 1, TRUTH_COLOUR, (0, (3, 2)))
+        view.reference(ax, truth == 2 if which == "tumor" else truth >= 1)
         handles += [Line2D([], [], color=TRUTH_COLOUR, ls="--", label=f"{which}, reference")]
     view.zoom(ax, box)
-    ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
+    ax.set_title(view.title(title), fontsize=10)
     legend_below(figure, handles)
     return figure
 
@@ -314,7 +321,7 @@ def ledger(
     view.ct(ax, ct, window)
     _draw_ledger(view, ax, codes)
     view.zoom(ax)
-    ax.set_title(f"{title}: {view.title()}" if title else view.title(), fontsize=10)
+    ax.set_title(view.title(title), fontsize=10)
     legend_below(figure, _ledger_legend(codes, spacing_mm), columns=2)
     return figure
 
@@ -368,7 +375,7 @@ def steps(
         figure.colorbar(image, cax=bar, label="probability (1)", orientation="horizontal")
     _draw_ledger(view, axes[3], codes)
     view.labels(axes[4], labels, truth)
-    figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
+    figure.suptitle(view.title(title), fontsize=11)
     legend_below(figure, _ledger_legend(codes, spacing_mm) + _label_legend(labels, truth), columns=4)
     return figure
 
@@ -407,7 +414,7 @@ def decided(ct, spacing_mm, ledger_codes, labels, truth, measures: pd.DataFrame,
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.6)
-    figure.suptitle(f"{title}: {view.title()}" if title else view.title(), fontsize=11)
+    figure.suptitle(view.title(title), fontsize=11)
     legend_below(figure, _ledger_legend(codes, spacing_mm) + _label_legend(labels, truth), columns=5)
     return figure
 
@@ -438,7 +445,8 @@ def _ledger_legend(codes: np.ndarray, spacing_mm, meanings: dict | None = None) 
 
 def consistency(ct, before, after, spacing_mm, truth=None, title: str = "") -> Figure:
     """Three neighbouring axial slices before and after the rule: what it restored and what it suppressed."""
-    ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, as_array(truth)
+    ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, _tumor(truth)
+    restored, suppressed = after & ~before, before & ~after
     at = slice_with_most(before != after)
     near = np.zeros(before.shape, bool)
     near[max(0, at - 1) : at + 2] = (before != after)[max(0, at - 1) : at + 2]
@@ -454,17 +462,16 @@ def consistency(ct, before, after, spacing_mm, truth=None, title: str = "") -> F
             view = View(ct.shape, spacing_mm, "axial", z)
             view.ct(ax, ct, "liver")
             if name == "after":
-                view.fill(ax, after & ~before, LEDGER_COLOURS[3], 0.6)
-                view.fill(ax, before & ~after, LEDGER_COLOURS[4], 0.6)
+                view.fill(ax, restored, LEDGER_COLOURS[3], 0.6)
+                view.fill(ax, suppressed, LEDGER_COLOURS[4], 0.6)
             view.contour(ax, mask, TUMOR_COLOUR)
-            if truth is not None:
-                view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+            view.reference(ax, truth)
             view.zoom(ax, box)
             ax.set_title(f"{name}: {view.title()}", fontsize=8)
     ml = math.prod(spacing_mm) / 1000
     figure.suptitle(
-        f"{title or 'three-slice consistency'}: {(after & ~before).sum() * ml:.3g} ml restored, "
-        f"{(before & ~after).sum() * ml:.3g} ml suppressed",
+        f"{title or 'three-slice consistency'}: {restored.sum() * ml:.3g} ml restored, "
+        f"{suppressed.sum() * ml:.3g} ml suppressed",
         fontsize=11,
     )
     legend_below(
@@ -483,7 +490,8 @@ def boundary_change(
     ct, before, after, spacing_mm, at: int | None = None, truth=None, box=None, title: str = ""
 ) -> Figure:
     """A lesion's contour before and after relabelling, and the voxels that changed."""
-    ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, as_array(truth)
+    ct, before, after, truth = as_array(ct), as_array(before) > 0, as_array(after) > 0, _tumor(truth)
+    added, removed = after & ~before, before & ~after
     at = slice_with_most(before != after) if at is None else at
     if box is None:
         box = box_around(before | after, spacing_mm, 12)
@@ -495,17 +503,15 @@ def boundary_change(
         view.zoom(ax, box)
     view.contour(left, before, TUMOR_COLOUR)
     view.contour(left, after, LEDGER_COLOURS[7], width=1.8)
-    view.fill(right, after & ~before, LEDGER_COLOURS[7])
-    view.fill(right, before & ~after, LEDGER_COLOURS[8])
+    view.fill(right, added, LEDGER_COLOURS[7])
+    view.fill(right, removed, LEDGER_COLOURS[8])
     for ax in (left, right):
-        if truth is not None:
-            view.contour(ax, truth == 2, TRUTH_COLOUR, (0, (3, 2)))
+        view.reference(ax, truth)
     left.set_title(f"contours, {view.title()}", fontsize=9)
     right.set_title("voxels that changed", fontsize=9)
     ml = math.prod(spacing_mm) / 1000
     figure.suptitle(
-        f"{title or 'boundary relabelling'}: {(after & ~before).sum() * ml:.3g} ml added, "
-        f"{(before & ~after).sum() * ml:.3g} ml removed",
+        f"{title or 'boundary relabelling'}: {added.sum() * ml:.3g} ml added, {removed.sum() * ml:.3g} ml removed",
         fontsize=11,
     )
     legend_below(
@@ -520,6 +526,11 @@ def boundary_change(
         columns=5,
     )
     return figure
+
+
+def _tumor(truth) -> np.ndarray | None:
+    """The tumor of a label map `[z y x]`, bool; None without one."""
+    return None if truth is None else as_array(truth) == 2
 
 
 def _truth_handle(truth) -> list:

@@ -25,7 +25,7 @@ YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79
 LIVER_COLOUR = SKY
 TUMOR_COLOUR = ORANGE
 FAINT = 0.3  # where labels are filled, the liver's share of the tumor's opacity: it lies under everything
-TRUTH_COLOUR = YELLOW  # and dashed, so that it does not rest on colour alone
+TRUTH_COLOUR, DASHED = YELLOW, (0, (3, 2))  # dashed too, so that it does not rest on colour alone
 LEDGER_COLOURS = {
     1: SKY,
     2: ORANGE,
