@@ -22,18 +22,16 @@ from workbench.volume import Spacing, bounding_box, components
 
 @dataclass(frozen=True)
 class CandidateSettings:
+    """Which pieces are candidates, and which candidates are true lesions."""
+
     minimum_ml: float = 0.03
     liver_margin_mm: float = 5.0
-    overlap: float = (
-        0.1  # a choice, not measured: share of a candidate inside the reference that makes it a true lesion
-    )
+    overlap: float = 0.1  # a choice, not measured: share inside the reference that makes a candidate a true lesion
 
 
 class Candidates(NamedTuple):
     labels: Tensor  # int16 [z y x], 0 outside, 1.. in the order of the table
-    table: (
-        pd.DataFrame
-    )  # candidate, volume_ml, long_axis_mm, z_mm, y_mm, x_mm, mean_probability, max_probability, touches_border
+    table: pd.DataFrame  # a row a candidate, with COLUMNS
     dropped: int  # how many pieces were too small
 
 

@@ -117,9 +117,8 @@ def make(
         one = lesions.iloc[[row]]
         number = int(one.candidate.iloc[0])
         card = {"candidate": number, "kept": bool(one.kept.iloc[0])} | _judged(models.forest, one, known)
-        volume_ml = (
-            int((pieces == number).sum()) * math.prod(maps.spacing_mm) / 1000
-        )  # as `candidates` has it, to the last digit
+        # as `candidates` has it, to the last digit
+        volume_ml = int((pieces == number).sum()) * math.prod(maps.spacing_mm) / 1000
         card |= {"map": atlas.what_would(pieces, number, lower), "beyond_ml": largest if volume_ml > largest else None}
         found.append(card | {"words": words(card, models.forest.threshold.threshold, atlas.threshold)})
     return {

@@ -229,9 +229,8 @@ class Experiment:
                     "Choose another folder with -o, or remove this one.",
                 )
             if changed:
-                own = {
-                    name.split(".")[0] for name in changed
-                }  # the others stay as they are written: stages are known by them
+                # the others stay as they are written: stages are known by them
+                own = {name.split(".")[0] for name in changed}
                 now = {k: v for k, v in about["settings"].items() if k in own}
                 with held(folder):
                     write_json(

@@ -62,9 +62,8 @@ def sweep(folder: Path, name: str = "*") -> None:
         own_pid = writer == str(os.getpid())  # of a former process: here nothing is moved away now
         if not writer.isdigit() or (kind != "old" if own_pid else Path("/proc", writer).exists()):
             continue
-        if (
-            kind == "old" and part.with_suffix(".part").exists() and not (folder / own).exists()
-        ):  # nothing was in its place yet
+        # moved away, and nothing in its place yet
+        if kind == "old" and part.with_suffix(".part").exists() and not (folder / own).exists():
             os.replace(part, folder / own)
         elif part.is_dir() and not part.is_symlink():
             remove(part)

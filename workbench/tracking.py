@@ -258,9 +258,8 @@ class _Store:
             )
             self.client.create_registered_model(name, description=words)
         new = self.client.create_model_version(name, made.artifact_location, run, tags=tags, model_id=made.model_id)
-        link = json.dumps(
-            [{"name": name, "version": int(new.version)}]
-        )  # the model's own page shows its versions by this
+        # the model's own page shows its versions by this
+        link = json.dumps([{"name": name, "version": int(new.version)}])
         self.client.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": link})
         held = known[0].aliases.get(CHAMPION) if known else None
         if held is None or self.client.get_model_version(name, held).tags.get("workbench.key") == tags["workbench.key"]:

@@ -125,9 +125,8 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a case's name in a script that the font lacks
-        if isinstance(
-            figure.get_layout_engine(), PlaceHolderLayoutEngine
-        ):  # nothing to lay out: drawn once, where savefig draws twice
+        # nothing to lay out: drawn once, where savefig draws twice
+        if isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):
             figure.set_dpi(dpi)
             FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
         else:

@@ -131,9 +131,8 @@ class Body:
             rotation(0, d.normal(-12, 5), 0),
         )
         self.caudate = Ellipsoid((22 + d.normal(0, 4), 14 + d.normal(0, 3), -10), (26, 13, 17 + d.normal(0, 2)))
-        self.cap = Ellipsoid(
-            (self.dome_z - 14, self.dome_y - 2, self.dome_x - 2), (40, 62 * f, 54 * f)
-        )  # what fills the dome, whatever the size
+        # what fills the dome, whatever the size
+        self.cap = Ellipsoid((self.dome_z - 14, self.dome_y - 2, self.dome_x - 2), (40, 62 * f, 54 * f))
         self.join_mm = d.uniform(14, 26)
         self.hilum = (d.normal(-4, 5), d.normal(-2, 4), d.normal(-22, 4))  # porta hepatis
         self.fissure_x = d.normal(-4, 5)

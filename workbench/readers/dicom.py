@@ -34,11 +34,7 @@ CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, "1.2.840.10008.5.1.4.1.1.
 # what pydicom raises on damaged files; it has no type of its own for most of it
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError,
           struct.error)  # fmt: skip
-BESIDE = {
-    "SEG",
-    "RTDOSE",
-    "OT",
-}  # rule: images made from a CT, and pictures of a screen; any other may be the one meant
+BESIDE = {"SEG", "RTDOSE", "OT"}  # rule: made from a CT, or of a screen; any other image may be the one meant
 MAX_TOLD = 4  # rule: faults named in one line
 
 
