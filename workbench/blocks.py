@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 
 def conv(channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm and ReLU, the same height and width at stride 1."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=False),
         nn.BatchNorm2d(channels_out),

@@ -30,6 +30,8 @@ class CandidateSettings:
 
 
 class Candidates(NamedTuple):
+    """What `find` found."""
+
     labels: Tensor  # int16 [z y x], 0 outside, 1.. in the order of the table
     table: pd.DataFrame  # a row a candidate, with COLUMNS
     dropped: int  # how many pieces were too small

@@ -60,6 +60,8 @@ SEPARATORS = {";": "semicolons", "\t": "tabs"}  # what spreadsheets put there in
 
 @dataclass(frozen=True)
 class Case:
+    """One row of a manifest, cells as `SCHEMA` has them, paths joined to the manifest's own."""
+
     case: str
     patient: str
     ct: Path

@@ -61,6 +61,8 @@ NO_LOSS = 0.01  # a choice: a share that a stage which only takes away may cost 
 
 
 class Claim(NamedTuple):
+    """A row of the page: what is claimed of a stage, what was measured, the verdict, and the test's p where there is one."""
+
     stage: str
     claim: str
     measured: str

@@ -380,6 +380,7 @@ def _other_rows(stored: dict | None, asked: dict, most: int = 4) -> str:
 
 
 def pick_device(name: str) -> torch.device:
+    """The device called auto, cpu, cuda or cuda:N; refused where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

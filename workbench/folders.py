@@ -173,6 +173,8 @@ class StageFolder:
 
 @dataclass(frozen=True)
 class ExperimentFolder:
+    """What `workbench train` left so far."""
+
     path: Path
     info: dict
     stages: dict[str, StageFolder]

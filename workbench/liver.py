@@ -23,6 +23,8 @@ from workbench.volume import Spacing, numbered, resample, shape_at
 
 @dataclass(frozen=True)
 class LiverSettings:
+    """The grid of the net, and what of its map is the liver."""
+
     pixel_mm: float = 3.0
     threshold: float = 0.5
     minimum_ml: float = 100.0  # a choice: less than this is no liver
@@ -39,6 +41,7 @@ def to_grid(array: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tens
 
 
 def bank_case(hu: Tensor, labels: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> slabs.BankCase:
+    """One case for training, `hu` and `labels` [z y x], on this stage's grid."""
     tumor = to_grid(labels == 2, spacing_mm, settings) >= 0.5
     return slabs.BankCase(
         to_grid(hu, spacing_mm, settings).round(),

@@ -15,10 +15,12 @@ from workbench.volume import Refused
 
 
 def count() -> int:
+    """How many processes train together; 1 where none were joined."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Which of them this one is, from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 

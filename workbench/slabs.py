@@ -53,6 +53,7 @@ class SlabSettings:
 
 
 def normalise(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
+    """HU of a window (lowest, highest) as -1 to 1, float32; what lies outside is cut off."""
     low, high = window_hu
     return (hu.float().clamp(low, high) - low) * (2 / (high - low)) - 1
 

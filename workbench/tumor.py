@@ -32,6 +32,8 @@ BLOB_HU = (
 
 @dataclass(frozen=True)
 class TumorSettings:
+    """How far the box reaches beyond the liver, and the net."""
+
     margin_mm: float = 15.0
     cascade: CascadeSettings = field(
         default_factory=lambda: CascadeSettings(
@@ -50,6 +52,7 @@ class TumorSettings:
 
 
 def box(liver: Tensor, spacing_mm: Spacing, settings: TumorSettings) -> Box | None:
+    """The box of a liver mask [z y x] and its margin; None without a liver."""
     return bounding_box(liver, spacing_mm, settings.margin_mm)
 
 

@@ -142,6 +142,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
 
 
 def as_array(a) -> np.ndarray | None:
+    """An array or tensor, wherever it lies, for NumPy; real numbers of a tensor as float32, None of None."""
     if a is None:
         return None
     if hasattr(a, "detach"):

@@ -160,6 +160,7 @@ def numbered(patients: ArrayLike) -> np.ndarray:
 
 
 def checked(target: ArrayLike, rows: int, settings: ForestSettings) -> np.ndarray:
+    """The target as bool `[candidate]`; refused where it does not fit the rows, or one class is too small."""
     given = np.asarray(target)
     if given.shape != (rows,):
         raise Refused("forest", f"targets of shape {given.shape}", f"({rows},), one a row")

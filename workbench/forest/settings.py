@@ -9,6 +9,8 @@ from workbench.volume import Refused
 
 @dataclass(frozen=True)
 class ForestSettings:
+    """The forest, how it is tried out of fold, and the recall that its threshold keeps."""
+
     trees: int = 500  # a score's sd between seeds is below 0.02 (0.04 at most) on a synthetic table of 120 lesions
     criterion: str = "log_loss"  # empirical (docs/log.md, 2026-11-25): sharper than gini where few lesions score low
     min_leaf: int | None = None  # None: the one of `leaf_choices` that ranks unseen patients best

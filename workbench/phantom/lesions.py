@@ -21,6 +21,8 @@ KINDS = ("metastasis", "rim-enhancing", "hypervascular", "cyst", "infiltrative")
 
 @dataclass
 class Lesion:
+    """A tumor as it is planned, before it is painted."""
+
     kind: str
     shape: Ellipsoid
     reach_mm: float  # radius of the ball of the planned volume
@@ -80,6 +82,7 @@ def _gap(point, tubes: list[Capsule]) -> float:
 
 
 def plan_lesions(d: Draw, body: Body, survey: Map, veins: list[Capsule]) -> list[Lesion]:
+    """Up to eight tumors inside the liver, clear of one another, most of one kind."""
     count = d.pick(range(9), (0.09, 0.17, 0.18, 0.16, 0.13, 0.10, 0.08, 0.05, 0.04))
     main = d.pick(KINDS, (0.46, 0.22, 0.12, 0.08, 0.12))
     base = d.uniform(0.75, 1.3)
@@ -192,6 +195,7 @@ def _clear(point, reach: float, lesions: list[Lesion]) -> bool:
 
 
 def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
+    """What looks like a tumor and is none, clear of the lesions."""
     found = []
     front = -0.40 * body.half_front
     for anchor, p in (

@@ -297,6 +297,8 @@ def _tube_field(slab: _Slab, tubes: list[Capsule], box: Box, like: Tensor) -> Te
 
 @dataclass
 class Plan:
+    """All that is painted into one phantom."""
+
     body: Body
     portal: list[Capsule]
     hepatic: list[Capsule]
@@ -432,6 +434,7 @@ def _paint_lesion(slab, lesion, number, at, local, distance, tissue, base, lesio
 
 
 def paint_slices(plan: Plan, z: Tensor, y: Tensor, x: Tensor, width: float) -> dict[str, Tensor]:
+    """Slices `[z y x]` of a phantom at places in mm, edges `width` mm wide: HU, organ, shares of liver and tumor, numbers of lesion and look-alike."""
     body = plan.body
     g = body.grid(z, y, x)
     shape = (len(z), len(y), len(x))

@@ -57,6 +57,7 @@ class Phantom:
 
 
 def blur_weights(n: int, sigma_px: float, device: torch.device) -> Tensor:
+    """A Gaussian mean along an axis of n pixels as a matrix `[n n]`; each row adds up to 1."""
     at = torch.arange(n, device=device, dtype=torch.float32)
     weight = torch.exp(-0.5 * ((at[:, None] - at) / sigma_px) ** 2)
     return weight / weight.sum(1, keepdim=True)

@@ -71,6 +71,8 @@ class Smooth:
 
 @dataclass(frozen=True)
 class Ellipsoid:
+    """An ellipsoid, `centre` and `radii` in mm (z, y, x)."""
+
     centre: Point
     radii: Point
     turn: np.ndarray | None = None  # rows: the axes of `radii` in (z, y, x)
@@ -118,6 +120,7 @@ class Capsule:
 
 
 def capsules(points: list[Point], radii: list[float]) -> list[Capsule]:
+    """A tube through points (mm), its radius given at each."""
     return [Capsule(a, b, r, s) for a, b, r, s in zip(points, points[1:], radii, radii[1:])]
 
 

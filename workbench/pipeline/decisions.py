@@ -70,6 +70,7 @@ def _again(given: _Given, task: tuple[np.ndarray, bool]) -> selection.Selection 
 
 
 def run_selection(experiment: Experiment, folder: Path) -> dict:
+    """The descriptors chosen on all training patients, without each fold of them, and on resamples."""
     make = partial(_given, experiment.folder, str(experiment.device))
     given = make()
     folds = range(int(given.fold.max()) + 1)
@@ -141,6 +142,7 @@ def _lesions(table: pd.DataFrame) -> np.ndarray:
 
 
 def run_forest(experiment: Experiment, folder: Path) -> dict:
+    """The forest and its threshold, with the scores of all candidates: out of fold in training, else by the forest itself."""
     table, features = tables(experiment)
     names = json.loads((experiment.path("selection") / "selected.json").read_text())
     s, train = experiment.settings.forest, (table.split == "train").to_numpy()
@@ -217,6 +219,7 @@ def train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryMod
 
 
 def run_boundary(experiment: Experiment, folder: Path) -> dict:
+    """The boundary net, from what the forest keeps of the training cases."""
     model = train_boundary(experiment, folder)
     write_table(folder / "curves.csv", model.curves)
     return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}

@@ -23,6 +23,7 @@ from workbench.volume import Refused, Volume
 
 
 def run_metrics(experiment: Experiment, folder: Path, keep: Callable[[Result, Path], object] | None) -> dict:
+    """The held-out cases segmented and measured after each stage, in tables; see `_held_out`."""
     chosen = [c for c in cohort.read_manifest(experiment.manifest) if c.split == "test"]
     if not chosen:
         raise Refused(experiment.manifest, "no held-out case", "at least one with split test")

@@ -18,6 +18,7 @@ from workbench.volume import Refused, numbered
 
 
 def run_consistency(experiment: Experiment, folder: Path) -> dict:
+    """The three-slice rule on each case's tumor map, and what of its changes was right."""
     rows = []
     for row in experiment.cases().itertuples():
         _, labels, spacing = experiment.work(row.case)
@@ -45,6 +46,7 @@ def run_consistency(experiment: Experiment, folder: Path) -> dict:
 
 
 def run_candidates(experiment: Experiment, folder: Path) -> dict:
+    """The candidates of each case, and which of them are true lesions."""
     tables, dropped, said = [], 0, experiment.corrections
     s = experiment.settings.candidates
     for row in experiment.cases().itertuples():
@@ -82,6 +84,7 @@ def candidate_table(experiment: Experiment) -> pd.DataFrame:
 
 
 def run_radiomics(experiment: Experiment, folder: Path) -> dict:
+    """The descriptors of all candidates, and those of the training candidates under each perturbation."""
     table, on = candidate_table(experiment), experiment.device
     if not (table.split == "train").any():
         raise Refused(

@@ -23,6 +23,7 @@ from workbench.volume import Refused, components, resample
 
 
 def run_cohort(experiment: Experiment, folder: Path) -> dict:
+    """All cases on the work grid, their table and the folds of the training cases."""
     settings, rows = experiment.settings, []
     cases = cohort.read_manifest(experiment.manifest)
     tumor_ml, hashes, tables, said = {}, [], [], experiment.corrections
@@ -209,6 +210,7 @@ def train_liver(experiment: Experiment, folder: Path, only: int | None = None) -
 
 
 def run_liver(experiment: Experiment, folder: Path) -> dict:
+    """The liver's nets, and map and mask of each case."""
     s, cut = experiment.settings.liver, _cut(experiment)
 
     def predict(nets: list, case: str) -> Tensor:
@@ -248,6 +250,7 @@ def train_tumor(experiment: Experiment, folder: Path, only: int | None = None) -
 
 
 def run_tumor(experiment: Experiment, folder: Path) -> dict:
+    """The tumor's nets, and the map of each case."""
     s = experiment.settings.tumor
 
     def predict(nets: list, case: str) -> Tensor:
@@ -276,9 +279,11 @@ def run_tumor(experiment: Experiment, folder: Path) -> dict:
 
 
 def dice(a: Tensor, b: Tensor) -> float:
+    """Dice of two bool masks of one shape; 1 where both are empty."""
     total = int(a.sum()) + int(b.sum())
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
 def by_split(table: pd.DataFrame, column: str) -> dict:
+    """The mean of a column for each split, as `train_dice` and the like."""
     return {f"{split}_{column}": float(part[column].mean()) for split, part in table.groupby("split")}

@@ -21,6 +21,7 @@ MAX_FILES = 200_000  # rule: a hundred masks of 2000 slices
 
 
 def is_zip(path: Path) -> bool:
+    """Whether a path is a file called .zip."""
     return path.is_file() and path.suffix.lower() == ".zip"
 
 
