@@ -33,7 +33,9 @@ app = typer.Typer(
     help="Liver tumor segmentation in CT, stage by stage. Research use only: not a medical device.",
 )
 
-exports = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a cohort as other programs read it.")
+exports = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Write a cohort or results as other programs read them."
+)
 app.add_typer(exports, name="export")
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -419,8 +421,10 @@ def run(
 
 
 @app.command()
-def view(result: Annotated[Path, typer.Argument(help="A result folder.")]) -> None:
-    """Open a result in napari; without a display, write the same layers as a contact sheet."""
+def view(
+    result: Annotated[Path, typer.Argument(help="A result, a folder of results or an experiment.")],
+) -> None:
+    """Open results in napari; without a display, write the same layers as a contact sheet."""
     from workbench import qa
 
     qa.view(result)
