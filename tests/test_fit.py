@@ -92,7 +92,7 @@ def test_the_average_is_that_of_the_weights(tmp_path):
         torch.manual_seed(0)
         net = nn.Linear(3, 1)
         settings = replace(SETTINGS, ema=ema)
-        validate = lambda net, _: seen.append(net.weight.detach().clone()) or {}  # noqa: E731
+        validate = lambda net, _: seen.append(net.weight.detach().clone()) or {}
         fit.fit(net, draw, objective, settings, folder, "net", {}, validate if seen is not None else None)
         return net.weight.detach()
 
@@ -108,7 +108,7 @@ def test_the_average_is_that_of_the_weights(tmp_path):
 
 
 def test_whole_volumes_are_asked_for_evenly_and_at_the_end():
-    at = lambda **k: [s for s in (3, 6, 9, 10) if FitSettings(steps=10, check_every=3, **k).whole_at(s)]  # noqa: E731
+    at = lambda **k: [s for s in (3, 6, 9, 10) if FitSettings(steps=10, check_every=3, **k).whole_at(s)]
     assert at(volume_checks=2) == [6, 10] and at(volume_checks=1) == [10]
     assert at(volume_checks=99) == [3, 6, 9, 10] and at(volume_checks=0) == []
 

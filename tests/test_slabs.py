@@ -34,7 +34,7 @@ class Echo(nn.Module):
 def test_predict_centre_and_neighbours():
     hu = torch.tensor([-100.0, 0.0, 100.0, 200.0])[:, None, None].expand(4, 5, 7)
     window = (-1000.0, 1000.0)
-    at = lambda which: torch.logit(slabs.predict([Echo(which)], hu, None, window, "cpu", batch=3))[:, 2, 2] * 100  # noqa: E731
+    at = lambda which: torch.logit(slabs.predict([Echo(which)], hu, None, window, "cpu", batch=3))[:, 2, 2] * 100
     assert at(1).round().tolist() == pytest.approx([-100, 0, 100, 200], abs=6)
     assert at(0).round().tolist() == pytest.approx([-100, -100, 0, 100], abs=6)  # the outermost slice is repeated
     assert at(2).round().tolist() == pytest.approx([0, 100, 200, 200], abs=6)

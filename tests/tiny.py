@@ -24,7 +24,7 @@ def patient(seed: int) -> tuple[Volume, Volume]:
     rng = np.random.default_rng(seed)
     at = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(SHAPE, SPACING)], indexing="ij"), -1)
     centre = np.array([28.0, 60.0, 66.0]) + rng.normal(0, 2, 3)
-    ball = lambda c, r: np.linalg.norm(at - c, axis=-1) < r  # noqa: E731
+    ball = lambda c, r: np.linalg.norm(at - c, axis=-1) < r
     hu = np.full(SHAPE, -90.0)
     body = np.linalg.norm((at - centre)[..., 1:] / (58, 68), axis=-1) < 1
     hu[body] = 40
