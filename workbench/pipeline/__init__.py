@@ -6,11 +6,10 @@ not run again. Later stages learn from out-of-fold maps only.
 
 from workbench.pipeline.decisions import boundary_case, candidates_chance, forest_rows, simpler
 from workbench.pipeline.nets import dice
-from workbench.pipeline.order import FOLDS, KILLED, RUN, one_at_a_time, run, train, train_fold
+from workbench.pipeline.order import FOLDS, RUN, one_at_a_time, run, train, train_fold
 
 __all__ = [
     "FOLDS",
-    "KILLED",
     "RUN",
     "boundary_case",
     "candidates_chance",
