@@ -352,10 +352,14 @@ def _changed(stored: dict, asked: dict) -> dict[str, tuple]:
     return {k: (one.get(k), v) for k, v in other.items() if one.get(k) != v}
 
 
-def _differences(changed: dict[str, tuple], most: int = 4) -> str:
+def _differences(changed: dict[str, tuple]) -> str:
     """The first few of them in words."""
     apart = [f"{k} {one} instead of {other}" for k, (one, other) in changed.items()]
-    return "; ".join(apart[:most]) + (f" and {len(apart) - most} more" if len(apart) > most else "")
+    return _first_few(apart, "; ")
+
+
+def _first_few(words: list[str], between: str) -> str:
+    return between.join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
 
 
 def _reached(changed: dict[str, tuple]) -> list[str]:
@@ -369,14 +373,14 @@ def _reached(changed: dict[str, tuple]) -> list[str]:
     return [stage for stage in STAGES if stage in reached]
 
 
-def _other_rows(stored: dict | None, asked: dict, most: int = 4) -> str:
+def _other_rows(stored: dict | None, asked: dict) -> str:
     """Which rows of a manifest are not as they were recorded, in words; empty where all are."""
     if stored is None:
         return "it was recorded by the file's hash alone"
     apart = [case for case in {**stored, **asked} if stored.get(case) != asked.get(case)]
     if not apart:
         return "" if list(stored) == list(asked) else "in another order"
-    return ", ".join(apart[:most]) + (f" and {len(apart) - most} more" if len(apart) > most else "")
+    return _first_few(apart, ", ")
 
 
 def pick_device(name: str) -> torch.device:

@@ -44,6 +44,7 @@ OVERLAPS = {"iou0": 0.0, "iou50": 0.5}  # fixed: LiTS
 SIZES = ("below 10 mm", "10 to 20 mm", "above 20 mm")  # rule: LiTS's small, medium, large, by diameter
 NEIGHBOURS = {6: ndimage.generate_binary_structure(3, 1), 26: ndimage.generate_binary_structure(3, 3)}
 FACES_AND_EDGES = ndimage.generate_binary_structure(3, 2)
+DRAWS, FLIPS = 2000, 10_000  # a choice: of cases or patients drawn again, and of signs; always the same ones
 EXACT_PAIRS = 12  # rule: up to here all sign flips are tried, 4096 at most
 
 
@@ -254,9 +255,7 @@ def breakdown(cases: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["structure", "measure", "over", "size", "mean", "n", "undefined"])
 
 
-def bootstrap(
-    values: Sequence[float], n: int = 2000, seed: int = 0, groups: Sequence | None = None
-) -> tuple[float, float, float]:
+def bootstrap(values: Sequence[float], groups: Sequence | None = None) -> tuple[float, float, float]:
     """Mean with its 95 % percentile interval over resampled cases, or over `groups` (patients) as a whole.
 
     Undefined values (NaN) are left out: their number belongs beside the mean. All NaN when none is defined.
@@ -269,15 +268,13 @@ def bootstrap(
     group = pd.factorize(group[keep])[0]
     total = np.bincount(group, values[keep])
     count = np.bincount(group).astype(float)
-    draw = np.random.default_rng(seed).integers(0, len(total), (n, len(total)))
+    draw = np.random.default_rng(0).integers(0, len(total), (DRAWS, len(total)))
     means = total[draw].sum(1) / count[draw].sum(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(values[keep].mean()), float(low), float(high)
 
 
-def paired(
-    a: Sequence[float], b: Sequence[float], seed: int = 0, groups: Sequence | None = None, n: int = 10_000
-) -> dict:
+def paired(a: Sequence[float], b: Sequence[float], groups: Sequence | None = None) -> dict:
     """b against a on the same cases: mean difference with its interval, p of a sign-flip permutation test, n.
 
     Two-sided, exact up to 12 pairs (or patients, with `groups`). Pairs with an undefined value are left out and `n`
@@ -292,19 +289,19 @@ def paired(
     if not len(difference):
         return {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "n": 0}
     group = np.arange(len(difference)) if groups is None else pd.factorize(np.asarray(groups)[keep])[0]
-    mean, low, high = bootstrap(difference, seed=seed, groups=group)
+    mean, low, high = bootstrap(difference, groups=group)
     total = np.bincount(group, difference)  # a patient's cases keep their sign together
     if len(total) <= EXACT_PAIRS:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(total))))
     else:
-        signs = np.random.default_rng(seed).choice((-1, 1), (n, len(total)))
+        signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, len(total)))
         signs[0] = 1  # the observed one is among them
     flipped = np.abs(signs @ total)
     p = float((flipped >= abs(total.sum()) - 1e-12 * np.abs(total).sum()).mean())
     return {"difference": mean, "low": low, "high": high, "p": p, "n": len(difference)}
 
 
-def paired_median(a: Sequence[float], b: Sequence[float], seed: int = 0, groups: Sequence | None = None) -> dict:
+def paired_median(a: Sequence[float], b: Sequence[float], groups: Sequence | None = None) -> dict:
     """b against a for the typical patient: the median over patients of their mean difference, its interval, p of Wilcoxon's signed
     ranks (two-sided), n patients.
 
@@ -318,7 +315,7 @@ def paired_median(a: Sequence[float], b: Sequence[float], seed: int = 0, groups:
     of_patients = pd.Series(difference[keep]).groupby(names[keep]).mean().to_numpy()
     if not len(of_patients):
         return {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "n": 0}
-    drawn = np.random.default_rng(seed).integers(0, len(of_patients), (2000, len(of_patients)))
+    drawn = np.random.default_rng(0).integers(0, len(of_patients), (DRAWS, len(of_patients)))
     low, high = np.percentile(np.median(of_patients[drawn], axis=1), [2.5, 97.5])
     p = float(stats.wilcoxon(of_patients).pvalue) if of_patients.any() else 1.0
     return {

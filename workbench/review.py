@@ -187,11 +187,11 @@ def attenuation(made: Experiment) -> pd.DataFrame:
 # --- the cascade -------------------------------------------------------------------------------------------------
 
 
-def attention(made: Experiment, case: str, at: int, fold: int = 0) -> tuple[Tensor, list[Tensor]]:
-    """One slice HU `[y x]` as the liver's net sees it, and what its gates let through, `[h w]` each, finest first."""
+def attention(made: Experiment, case: str, at: int) -> tuple[Tensor, list[Tensor]]:
+    """One slice HU `[y x]` as the liver's net of fold 0 sees it, and what its gates let through, `[h w]` each, finest first."""
     hu, _, spacing = made.work(case)
     settings, small = made.settings.liver, liver.to_grid(hu, spacing, made.settings.liver)
-    net = cascade.load(made.path("liver"), settings.cascade, "cpu", [fold])[0]
+    net = cascade.load(made.path("liver"), settings.cascade, "cpu", [0])[0]
     half, multiple = net.settings.slices // 2, net.settings.multiple
     stack = small[torch.arange(at - half, at + half + 1).clamp(0, len(small) - 1)]
     h, w = stack.shape[1:]
@@ -527,9 +527,9 @@ def lesion_edges(ct: Volume, truth: Volume, masks: dict[str, Tensor]) -> pd.Data
 # --- the end -----------------------------------------------------------------------------------------------------
 
 
-def by_size(made: Experiment, stages: Sequence[str] = ("cascade", "boundary")) -> pd.DataFrame:
-    """Held-out lesions found (IoU above 0, above 0.5) by diameter class, after some stages."""
-    rows = []
+def by_size(made: Experiment) -> pd.DataFrame:
+    """Held-out lesions found (IoU above 0, above 0.5) by diameter class, after the cascade and in the end."""
+    rows, stages = [], ("cascade", "boundary")
     for stage in stages:
         reports = json.loads((made.path("metrics") / f"{stage}.json").read_text())["cases"]
         rows += [{"stage": stage, **lesion} for report in reports for lesion in report["lesions"]]

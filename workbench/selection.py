@@ -114,12 +114,12 @@ class Selection:
 # ---------------------------------------------------------------------------------------------- stability
 
 
-def icc(values: np.ndarray, minimum: int = 3) -> dict[str, float | int | str]:
+def icc(values: np.ndarray) -> dict[str, float | int | str]:
     """ICC(2,1) and ICC(1,1) with 95 % intervals of one feature, `values [lesion repeat]`. Keys as `icc_table`."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2:
         raise Refused("icc", f"{values.ndim} dimensions", "2 (lesion, repeat)")
-    return icc_table(values.T[:, :, None], minimum).iloc[0].to_dict()
+    return icc_table(values.T[:, :, None]).iloc[0].to_dict()
 
 
 def icc_table(values: np.ndarray, minimum: int = 3) -> pd.DataFrame:

@@ -22,12 +22,10 @@ def importance(
     target: ArrayLike,
     patients: ArrayLike,
     repeats: int = 10,
-    draws: int = 100,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """How much the area under the out-of-fold curve falls when a feature is shuffled among the candidates of each fold.
 
-    Columns name, drop (mean of `repeats` shuffles), low, high (95 %, patients drawn again `draws` times for each shuffle), forests (how many
+    Columns name, drop (mean of `repeats` shuffles), low, high (95 %, patients drawn again 100 times for each shuffle), forests (how many
     of the folds' forests read it; where one does not, its scores stay). The largest drop first.
     """
     truth, groups = np.asarray(target).astype(bool), numbered(patients)
@@ -35,7 +33,7 @@ def importance(
         raise Refused("importance", f"{truth.sum()} lesions in {len(features)} rows", "both classes")
     names = list(dict.fromkeys(name for forest in found.forests for name in forest.names))
     scores = np.tile(found.scores, (len(names), repeats, 1))  # [feature shuffle candidate]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     folds = [np.flatnonzero(found.fold == number) for number in np.unique(found.fold)]
     shuffled = [[rng.permutation(len(held)) for _ in range(repeats)] for held in folds]
 
@@ -49,7 +47,7 @@ def importance(
             scores[names.index(name)][:, held] = says
 
     side_by_side(work, range(len(folds)), lambda *_: None, CPU)
-    weights = _drawn(groups, truth, draws, rng)
+    weights = _drawn(groups, truth, 100, rng)
     whole, base = auc(found.scores, truth), areas(found.scores, truth, weights)
     result = []
     for name, ones in zip(names, scores):
