@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.threads import in_processes
+from workbench import watch
+from workbench.threads import cores, in_processes
 from workbench.volume import Refused
 
 
@@ -73,3 +74,10 @@ def until(true, seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def test_cores_and_memory_are_told_where_linux_does_not_tell_them(monkeypatch, tmp_path):
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(watch, "STATM", tmp_path / "none")
+    assert cores() == os.cpu_count() and watch._memory_mb() > 0

@@ -26,7 +26,7 @@ import torch
 import workbench
 from workbench import phantom
 from workbench.files import write_atomic, write_table
-from workbench.threads import in_processes
+from workbench.threads import cores, in_processes
 from workbench.volume import Refused, Volume
 
 if TYPE_CHECKING:
@@ -322,9 +322,7 @@ def write_phantoms(
         raise Refused("--preset", preset, " or ".join(phantom.PRESETS))
     held_out = cases // 3 if held_out is None else held_out
     jobs = [(out / f"phantom-{s:04d}", s, preset, device) for s in range(seed, seed + cases)]
-    for i, name in enumerate(
-        in_processes(_nothing, _write_phantom, jobs, len(os.sched_getaffinity(0)) if device == "cpu" else 1)
-    ):
+    for i, name in enumerate(in_processes(_nothing, _write_phantom, jobs, cores() if device == "cpu" else 1)):
         if progress is not None:
             progress(name, i + 1, cases)
     rows = [

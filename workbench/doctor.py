@@ -16,6 +16,7 @@ import workbench
 from workbench import experiment, slabs
 from workbench.network import SlabNet
 from workbench.radiomics import compiled
+from workbench.threads import cores
 
 PACKAGES = (
     "torch numpy scipy pandas scikit-learn scikit-image nibabel SimpleITK pydicom highdicom pyradiomics mlflow papermill jupyterlab "
@@ -46,7 +47,7 @@ def examine() -> dict:
         "system": platform.platform(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "bfloat16": bool(bf16),
         "display": display,

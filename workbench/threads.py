@@ -72,10 +72,15 @@ def side_by_side(work: Callable[[Item, Tell], None], items: Sequence[Item], tell
 AT_ONCE = 4  # a choice: a whole scan takes about 3.4 GB (the log, 2026-11-23)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def at_once(device: torch.device) -> int:
     """How many processes share a cohort's cases: on a CPU one a core; a GPU waits for what each does beside it, up to half the cores."""
-    cores = torch.get_num_threads() if device.type == "cpu" else len(os.sched_getaffinity(0)) // 2
-    return max(1, min(cores, AT_ONCE))
+    most = torch.get_num_threads() if device.type == "cpu" else cores() // 2
+    return max(1, min(most, AT_ONCE))
 
 
 def in_processes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 
 from workbench.files import write_atomic
 
+STATM = Path("/proc/self/statm")
 COLUMNS = ("seconds", "cpu_percent", "memory_mb", "gpu_memory_mb")  # 100 % is one core; MB are 10^6 bytes
 
 
@@ -54,8 +56,10 @@ def watched(path: Path, device: torch.device, every_s: float = 2.0, most: int = 
 
 
 def _memory_mb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    """Resident memory of this process; where no /proc tells it, the most that there was."""
+    if not STATM.is_file():
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)  # bytes on macOS
+    pages = int(STATM.read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
