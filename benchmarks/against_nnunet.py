@@ -54,7 +54,7 @@ import pandas as pd
 import torch
 
 from workbench import cohort, experiment, metrics, nnunet, pipeline, readers
-from workbench.files import read_json, write_atomic
+from workbench.files import read_json, write_atomic, write_json
 from workbench.volume import Refused
 
 PINS = (
@@ -117,7 +117,7 @@ def part(run: Path, name: str, make: Callable[[], dict]) -> dict:
     file = run / "parts" / f"{name}.json"
     if not file.is_file():
         print(f"  {name}", file=sys.stderr, flush=True)
-        experiment.write_json(file, metrics.json_safe(make()))
+        write_json(file, metrics.json_safe(make()))
     return read_json(file)
 
 
@@ -131,7 +131,7 @@ def environment(folder: Path) -> Path:
         print(f"  {' '.join(PINS)} -> {folder}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-qq", *PINS], check=True)
-        experiment.write_json(mark, PINS)
+        write_json(mark, PINS)
     (package,) = folder.glob("lib/python*/site-packages/nnunetv2")
     with_trainer(package)
     return folder / "bin"
@@ -261,7 +261,7 @@ class NnUNet:
         used["planned_batch"] = planned["batch_size"]
         if self.asked.batch:
             planned["batch_size"] = min(self.asked.batch, planned["batch_size"])
-            experiment.write_json(file, plans)
+            write_json(file, plans)
         return used
 
     def train(self, seconds: float) -> dict:
@@ -481,7 +481,7 @@ def main() -> int:
         return 2
     print(f"{figures['work']}\n{words(figures)}")
     if asked.json:
-        experiment.write_json(asked.json, figures)
+        write_json(asked.json, figures)
     failed = failures(figures)
     print("holds" if not failed else f"FAILS: {'; '.join(failed)}")
     return int(bool(failed))

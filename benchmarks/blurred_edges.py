@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from workbench import evidence, metrics, phantom, review, segmentation
-from workbench.experiment import write_json
+from workbench.files import write_json
 from workbench.threads import at_once, in_processes
 from workbench.volume import resample
 

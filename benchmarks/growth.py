@@ -35,8 +35,9 @@ import pandas as pd
 import torch
 
 from workbench import cohort, phantom, pipeline, readers, results, segmentation
-from workbench.experiment import STAGES, Experiment, write_json, write_table
+from workbench.experiment import STAGES, Experiment
 from workbench.experiment import demo as demo_settings
+from workbench.files import write_json, write_table
 from workbench.readers import nifti
 from workbench.threads import at_once
 from workbench.volume import Volume, canonical_affine, resample

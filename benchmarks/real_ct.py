@@ -32,7 +32,8 @@ from torch import Tensor
 
 from workbench import candidates, cohort, experiment, metrics, phantom, pipeline, segmentation
 from workbench.boundary import BoundarySettings
-from workbench.experiment import STAGES, Experiment, Settings, write_json
+from workbench.experiment import STAGES, Experiment, Settings
+from workbench.files import write_json
 from workbench.ledger import ABLATION
 from workbench.readers import nifti
 from workbench.volume import Refused, Spacing, Volume, canonical_affine, resample

@@ -33,7 +33,7 @@ import tiny
 import torch
 from test_faults import AFFINE, ct, series
 
-from workbench import batch, boundary, cascade, cohort, experiment, fit, folders, forest, readers
+from workbench import batch, boundary, cascade, cohort, experiment, files, fit, folders, forest, readers
 from workbench.__main__ import _parameters
 from workbench.network import SlabNet
 from workbench.readers import dicom
@@ -349,9 +349,9 @@ def _experiment(folder: Path) -> Path:
     )
     cases = pd.DataFrame({"case": [r[0] for r in rows], "patient": [r[1] for r in rows], "split": "train", "fold": 0})
     for stage in folders.STAGES:
-        experiment.write_table(made.path(stage) / "cases.csv", cases)
+        files.write_table(made.path(stage) / "cases.csv", cases)
         identity = made._identity(stage)
-        experiment.write_json(made.path(stage) / "stage.json", identity | {"outputs": {"cases.csv": "0"}, "seconds": 1})
+        files.write_json(made.path(stage) / "stage.json", identity | {"outputs": {"cases.csv": "0"}, "seconds": 1})
     return made.folder
 
 

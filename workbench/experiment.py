@@ -24,7 +24,6 @@ from torch import Tensor
 import workbench
 from workbench import boundary, candidates, cascade, cohort, consistency, corrections, forest, liver, selection, tumor
 from workbench.files import flat, from_dict, held, read_json, read_table, sha256, write_json
-from workbench.files import write_table as write_table  # taken from here by benchmarks/growth.py
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
 from workbench.network import NetworkSettings
