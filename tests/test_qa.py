@@ -83,6 +83,15 @@ def test_candidates_lie_in_their_lesions_and_say_what_is_known(folder):
     assert np.linalg.norm(false[:3] - to_rgb(figures.FALSE_COLOUR)) < 0.2 and to_hex(unknown) == figures.GREY
 
 
+def test_below_the_picture_stands_what_a_value_means(folder):
+    """napari says the row of `features` whose `index` is the value under the pointer."""
+    found = named(folder)
+    ledger, pieces = (found[name][1]["features"].set_index("index") for name in ("ledger", "candidates by score"))
+    assert set(np.unique(fake.arrays()["ledger"])) <= set(ledger.index)
+    assert ledger.meaning[6] == figures.LEDGER_MEANINGS[6]
+    assert pieces.forest_score.tolist()[:2] == [0.93, 0.11] and list(pieces.index) == [1, 2, 3]
+
+
 def test_what_is_missing_is_left_out(folder, tmp_path):
     (tmp_path / "case 1 ct.nii.gz").unlink()
     (folder / "ledger.nii.gz").unlink()
@@ -306,6 +315,49 @@ def test_windows_stages_and_cases_are_turned_through(window):
     press(viewer, "Shift-K")
     assert panel.case.path == places[0] and viewer.layers["labels"].metadata["case"] == "case 1"
     assert "case 1 of 2, 0 of 3 lesions judged" in panel.state.text()
+
+
+def test_the_view_that_was_chosen_stays_with_the_next_case(window):
+    viewer, panel, places = window
+    panel._stage("ledger")
+    press(viewer, "D")
+    press(viewer, "H")
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[0]
+    assert {layer.name for layer in viewer.layers if layer.visible} == {"CT (HU)", "ledger"}
+    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == qa.limits("tumor")
+    assert viewer.dims.order == (1, 0, 2) and viewer.scene.camera.orientation2d[0] == "up"
+    assert [panel.sets[which].checkedButton().text() for which in panel.sets] == ["ledger", "tumor", "coronal"]
+    viewer.dims.ndisplay = 3
+    press(viewer, "H")
+    assert viewer.dims.ndisplay == 2 and viewer.dims.order == (2, 0, 1), "a plane is seen in two dimensions"
+
+
+def test_the_pointer_asks_what_is_shown_and_the_keys_work_there(window):
+    viewer, panel, places = window
+    asked = {"CT": "CT (HU)", "maps": "tumor probability", "candidates": "candidates by score", "ledger": "ledger",
+             "boundary": "after boundary", "result": "candidates"}  # fmt: skip
+    for stage, name in asked.items():
+        panel._stage(stage)
+        active = viewer.layers.selection.active
+        assert active.visible and active.name == name
+        for key, verdict in (("T", "accept"), ("R", "reject"), ("W", "needs edit"), ("U", None)):
+            press(viewer, key)
+            said = verdicts.read(places[1]).of(panel.sha).get(2)
+            assert (said.verdict if said else None) == verdict
+        press(viewer, "J")
+        press(viewer, "K")
+        assert panel.candidate() == 2
+    panel._stage("ledger")
+    press(viewer, "J")
+    meaning = viewer.layers["ledger"].get_status((35, 30, 19.5), world=True)["value"]
+    assert meaning == "2; meaning: tumor (cascade, unchanged)"
+
+
+def test_a_large_lesion_is_written_out():
+    from workbench.qa.panel import _ml
+
+    assert [_ml(ml) for ml in (0.0234, 2.36, 9.96, 62.3, 123.4, 1234.5)] == ["0.023", "2.4", "10", "62", "123", "1234"]
 
 
 def test_verdicts_are_saved_and_come_back(window, make_napari_viewer):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.colors import to_rgb
 
 from workbench import figures, folders, verdicts
@@ -111,12 +112,13 @@ def layers(folder: str | Path) -> list[Layer]:
         put("labels", "labels", held["labels"].whole, colormap=dict(LABEL_COLOURS), opacity=0.45)
     if "candidates" in there:
         by_score = {int(n): _score_colour(s) for n, s in zip(lesions.candidate, lesions.forest_score)}
-        put("labels", "candidates by score", held["candidates"], opacity=0.7, visible=False,
+        put("labels", "candidates by score", held["candidates"], opacity=0.7, visible=False, features=_indexed(_known(lesions), "candidate"),
             colormap={0: "transparent", None: figures.GREY, **by_score})  # fmt: skip
     if "ledger" in there:
         meanings = {**figures.LEDGER_MEANINGS, **{int(k): v for k, v in case.info.get("ledger_codes", {}).items()}}
+        codes = pd.DataFrame(list(meanings.items()), columns=["code", "meaning"])
         put("labels", "ledger", held["ledger"], colormap=dict(LEDGER_COLOURS), opacity=0.7, visible=False,
-            metadata={**metadata, "meanings": meanings})  # fmt: skip
+            features=_indexed(codes, "code"))  # fmt: skip
         for n, (name, colour) in BOUNDARY.items():
             put("labels", name, _after(held["ledger"], n), colormap={0: "transparent", None: colour}, opacity=1.0,
                 visible=False, metadata={**metadata, "contour": 1})  # fmt: skip
@@ -124,17 +126,23 @@ def layers(folder: str | Path) -> list[Layer]:
         put("labels", CORRECTED, corrected.array.numpy(), colormap=dict(LABEL_COLOURS), opacity=0.45)
         next(keywords for _, keywords, _ in found if keywords["name"] == "labels")["visible"] = False
     if len(lesions):
-        shown = [
-            c for c in ("candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm") if c in lesions
-        ]
-        features = lesions[shown].copy()
-        features["reason"] = features["reason"].fillna("")
-        put("points", "candidates", lesions[["z_mm", "y_mm", "x_mm"]].to_numpy(float) / spacing_mm, features=features,
+        put("points", "candidates", lesions[["z_mm", "y_mm", "x_mm"]].to_numpy(float) / spacing_mm, features=_known(lesions),
             face_color="transparent", border_color=[_score_colour(s) for s in lesions.forest_score], border_width=0.08,
             size=16 / np.mean(spacing_mm),
             text={"string": "{candidate}: {forest_score:.2f}", "color": "white", "size": 9, "translation": [0, -6, 0]},
         )  # fmt: skip
     return found
+
+
+def _known(lesions: pd.DataFrame) -> pd.DataFrame:
+    """What napari says of a candidate below the picture."""
+    shown = [c for c in ("candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm") if c in lesions]
+    return lesions[shown].assign(reason=lesions["reason"].fillna(""))
+
+
+def _indexed(table: pd.DataFrame, values: str) -> pd.DataFrame:
+    """A table as napari wants it to say of a voxel what its value means: the values in a column `index`."""
+    return table.rename(columns={values: "index"}).astype({"index": int}).reset_index(drop=True)
 
 
 def limits(window: str) -> tuple[float, float]:

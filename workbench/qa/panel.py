@@ -51,13 +51,13 @@ PLANES = {  # order of the axes, and which way the first of the plane runs: the 
     "coronal": ((1, 0, 2), "up"),
     "sagittal": ((2, 0, 1), "up"),
 }
-STAGES = {  # what each button shows over the CT
+STAGES = {  # what each button shows over the CT; below the picture napari says what the last one holds under the pointer
     "CT": (),
     "maps": ("liver probability", "tumor probability"),
-    "candidates": ("candidates by score", "candidates"),
+    "candidates": ("candidates", "candidates by score"),
     "ledger": ("ledger",),
     "boundary": tuple(name for name, _ in qa.BOUNDARY.values()),
-    "result": ("labels", qa.CORRECTED, "candidates"),
+    "result": ("labels", "candidates", qa.CORRECTED),
 }
 WINDOWS = ("liver", "tumor", "soft tissue", "lung", "bone")
 MARKS = {"accept": "✓ accept", "reject": "✗ reject", "needs edit": "✎ edit"}
@@ -113,9 +113,8 @@ class Panel(QWidget):
         if qa.CORRECTED in self.viewer.layers:
             self._watch(self.viewer.layers[qa.CORRECTED])
         self._fill()
-        self._stage("result")
-        self._window("liver")
-        self._plane("axial")
+        for which, do in (("Stage", self._stage), ("Window", self._window), ("Plane", self._plane)):
+            do(self.sets[which].checkedButton().text())
         if len(self.lesions):
             self.table.selectRow(0)
         else:
@@ -285,6 +284,8 @@ class Panel(QWidget):
             grid.addWidget(label, row, 0, Qt.AlignmentFlag.AlignTop)
             grid.addLayout(self._set(title, list(names), do), row, 1)
         box.addLayout(grid)
+        for which, first in (("Stage", list(STAGES).index("result")), ("Window", 0), ("Plane", 0)):
+            self._down(which, first)
         box.addWidget(self.said)
         keys = QLabel("J K lesion · Shift-J Shift-K case · T R W verdict · U undo")
         keys.setWordWrap(True)
@@ -345,6 +346,9 @@ class Panel(QWidget):
         for layer in self.viewer.layers:
             if layer.name in every:
                 layer.visible = layer.name in shown
+        pointed = [layer for layer in ("CT (HU)", *STAGES[name]) if layer in self.viewer.layers]
+        if pointed:
+            self.viewer.layers.selection.active = self.viewer.layers[pointed[-1]]
         self._down("Stage", list(STAGES).index(name))
 
     def _window(self, name: str) -> None:
@@ -355,6 +359,7 @@ class Panel(QWidget):
         self._down("Window", WINDOWS.index(name))
 
     def _plane(self, name: str) -> None:
+        self.viewer.dims.ndisplay = 2
         self.viewer.dims.order, down = PLANES[name]
         self.viewer.scene.camera.orientation2d = (down, "right")
         self._down("Plane", list(PLANES).index(name))
@@ -385,7 +390,7 @@ class Panel(QWidget):
         self.table.setRowCount(len(self.lesions))
         for n, lesion in enumerate(self.lesions.itertuples()):
             verdict = said.get(int(lesion.candidate))
-            words = [str(lesion.candidate), f"{lesion.forest_score:.2f}", f"{lesion.volume_ml:.2g}", f"{lesion.long_axis_mm:.0f}",
+            words = [str(lesion.candidate), f"{lesion.forest_score:.2f}", _ml(lesion.volume_ml), f"{lesion.long_axis_mm:.0f}",
                      "kept" if lesion.kept else "rejected", MARKS[verdict.verdict] if verdict else ""]  # fmt: skip
             for column, word in enumerate(words):
                 item = QTableWidgetItem(word)
@@ -437,6 +442,11 @@ class Panel(QWidget):
         self.said.setText(words)
         if words:
             print(words, file=sys.stderr)
+
+
+def _ml(volume: float) -> str:
+    """Two digits, more where they stand before the point."""
+    return f"{volume:.0f}" if volume >= 10 else f"{volume:.2g}"
 
 
 def _ignoring(do: Callable[[], object]) -> Callable[[object], None]:
