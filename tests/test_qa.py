@@ -419,6 +419,21 @@ def test_corrected_labels_are_painted_saved_and_come_back(window, monkeypatch):
     assert "labels corrected by" in panel.state.text() and not panel.painted
 
 
+def test_painted_labels_that_were_thrown_away_hold_nobody(window, monkeypatch):
+    from qtpy.QtWidgets import QMessageBox
+
+    viewer, panel, places = window
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: QMessageBox.StandardButton.Save)
+    panel.keep()
+    assert "no layer" in panel.said.text()
+    panel.correct()
+    viewer.layers[qa.CORRECTED].paint((2, 4, 30), 2)
+    viewer.layers.remove(qa.CORRECTED)
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[0] and not (places[1] / "verdicts").exists()
+    assert panel.said.text() == "", "what was said was said of the case before"
+
+
 def test_damaged_verdicts_are_said_and_the_list_stays(window, capsys):
     viewer, panel, places = window
     (places[0] / "verdicts").mkdir()

@@ -77,6 +77,7 @@ class Panel(QWidget):
         self.lesions = worklist.order(folders.ResultFolder(Path(), {}).lesions())
         self.review, self.sha = verdicts.Review(), ""
         self.painted = self.filling = False
+        self.drawn: napari.layers.Labels | None = None
         self._build()
         self._bind()
 
@@ -110,6 +111,7 @@ class Panel(QWidget):
         self.case, self.review, self.sha, self.painted = case, review, sha, False
         self.lesions = worklist.order(case.lesions(), case.info.get("forest_threshold"))
         self._pick(self.choice, number)
+        self._say("")
         if qa.CORRECTED in self.viewer.layers:
             self._watch(self.viewer.layers[qa.CORRECTED])
         self._fill()
@@ -190,6 +192,7 @@ class Panel(QWidget):
     def keep(self) -> None:
         """Keep the corrected labels beside the result."""
         if self.case is None or qa.CORRECTED not in self.viewer.layers:
+            self._say(f"there is no layer '{qa.CORRECTED}' to keep: Correct labels makes it")
             return
         try:
             file = verdicts.correct(self.case.path, np.asarray(self.viewer.layers[qa.CORRECTED].data), self.who.text())
@@ -203,7 +206,7 @@ class Panel(QWidget):
 
     def may_leave(self) -> bool:
         """False when painted labels are not kept and the reader wants to stay."""
-        if not self.painted:
+        if not self.painted or self.drawn not in self.viewer.layers:
             return True
         kinds = QMessageBox.StandardButton
         answer = QMessageBox.question(
@@ -377,8 +380,8 @@ class Panel(QWidget):
             return
         sha = verdicts.fingerprint(self.case.path)
         if sha != self.sha:
-            self._say("the result has changed on disk: open it again")
             self.show_case(self.shown_number())
+            self._say("the result has changed on disk and is shown anew: look again")
             return
         self._say("")
         self._fill()
@@ -417,6 +420,7 @@ class Panel(QWidget):
         self.state.setText("\n".join(filter(None, lines)))
 
     def _watch(self, layer) -> None:
+        self.drawn = layer
         layer.events.paint.connect(self._was_painted)
 
     def _was_painted(self) -> None:
