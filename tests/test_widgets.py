@@ -209,6 +209,12 @@ def test_planes_hand_the_browser_what_the_twin_draws():
         {"scene": {"crosshairPos": [0.001, 0.999, 0.999]}}
     )  # a click at the front, on the left, near the head
     assert view.at == (box[0].stop - 1, box[1].start, box[2].stop - 1)
+    where = {"frac": [0.999, 0.001, 0.999], "vox": [], "mm": []}
+    view.view.set_state({"scene": {"crosshairPos": where["frac"]}})
+    view.view._handle_custom_msg({"event": "location_change", "data": where}, [])
+    assert view.controls["at"].value == box[0].stop - 1, "the slider stands where the click went"
+    assert view.view.scene.crosshair_pos == where["frac"], "and does not move what was clicked"
+    assert view.view.opts.sagittal_nose_left, "as `figures.planes` has it"
     view.controls["opacity"].value = 0.25
     assert [v.opacity for v in view.view.volumes[1:]] == [0.25 * figures.FAINT, 0.25]
     twin = figures.planes(A["ct"], MM, view.at, A["labels"], "bone", 0.25, box, "c1")

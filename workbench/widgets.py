@@ -139,8 +139,8 @@ def _start(labels, truth, shape: tuple[int, ...], plane: str) -> int:
 class Planes(Twin):
     """A volume `[z y x]` around its labels (1 liver, 2 tumor) in three planes and in 3D, drawn by ipyniivue in the browser.
 
-    A click moves the planes, the slider the axial one. Only a box with `margin_mm` around the labels goes to the browser. Twin:
-    `figures.planes` through the same voxel; it has no 3D.
+    A click moves the planes and the slider, the slider the axial plane. Only a box with `margin_mm` around the labels goes to the
+    browser. Twin: `figures.planes` through the same voxel; it has no 3D.
     """
 
     def __init__(self, ct, spacing_mm: Spacing, labels, margin_mm: float = 25, title: str = ""):
@@ -162,6 +162,7 @@ class Planes(Twin):
         self.view = NiiVue(
             height=460,
             is_radiological_convention=True,
+            sagittal_nose_left=True,  # as in the figures and in napari
             is_nearest_interpolation=True,
             multiplanar_show_render=ShowRender.NEVER,
             crosshair_width=0.3,
@@ -194,15 +195,29 @@ class Planes(Twin):
             coloured()
             self.view.set_slice_type(layouts[self.controls["layout"].value])
 
+        def clicked(where: dict) -> None:
+            self.clicked = True  # the planes are there already
+            self.controls["at"].value = self._voxel(where["frac"])[0]
+            self.clicked = False
+
+        def slid(change: dict) -> None:
+            if not self.clicked:
+                self._go([change["new"], *self.at[1:]])
+
         coloured()
-        self.controls["at"].observe(lambda change: self._go([change["new"], *self.at[1:]]), names="value")
+        self.clicked = False
+        self.view.on_location_change(clicked)
+        self.controls["at"].observe(slid, names="value")
         for name, follow in (("window", windowed), ("opacity", coloured), ("layout", turned)):
             self.controls[name].observe(follow, names="value")
 
     @property
     def at(self) -> tuple[int, ...]:
         """The voxel (z, y, x) in which the planes meet."""
-        right, front, head = self.view.scene.crosshair_pos  # shares of the box
+        return self._voxel(self.view.scene.crosshair_pos)
+
+    def _voxel(self, position: Sequence[float]) -> tuple[int, ...]:
+        right, front, head = position  # shares of the box
         shares = head, 1 - front, 1 - right
         return tuple(min(b.start + int((b.stop - b.start) * s), b.stop - 1) for b, s in zip(self.box, shares))
 
