@@ -73,6 +73,7 @@ def test_several_values_are_several_runs(tmp_path):
         {"n": "1", "case": "010"},
     ]
     assert batch.combinations(tmp_path, {"case": ["010", "010"]}) == [{"case": "010"}], "each case once"
+    assert batch.combinations(tmp_path, {"case": [""]}) == [{"case": ""}], "empty: the notebook chooses"
     with pytest.raises(Refused, match="case.* d.*all, or some of 007, 010"):
         batch.combinations(tmp_path, {"case": ["010", "d"]})
 

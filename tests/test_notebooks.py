@@ -142,6 +142,28 @@ def test_the_case_that_is_shown(trained):
         review.shown(trained, "toy-00", "test")
 
 
+def test_the_candidate_that_is_described(trained):
+    features = trained.table("radiomics", "features.csv", dtype=review.AS_TEXT)[["case", "candidate"]]
+    case, number = features.iloc[-1]
+    assert review.described(trained, features, case, number) == case
+    last = features.candidate.max()
+    assert review.described(trained, features, "", last) in set(features[features.candidate == last].case)
+    one = features[features.case == case]
+    with pytest.raises(Refused, match=f"no 99 in {case}.* 1 to {one.candidate.max()}"):
+        review.described(trained, features, case, 99)
+    with pytest.raises(Refused, match="a case that has a candidate"):
+        review.described(trained, features[features.case != case], case)
+    with pytest.raises(Refused, match="nobody"):
+        review.described(trained, features, "nobody")
+
+
+def test_the_liver_that_is_drawn_is_the_one_that_was_found(trained):
+    case = review.shown(trained)
+    inside, tumor = trained.array("liver", "masks", case), trained.work(case)[1] == 2
+    drawn = review.labelled(trained, case, tumor)
+    assert (drawn == 2).equal(tumor) and (drawn > 0).equal(inside.bool() | tumor)
+
+
 def test_attention_is_a_share_of_the_slice(trained):
     case = review.shown(trained)
     seen, gates = review.attention(trained, case, 7)

@@ -499,7 +499,7 @@ def combinations(
             raise Refused(
                 "-p case all", f"no {table}", "an experiment whose cohort stage has run", "Run notebook 01 first."
             )
-        if unknown := [case for case in given["case"] if case not in [*known, "all"]]:
+        if unknown := [case for case in given["case"] if case not in [*known, "all", ""]]:
             raise Refused("case", ", ".join(unknown), "all, or some of " + ", ".join(known))
         given["case"] = known if "all" in given["case"] else list(dict.fromkeys(given["case"]))
     several = [name for name, values in given.items() if len(values) > 1]

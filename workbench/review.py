@@ -85,6 +85,21 @@ def shown(made: Experiment, case: str = "", split: str | None = None) -> str:
     return case or table.sort_values(["split", "tumors"], ascending=[True, False], kind="stable").case.iloc[0]
 
 
+def described(made: Experiment, features: pd.DataFrame, case: str = "", candidate: int = 1) -> str:
+    """The case whose candidate of this number is looked at: the one asked for, else the held-out one with most tumors that has it."""
+    of = features[features.case == shown(made, case)] if case else features
+    if candidate not in set(of.candidate):
+        there = f"1 to {of.candidate.max()}" if len(of) else "a case that has a candidate"
+        raise Refused("candidate", f"no {candidate}" + f" in {case}" * bool(case), there)
+    cases = made.cases().merge(of.loc[of.candidate == candidate, ["case"]])
+    return str(cases.sort_values(["split", "tumors"], ascending=[True, False], kind="stable").case.iloc[0])
+
+
+def labelled(made: Experiment, case: str, tumor: Tensor) -> Tensor:
+    """A tumor mask of a case over the liver that the stage liver found: 1 liver, 2 tumor, on the work grid."""
+    return torch.where(tumor, 2, made.array("liver", "masks", case).to(torch.uint8))
+
+
 def found(folder: str | Path, case: str = "") -> folders.ResultFolder:
     """A result below `folder`/results: of the case asked for, else the one with most tumor."""
     there = {p.name: p for p in folders.results_at(folder, "results/*/")}
