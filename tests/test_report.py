@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -137,6 +138,7 @@ def test_experiment_report(experiment):
         "forest, train patients",
         "For research use only",
         "p n",
+        "p: of a permutation test",
         "size alone 0.402 53",
         "selection, step by step",
         "importance of the features",
@@ -162,6 +164,15 @@ def test_words_stand_left_and_numbers_right():
     assert [cell["word"] for cell in table["rows"][0]] == [True, False, False]
 
 
+def test_a_value_and_its_ends_are_one_cell():
+    table = pd.DataFrame({"features": ["size", "all"], "columns": [2.0, 728.0], "auc": [0.9, math.nan], "auc_low": [0.8, math.nan],
+                          "auc_high": [0.95, math.nan], "auc_gain": 0.06, "auc_gain_low": -0.01, "auc_gain_high": 0.1, "low": 1})  # fmt: skip
+    shown = report.with_intervals(table)
+    assert list(shown) == ["features", "columns", "auc", "auc_gain", "low"]
+    assert shown.auc.tolist() == ["0.900 [0.800, 0.950]", ""] and shown.auc_gain[0] == "+0.060 [-0.010, +0.100]"
+    assert shown["columns"].tolist() == [2.0, 728.0]
+
+
 @pytest.mark.slow
 def test_a_browser_opens_both_offline_without_a_complaint(experiment, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
@@ -179,10 +190,15 @@ def test_a_browser_opens_both_offline_without_a_complaint(experiment, tmp_path):
             page.goto(file.as_uri())
             drawn = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
             width = page.evaluate("document.documentElement.scrollWidth")
+            page.emulate_media(media="print")
+            page.set_viewport_size({"width": 720, "height": 1000})  # A4 with its margins
+            page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+            paper = page.evaluate("document.documentElement.scrollWidth")
             page.close()
             assert said == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
             assert drawn and min(drawn) > 0, "a picture is not drawn"
             assert width <= 1200, "the page is wider than the window"
+            assert paper <= 720, "a table runs off the paper"
         browser.close()
 
 

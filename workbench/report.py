@@ -34,6 +34,9 @@ SHOWN = 12  # held-out cases on the page of an experiment
 DATA = ("data", "")
 PLACE = ("z_mm", "y_mm", "x_mm", "r_mm", "a_mm", "s_mm")  # from the first voxel; of the scanner
 PARTS = ("part", "version")
+PERMUTED = (
+    "p: of a permutation test that flips the signs of the patients' differences, not corrected for the number of tests"
+)
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
 
 _PAGE = """<!doctype html>
@@ -53,6 +56,7 @@ _PAGE = """<!doctype html>
  figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 13px }
  .patch { display: inline-block; width: 1.1em; height: 1.1em; border: 1px solid #666; vertical-align: -0.15em }
  summary { cursor: pointer; font-weight: 600 } nav { font-size: 13px } nav a { margin-right: 1em; white-space: nowrap } footer { margin-top: 3em; color: #555; font-size: 13px }
+ @media print { .wide { overflow: visible } th, td { white-space: normal; overflow-wrap: anywhere; padding: .2em .3em } figure, tr { break-inside: avoid } h2 { break-after: avoid } }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="facts">{{ facts }}</p>
@@ -106,6 +110,21 @@ def _table(frame: pd.DataFrame, name: str = "", fold: bool = False) -> dict:
             cell["word"] = word
     columns = [{"text": str(c).replace("_", " "), "word": w} for c, w in zip(frame.columns, words)]
     return {"name": name, "columns": columns, "rows": rows, "fold": fold}
+
+
+def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """Each column that has its ends beside it, `x`, `x_low` and `x_high`, as one: `0.906 [0.884, 0.928]`."""
+    shown = {}
+    for name in [str(c) for c in table.columns]:
+        if {f"{name}_low", f"{name}_high"} <= set(table):
+            form = "+.3f" if name.endswith("gain") else ".3f"
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
+            shown[name] = [
+                f"{x:{form}} [{low:{form}}, {high:{form}}]" if math.isfinite(x) else "" for x, low, high in ends
+            ]
+        elif name.removesuffix("_low").removesuffix("_high") not in shown:
+            shown[name] = table[name].tolist()
+    return pd.DataFrame(shown, dtype=object)
 
 
 def _pairs(values: dict, columns: tuple[str, str], name: str = "", fold: bool = False) -> dict:
@@ -429,12 +448,15 @@ def experiment_report(folder: str | Path) -> str:
         _section(
             "Paired comparisons",
             _shown_and_all(comparisons, shown),
+            words=f"Each stage against the one before it, on the same held-out patients; low, high: 95 % interval; {PERMUTED}."
+            if comparisons is not None
+            else "",
             missing="The stage `metrics` has not run.",
         ),
         _section(
             "Leaving one stage out",
             _shown_and_all(left_out, shown),
-            words="Held-out patients: the mean without a stage, and what the stage changes when the others are there (pairs)."
+            words=f"Held-out patients: the mean without a stage, and what the stage changes when the others are there (pairs); {PERMUTED}."
             if left_out is not None
             else "",
             missing="The stage `metrics` has not run.",
@@ -447,8 +469,9 @@ def experiment_report(folder: str | Path) -> str:
         ),
         _section(
             "The forest beside simpler filters",
-            [_table(baselines)] if baselines is not None else [],
-            words="Out of fold, each filter at its own threshold for the same recall; what the selected descriptors gain over it, in pairs.",
+            [_table(with_intervals(baselines))] if baselines is not None else [],
+            words="Out of fold, each filter at its own threshold for the same recall; gain: what the selected descriptors have over it, in pairs. "
+            "Intervals: 95 %, over patients.",
             missing="The stage `forest` has not run.",
         ),
         _section("Figures", images=_drawn(experiment), missing="No figure yet."),

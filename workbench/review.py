@@ -85,6 +85,16 @@ def shown(made: Experiment, case: str = "", split: str | None = None) -> str:
     return case or table.sort_values(["split", "tumors"], ascending=[True, False], kind="stable").case.iloc[0]
 
 
+def standing(made: Experiment, case: str) -> str:
+    """`one held-out patient`, or a warning that the models have learnt from the one that is shown."""
+    held = made.cases().set_index("case").split[case] == "test"
+    return (
+        "one held-out patient"
+        if held
+        else "one patient that the models have learnt from, so these numbers are too good"
+    )
+
+
 def described(made: Experiment, features: pd.DataFrame, case: str = "", candidate: int = 1) -> str:
     """The case whose candidate of this number is looked at: the one asked for, else the held-out one with most tumors that has it."""
     of = features[features.case == shown(made, case)] if case else features
