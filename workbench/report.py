@@ -56,7 +56,8 @@ _PAGE = """<!doctype html>
  figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 13px }
  .patch { display: inline-block; width: 1.1em; height: 1.1em; border: 1px solid #666; vertical-align: -0.15em }
  summary { cursor: pointer; font-weight: 600 } nav { font-size: 13px } nav a { margin-right: 1em; white-space: nowrap } footer { margin-top: 3em; color: #555; font-size: 13px }
- @media print { .wide { overflow: visible } th, td { white-space: normal; overflow-wrap: anywhere; padding: .2em .3em } figure, tr { break-inside: avoid } h2 { break-after: avoid } }
+ @media print { .wide { overflow: visible } table { font-size: 11px } th, td { white-space: normal; padding: .2em .3em }
+  td.word, details th, details td { overflow-wrap: anywhere } figure, tr { break-inside: avoid } h2 { break-after: avoid } }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="facts">{{ facts }}</p>
