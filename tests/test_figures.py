@@ -256,6 +256,14 @@ def test_no_label_of_an_x_axis_lies_on_another(make):
     assert len(drawn) > 2 and all(one.x1 < other.x0 for one, other in zip(drawn, drawn[1:]))
 
 
+def test_an_axis_is_logarithmic_only_where_one_lesion_would_hide_the_others():
+    for worst, scale in ((2.5, "linear"), (40.0, "symlog")):
+        distance, dice = figures.edge_gain(EDGES.assign(assd_mm_after=[0.5, 1.0, worst]), 1.0).axes
+        assert distance.get_yscale() == scale and dice.get_yscale() == "linear"
+        assert ("logarithmic" in distance.get_ylabel()) == (scale == "symlog")
+        assert distance.get_ylabel().startswith("change of mean surface distance (mm)")
+
+
 def _reasons(most: float) -> Figure:
     """The axis of reasons, about as narrow as in the decision explorer."""
     figure = decisions.Picture(4.6, 3)

@@ -113,9 +113,10 @@ def edge_gain(table: pd.DataFrame, cut_mm: float, title: str = "") -> Figure:
         ax.axhline(0, color=BLACK, lw=0.8)
         ax.axvline(cut_mm, color=GREY, ls="--", lw=1)
         ax.set(xlabel="blur of the reference's edge (mm)", ylabel=f"change of {units_of(metric)}")
-        if metric == "assd_mm":  # one lesion can go wrong by more than all others together
+        if metric == "assd_mm" and change.abs().max() > 5:  # one lesion can go wrong by more than all others together
             ax.set_yscale("symlog", linthresh=2)
             ax.yaxis.set_major_formatter("{x:g}")
+            ax.set_ylabel(f"{ax.get_ylabel()}; logarithmic beyond 2")
         ax.grid(alpha=0.3)
     figure.suptitle(f"{title or 'boundary relabelling'} ({patients_of(both)}, {len(both)} lesions)", fontsize=11)
     return figure

@@ -171,6 +171,9 @@ def legend_below(figure, handles, columns=4) -> None:
 
 
 METRIC_WORDS = {
+    "dice": "Dice (1)",
+    "assd_mm": "mean surface distance (mm)",
+    "surface_dice": "surface Dice (1)",
     "tumor_dice": "tumor Dice (1)",
     "tumor_assd_mm": "mean surface distance (mm)",
     "tumor_surface_dice": "tumor surface Dice (1)",

@@ -256,7 +256,7 @@ def per_case(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
     ax.set_xticks(range(len(groups)), [f"{k}\n{patients_of(rows)}" for k, rows in groups])
     ax.set(
         xlim=(-0.6, len(groups) - 0.4),
-        ylabel=f"{units_of(metric)} (1)" if metric == "dice" else units_of(metric),
+        ylabel=units_of(metric),
     )
     ax.grid(alpha=0.3, axis="y")
     figure.suptitle(f"{title or units_of(metric)} ({patients_of(table)}; bar: mean, shade: 95 % interval)", fontsize=10)
