@@ -138,7 +138,7 @@ def test_nearest_is_rejected_first():
 def test_the_case_that_is_shown(trained):
     assert review.shown(trained) in set(trained.cases("test").case)
     assert review.shown(trained, "toy-00") == "toy-00"
-    assert review.standing(trained, review.shown(trained)) == "one held-out patient"
+    assert review.standing(trained, review.shown(trained)) == "held out"
     assert "too good" in review.standing(trained, "toy-00")
     with pytest.raises(Refused, match="expected one of toy-08, toy-09"):
         review.shown(trained, "toy-00", "test")

@@ -86,13 +86,9 @@ def shown(made: Experiment, case: str = "", split: str | None = None) -> str:
 
 
 def standing(made: Experiment, case: str) -> str:
-    """`one held-out patient`, or a warning that the models have learnt from the one that is shown."""
+    """`held out`, or a warning that the models have learnt from the patient that is shown."""
     held = made.cases().set_index("case").split[case] == "test"
-    return (
-        "one held-out patient"
-        if held
-        else "one patient that the models have learnt from, so these numbers are too good"
-    )
+    return "held out" if held else "in training: the models have learnt from it and these numbers are too good"
 
 
 def described(made: Experiment, features: pd.DataFrame, case: str = "", candidate: int = 1) -> str:
