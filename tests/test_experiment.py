@@ -167,3 +167,19 @@ def test_a_settings_file_is_told_what_is_wrong_in_it(tmp_path, text, says):
     with pytest.raises(Refused) as refused:
         experiment.read_settings(tmp_path / "s.json")
     assert f"s.json: found {says}" in str(refused.value) and "damaged" not in str(refused.value)
+
+
+def test_who_needs_a_stage_is_told_where_to_begin(tmp_path, toy_cohort):
+    made = Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    for stage in ("cohort", "liver", "tumor"):
+        made.path(stage).mkdir()
+        (made.path(stage) / "stage.json").write_text("{}")
+    made.need("tumor")
+    with pytest.raises(
+        Refused, match=r"the stage consistency has not run; .* Run notebook 04 or `workbench train consistency`"
+    ):
+        made.need("consistency")
+    with pytest.raises(
+        Refused, match="the stage consistency has not run, on which forest rests; .* Run notebooks 04 to 08, or"
+    ):
+        made.need("forest")

@@ -330,14 +330,17 @@ class Experiment:
         }
 
     def need(self, stage: str) -> None:
-        if not (self.path(stage) / "stage.json").is_file():
-            number = STAGES.index(stage) + 1
-            raise Refused(
-                self.folder,
-                f"the stage {stage} has not run",
-                "it finished",
-                f"Run notebook {number:02d} or `workbench train {stage}` first.",
-            )
+        """Refuse where a stage has not run, naming the first that has not on the way to it: each rests on all before."""
+        if (self.path(stage) / "stage.json").is_file():
+            return
+        last = STAGES.index(stage) + 1
+        first = next(n for n, s in enumerate(STAGES, 1) if not (self.path(s) / "stage.json").is_file())
+        found = f"the stage {STAGES[first - 1]} has not run"
+        fix = f"Run notebook {first:02d} or `workbench train {STAGES[first - 1]}` first."
+        if first < last:
+            found += f", on which {stage} rests"
+            fix = f"Run notebooks {first:02d} to {last:02d}, or `workbench train all`, first."
+        raise Refused(self.folder, found, "it finished", fix)
 
 
 def _made(stage: Path) -> bool:
