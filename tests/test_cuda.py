@@ -9,6 +9,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pretend
 import pytest
 import tiny
@@ -18,9 +19,10 @@ from test_cascade import CASES, SETTINGS, patient
 from test_notebooks import NUMBERED
 from torch import Tensor
 
-from workbench import boundary, cascade, experiment, pipeline, results, segmentation, slabs
+from workbench import boundary, cascade, experiment, pipeline, radiomics, results, segmentation, slabs
 from workbench.fit import load_tensors
 from workbench.network import SlabNet
+from workbench.radiomics import engine, ragged
 from workbench.volume import Refused
 from workbench.whatif import WhatIf
 
@@ -156,6 +158,30 @@ def test_the_boundary_net_densely_is_the_cpus_patch_by_patch():
     net = net.to("cuda", memory_format=torch.channels_last_3d)
     dense = boundary.dense_logits(net, channels.cuda(), wanted.cuda()).cpu()
     assert (dense - one_by_one)[wanted].abs().max() < 1e-4
+
+
+def test_descriptors_for_which_the_device_has_no_room_are_the_cpus(monkeypatch, capsys):
+    hu, labels, spacing = torch.randn(14, 20, 22) * 20, torch.zeros(14, 20, 22, dtype=torch.int64), (4.0, 2.0, 1.5)
+    labels[4:8, 5:9, 4:9], labels[5:9, 12:16, 13:18] = 1, 2
+    there, describe = (hu.cuda(), labels.cuda(), spacing), engine.describe
+
+    def full(boxes, *words, **named):
+        if boxes.hu.is_cuda:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return describe(boxes, *words, **named)
+
+    monkeypatch.setattr(engine, "describe", full)
+    for work in (radiomics.describe, lambda *given: radiomics.steady(*given)[0]):
+        pd.testing.assert_frame_equal(work(*there), work(hu, labels, spacing), check_exact=not THERE)
+        assert "out of memory: going on with some descriptors on the CPU" in capsys.readouterr().out
+
+
+def test_a_batch_of_descriptors_is_as_large_as_the_device_has_room(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)
+    for free, voxels in ((8 << 20, (10 << 20) // 2000), (80 << 30, 8_000_000)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 << 30))
+        assert ragged.batch_voxels(torch.device("cuda", 0)) == voxels
 
 
 @pytest.fixture(scope="module")

@@ -65,14 +65,14 @@ def describe(
         )
         return table(labels, values, reasons, names)
     values, reasons = np.full((len(labels), len(NAMES)), np.nan), [""] * len(labels)
-    at_once = ragged.BATCH_VOXELS[image.device.type]
+    at_once = ragged.batch_voxels(image.device)
     batches = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), at_once)
     done = 0
 
     def work(batch: tuple[list[int], list[int]], tell: Callable) -> None:
         index, extent = batch
         boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
-        here, words = engine_.describe(boxes, bin_width, names)
+        here, words = ragged.with_room(lambda boxes: engine_.describe(boxes, bin_width, names), boxes)
         values[index] = here.cpu().numpy()
         for i, text in zip(index, words):
             reasons[i] = text

@@ -26,9 +26,9 @@ from torch import Tensor
 from workbench.radiomics import engine, wavelet
 from workbench.radiomics.catalogue import NAMES
 from workbench.radiomics.ragged import (
-    BATCH_VOXELS,
     Boxes,
     Found,
+    batch_voxels,
     blur,
     crop,
     find,
@@ -36,6 +36,7 @@ from workbench.radiomics.ragged import (
     held,
     joined,
     margins,
+    with_room,
 )
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
@@ -109,7 +110,7 @@ def describe_perturbed(
     more = _room(perturbations, extent, spacing_mm)
     margin = tuple(a + b for a, b in zip(margins(spacing_mm), more))
     done, whole = 0, out.shape[0] * out.shape[1]
-    at_once = 2 * BATCH_VOXELS[image.device.type]
+    at_once = 2 * batch_voxels(image.device)
     batches = list(groups_by_size(extent, margin, at_once))
     boxes = [crop(image, lesions, liver, spacing_mm, found, index, common, more) for index, common in batches]
     items, cores = [], torch.get_num_threads() if image.device.type == "cpu" else 1
@@ -123,8 +124,9 @@ def describe_perturbed(
         index = batches[number][0]
         own = found.some(index)
         draws = [Draw.of(own, margin, (seed, k), spacing_mm) for k in some]
-        values, words = engine.describe(
-            perturb(boxes[number], perturbations[some.start : some.stop], sd, draws), names=names
+        changes = perturbations[some.start : some.stop]
+        values, words = with_room(
+            lambda boxes: engine.describe(perturb(boxes, changes, sd, draws), names=names), boxes[number]
         )
         out[some.start : some.stop, index] = values.cpu().numpy().reshape(len(some), len(index), -1)
         for at, text in enumerate(words):

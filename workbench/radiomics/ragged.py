@@ -9,9 +9,10 @@ image and all its sub-bands. Every family of descriptors takes these two and loo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +22,29 @@ from workbench.radiomics import compiled
 from workbench.volume import Spacing
 
 REACH_MM = 4.0  # empirical choice: how far from the surface the boundary group looks
-BATCH_VOXELS = {"cpu": 1_000_000, "cuda": 8_000_000}  # rule: box voxels in one batch; about 1 kB of working memory each
+Out = TypeVar("Out")
+BATCH_VOXELS = {"cpu": 1_000_000, "cuda": 8_000_000}  # rule: box voxels in one batch
+BYTES = 2_000  # rule: of a GPU's free memory for each; .4 to 1.3 kB were measured (the log, 2026-11-27), a lesion's shape decides
 PADDING = 200_000  # empirical: box voxels that take as long as the operations that every group needs
 _LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surface one more on either side
+
+
+def batch_voxels(device: torch.device) -> int:
+    """Box voxels in one batch, fewer where a GPU's free memory is short."""
+    most = BATCH_VOXELS[device.type]
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // BYTES)
+    return most
+
+
+def with_room(work: Callable[[Boxes], Out], boxes: Boxes) -> Out:
+    """work(boxes), on the CPU where their device has no memory left for it."""
+    try:
+        return work(boxes)
+    except torch.cuda.OutOfMemoryError:
+        print("the device is out of memory: going on with some descriptors on the CPU")
+    return work(boxes.to("cpu"))
 
 
 def margins(spacing_mm: Spacing) -> tuple[int, int, int]:
@@ -52,6 +73,11 @@ class Boxes:
     @property
     def count(self) -> int:
         return self.hu.shape[0]
+
+    def to(self, device: str) -> Boxes:
+        """The same on a device."""
+        liver = None if self.liver is None else self.liver.to(device)
+        return Boxes(self.hu.to(device), self.region.to(device), self.seen.to(device), liver, self.spacing_mm)
 
     @cached_property
     def voxels(self) -> Voxels:
