@@ -133,6 +133,22 @@ def test_progress_goes_by_the_clock_and_the_curve_by_steps(tmp_path, monkeypatch
     assert [t[1] for t in told] == [0, 4, 8, 12] and seldom.loss.tolist() == often.loss.tolist()
 
 
+def test_a_batch_too_large_for_the_device_is_refused_and_the_way_so_far_kept(tmp_path):
+    """The batch is the settings' to make smaller: silently another one would be another training."""
+
+    def tight(step):
+        if step == 7:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return draw(step)
+
+    net, objective = nn.Linear(3, 1), lambda net, batch: (net(batch[0]) - batch[1]).square().mean()
+    with pytest.raises(
+        Refused, match="training net, step 7: found no memory left on the device for a batch of 4; .*--settings"
+    ):
+        fit.fit(net, tight, objective, replace(SETTINGS, save_every_s=0), tmp_path, "net", {})
+    assert json.loads((tmp_path / "net-resume.json").read_text())["step"] == 7
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, curve = train(None)

@@ -171,15 +171,16 @@ def fit(
     for step in range(start, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, settings)
-        # drawn in full precision: autocast would round the grid that slabs are resampled on
-        batch, weight = processes.share(draw(step))
-        with autocast(device):
-            loss = objective(trained, batch) * weight
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        loss = processes.summed(net, loss)
-        nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
-        optimiser.step()
+        with _room(name, step, settings):
+            # drawn in full precision: autocast would round the grid that slabs are resampled on
+            batch, weight = processes.share(draw(step))
+            with autocast(device):
+                loss = objective(trained, batch) * weight
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            loss = processes.summed(net, loss)
+            nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
+            optimiser.step()
         _follow(average, net, min(settings.ema, (1 + step) / (10 + step)))
         running.append(loss)
         done, last = step + 1, step + 1 == settings.steps
@@ -219,6 +220,20 @@ def fit(
             old.unlink()
     processes.wait()
     return pd.DataFrame(rows)
+
+
+@contextmanager
+def _room(name: str, step: int, settings: FitSettings) -> Iterator[None]:
+    """Says in one line what a batch is too large for."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise Refused(
+            f"training {name}, step {step}",
+            f"no memory left on the device for a batch of {settings.batch}",
+            "a batch that fits",
+            "Lower that stage's `batch` or its crop with --settings, or share each batch among GPUs (`accelerate launch`).",
+        ) from error
 
 
 def _mean(losses: list[Tensor], name: str, step: int) -> float:
