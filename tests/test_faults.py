@@ -1023,6 +1023,7 @@ OUTCOMES = [  # row, what happens, tests that hold it
     (40, "the second process is told the first one's number and host", "test_kill::test_a_second_process_is_told_who_is_first"),
     (41, "the device is out of memory: going on with 3 slices at a time; the same result", "test_faults::test_row_41_out_of_memory_goes_on_with_fewer_slices"),
     (41, "the device is out of memory: going on with some descriptors on the CPU; the same result", "test_cuda::test_descriptors_for_which_the_device_has_no_room_are_the_cpus"),
+    (41, "patient7: found no memory left on cuda in boundary; expected room for its voxels. Segment it with --workers 1, or --device cpu.", "test_pipeline::test_a_scan_too_large_for_the_device_is_refused_and_the_next_one_goes_on"),
     (41, "training tumor, step 0: found no memory left on the device for a batch of 32; expected a batch that fits.", "test_fit::test_a_batch_too_large_for_the_device_is_refused_and_the_way_so_far_kept"),
     (41, "float32 where bfloat16 is not native; `workbench doctor` says so", "test_faults::test_row_41_without_bfloat16_it_is_float32_and_said"),
     (42, "said at the start, before the work", "test_main::test_a_place_that_cannot_be_written_is_refused test_kill::test_a_read_only_file_system_is_said_at_the_start"),

@@ -688,6 +688,20 @@ def test_a_single_slice_is_refused(models):
         segmentation.segment(replace(ct, array=ct.array[:1]), models)
 
 
+def test_a_scan_too_large_for_the_device_is_refused_and_the_next_one_goes_on(models, monkeypatch):
+    def full(*given):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    ct = replace(tiny.patient(50)[0], name="patient7")
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(Refused, match="patient7: found no memory left on cpu in boundary; .*--device cpu"),
+    ):
+        patched.setattr(boundary, "relabel", full)
+        segmentation.segment(ct, models)
+    assert segmentation.segment(ct, models).status == "ok"
+
+
 def test_an_interrupted_stage_goes_on(tmp_path, toy_cohort, monkeypatch):
     """Fold 0 is done, fold 1 is cut: the second run trains fold 1 only, and ends in the same weights as a whole run."""
     made = Experiment.create(tmp_path / "cut", toy_cohort, tiny.settings(), "cpu")

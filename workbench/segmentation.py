@@ -305,7 +305,13 @@ def segment(
     def timed(stage: str) -> Iterator[None]:
         show(stage, len(timings), 8, {})
         began = time.monotonic()
-        yield
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            found = f"no memory left on {models.device} in {stage}"
+            raise Refused(
+                volume.name, found, "room for its voxels", "Segment it with --workers 1, or --device cpu."
+            ) from error
         timings[stage] = round(time.monotonic() - began, 3)
 
     maps = look(volume, models, timed, liver_given)
