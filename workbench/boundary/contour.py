@@ -125,7 +125,7 @@ def relabel(
     """
     own = model.settings
     settings = settings or own
-    device, home = next(model.net.parameters()).device, image.device
+    device = next(model.net.parameters()).device
     arrays = {"image": image, "tumor_probability": tumor_probability, "mask": mask} | (
         {} if liver is None else {"liver": liver}
     )
@@ -139,39 +139,38 @@ def relabel(
             )
     if settings.band_mm > own.band_mm:
         raise Refused("band_mm", f"{settings.band_mm}", f"at most {own.band_mm}, the band the net was trained on")
-    image, tumor_probability, mask = (a.to(device) for a in (image, tumor_probability, mask))
     chance, mask = mask, mask > 0
     nothing = torch.zeros_like(mask)
     probability = tumor_probability.float().clone()
-    liver = None if liver is None else liver.to(device).bool()
-    part = onto_grid(image, probability, mask, liver, spacing_mm, own, tuple(p // 2 for p in own.patch))
+    liver = None if liver is None else liver.bool()
+    part = onto_grid(image, probability, mask, liver, spacing_mm, own, tuple(p // 2 for p in own.patch), device)
     if part is None:
         lesions = _one_for_one(mask, mask, spacing_mm)[1]
-        mask, probability, nothing = (v.to(home) for v in (mask.clone(), probability, nothing))
-        return Relabelled(mask, probability, nothing, nothing.clone(), nothing.clone(), 0.0, lesions)
+        return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, lesions)
     box = part.native_box
     near = part.distance.abs() <= settings.band_mm
-    drawn, known = mask[box], model.net.known(probability[box])
+    drawn, was = mask[box].to(device), probability[box].to(device)
+    known = model.net.known(was)
     correction = dense_logits(model.net, part.channels, part.band) - model.net.known((part.channels[1] + 1) / 2)
     logits = known + carry(correction, part.grid_box, own.grid_mm, box, spacing_mm)
-    p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + probability[box] * settings.blend, drawn.float())
+    p = torch.where(near, logits.sigmoid() * (1 - settings.blend) + was * settings.blend, drawn.float())
     lesion = 1.0
     if chance.is_floating_point():
         at = tuple(torch.as_tensor(a, device=device, dtype=torch.long) for a in part.nearest)
-        lesion = (2 * chance[box][at]).clamp_max(1)
-    allowed = drawn if liver is None else drawn | _near_liver(liver[box], spacing_mm, settings.liver_margin_mm)
+        lesion = (2 * chance[box].to(device)[at]).clamp_max(1)
+    around = None if liver is None else liver[box].to(device)
+    allowed = drawn if around is None else drawn | _near_liver(around, spacing_mm, settings.liver_margin_mm)
     sharp = torch.where(near, p * lesion >= settings.threshold, drawn)
     smooth = torch.where(near, _gaussian(p, spacing_mm, settings.smooth_mm) * lesion >= settings.threshold, drawn)
     if liver is not None:
         sharp, smooth = sharp & allowed, smooth & allowed
     decided, lesions = _one_for_one(drawn, smooth, spacing_mm)
     final, whole_band = mask.clone(), nothing.clone()
-    final[box] = decided
-    whole_band[box] = near
-    probability[box] = torch.where(near, p * lesion, probability[box])
+    final[box] = decided.to(final.device)
+    whole_band[box] = near.to(final.device)
+    probability[box] = torch.where(near, p * lesion, was).to(final.device)
     voxel_ml = math.prod(spacing_mm) / 1000
     smoothing_ml = float(smooth.sum() - sharp.sum()) * voxel_ml
-    final, probability, mask, whole_band = (v.to(home) for v in (final, probability, mask, whole_band))
     return Relabelled(final, probability, final & ~mask, mask & ~final, whole_band, smoothing_ml, lesions)
 
 

@@ -59,15 +59,19 @@ def onto_grid(
     spacing_mm: Spacing,
     settings: BoundarySettings,
     reach: Size,
+    device: torch.device | None = None,
 ) -> OnGrid | None:
-    """Channels around the mask, `reach` grid voxels beyond its band where the volume has them; None without a band."""
+    """Channels around the mask, `reach` grid voxels beyond its band where the volume has them; None without a band. Only what lies
+    around the mask goes to another `device`."""
     grid = settings.grid_mm
     full = tuple(max(1, round(n * s / g)) for n, s, g in zip(mask.shape, spacing_mm, grid))
     margin = settings.band_mm + max((r + 2) * g for r, g in zip(reach, grid))
     native = bounding_box(mask, spacing_mm, margin)
     if native is None:
         return None
-    far = signed_distance(mask[native], spacing_mm, max(CONTRAST_MM, 1.01 * settings.band_mm))
+    image, tumor_probability, mask = (v[native].to(device or v.device) for v in (image, tumor_probability, mask))
+    around = None if liver is None else liver[native].to(mask.device)
+    far = signed_distance(mask, spacing_mm, max(CONTRAST_MM, 1.01 * settings.band_mm))
     distance = far.clamp(-1.01 * settings.band_mm, 1.01 * settings.band_mm)
     near = distance.abs() <= settings.band_mm
     if not bool(near.any()):
@@ -77,10 +81,9 @@ def onto_grid(
         for b, s, g, n in zip(native, spacing_mm, grid, full)
     )
     low, high = settings.window_hu
-    nearest = nearest_voxel(mask[native], spacing_mm)
-    around = None if liver is None else liver[native]
-    contrast = relative_contrast(image[native], mask[native], around, spacing_mm, far, nearest)
-    parts = (image[native], tumor_probability[native], distance, contrast, mask[native], near)
+    nearest = nearest_voxel(mask, spacing_mm)
+    contrast = relative_contrast(image, mask, around, spacing_mm, far, nearest)
+    parts = (image, tumor_probability, distance, contrast, mask, near)
     hu, p, away, contrast, drawn, near = carry(torch.stack([v.float() for v in parts]), native, spacing_mm, box, grid)
     channels = torch.stack(
         [
