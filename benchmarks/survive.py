@@ -308,7 +308,7 @@ def small_demo(settings: experiment.Settings, cases: int = 10, held_out: int = 2
             patch.dict(experiment.PRESETS, demo=lambda: settings),
             patch.object(batch, "run_all", without_preset),
             patch.object(tracking, "default_store", lambda: folder / "mlruns"),
-            patch.object(cohort, "_cores", lambda: 1),
+            patch.object(cohort, "cores", lambda: 1),
         ):
             demo.begin(folder, "demo", device="cpu")
             if demo.run(folder, "cpu"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import browser
@@ -53,6 +54,16 @@ def pytest_collection_modifyitems(items):
         if marked and not os.environ.get("REQUIRE_DISPLAY") and (why := why_not()):
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def gpu():
+    """A GPU, or a pretended one."""
+    import pretend
+    import torch
+
+    with nullcontext() if torch.cuda.is_available() else pretend.gpu():
+        yield
 
 
 @pytest.fixture(scope="session")

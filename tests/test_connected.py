@@ -61,9 +61,7 @@ def test_several_images_share_the_voxels_and_not_the_pieces():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_labels_of_a_mask_are_scipys(device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
+def test_labels_of_a_mask_are_scipys(device, gpu):
     for seed, share in enumerate((0.0, 0.05, 0.1, 0.3, 1.0)):
         mask = np.random.default_rng(seed).random((7, 12, 9)) < share
         theirs, many = ndimage.label(mask, np.ones((3, 3, 3)))

@@ -239,10 +239,8 @@ def test_a_patient_in_two_folds_and_too_few_patients_are_refused():
 # ---------------------------------------------------------------------------------------------- tensors
 
 
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-)
-def test_tensors_give_scikit_learns_probabilities(fitted, device):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tensors_give_scikit_learns_probabilities(fitted, device, gpu):
     rng = np.random.default_rng(4)
     table = rng.normal(size=(500, 4)) * [3, 2, 3, 1e3]
     table[rng.random(table.shape) < 0.1] = np.nan

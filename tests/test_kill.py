@@ -68,7 +68,7 @@ def books(folder: Path) -> Path:
 
 def phantoms(folder: Path) -> None:
     torch.set_num_threads(1)
-    with patch.object(cohort, "_cores", lambda: 1):
+    with patch.object(cohort, "cores", lambda: 1):
         cohort.write_phantoms(folder, 2, 3)
 
 

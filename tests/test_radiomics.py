@@ -470,9 +470,8 @@ ON_CUDA = {
 }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", ON_CUDA)
-def test_cuda_gives_the_cpus_values(dtype):
+def test_cuda_gives_the_cpus_values(dtype, gpu):
     image, labels, spacing = blobs(2, "f8")
     here = radiomics.describe(image, labels, spacing)
     there = radiomics.describe(image.to(dtype).cuda(), labels.cuda(), spacing)
