@@ -434,6 +434,49 @@ def test_painted_labels_that_were_thrown_away_hold_nobody(window, monkeypatch):
     assert panel.said.text() == "", "what was said was said of the case before"
 
 
+@pytest.mark.parametrize("how", ["hidden", "closed", "opened again"])
+def test_painted_labels_are_asked_for_also_without_their_panel(window, monkeypatch, how):
+    from qtpy.QtWidgets import QMessageBox
+
+    viewer, panel, places = window
+    panel.correct()
+    layer = viewer.layers[qa.CORRECTED]
+    layer.paint((2, 4, 30), 2)
+    layer.name = "mine"
+    dock = panel.parentWidget()
+    dock.close() if how == "hidden" else dock.destroyOnClose()
+    if how == "opened again":
+        _, panel = viewer.window.add_plugin_dock_widget("liver-workbench", "Review")
+    asked = []
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: asked.append(a) or QMessageBox.StandardButton.Cancel)
+    assert not viewer.window._qt_window.close() and len(asked) == 1 and viewer.window._qt_window.isVisible()
+    if how == "opened again":
+        panel.open(places[0])
+        assert len(asked) == 2 and layer in viewer.layers
+    press(viewer, "Shift-S")
+    assert verdicts.corrected(places[1]).array[2, 4, 30] == 2 and not (places[0] / "verdicts").exists()
+    assert panel.may_leave() and len(asked) < 3
+
+
+def test_a_painted_layer_may_have_any_name(window, monkeypatch):
+    from qtpy.QtWidgets import QMessageBox
+
+    viewer, panel, places = window
+    panel.correct()
+    layer = viewer.layers[qa.CORRECTED]
+    layer.name = "mine"
+    layer.paint((2, 4, 30), 2)
+    panel._stage("CT")
+    assert not layer.visible
+    panel._stage("result")
+    assert layer.visible and not viewer.layers["labels"].visible
+    panel.correct()
+    assert qa.CORRECTED not in viewer.layers and viewer.layers.selection.active is layer, "it is painted on further"
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: QMessageBox.StandardButton.Save)
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[0] and verdicts.corrected(places[1]).array[2, 4, 30] == 2
+
+
 def test_damaged_verdicts_are_said_and_the_list_stays(window, capsys):
     viewer, panel, places = window
     (places[0] / "verdicts").mkdir()

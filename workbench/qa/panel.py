@@ -33,6 +33,7 @@ from qtpy.QtWidgets import (
     QHeaderView,
     QLabel,
     QLineEdit,
+    QMainWindow,
     QMessageBox,
     QPushButton,
     QSizePolicy,
@@ -63,6 +64,7 @@ WINDOWS = ("liver", "tumor", "soft tissue", "lung", "bone")
 MARKS = {"accept": "✓ accept", "reject": "✗ reject", "needs edit": "✎ edit"}
 COLUMNS = {"nr": "number", "score": "forest score", "ml": "volume in ml", "mm": "longest axial diameter",
            "forest": "what the forest decided", "verdict": "what you said"}  # fmt: skip
+PAINTED = "painted, not kept"  # in the metadata of the layer of corrected labels
 ZOOM_MM = 160.0  # a jump shows at least this much of the plane
 
 
@@ -76,8 +78,7 @@ class Panel(QWidget):
         self.case: folders.ResultFolder | None = None
         self.lesions = worklist.order(folders.ResultFolder(Path(), {}).lesions())
         self.review, self.sha = verdicts.Review(), ""
-        self.painted = self.filling = False
-        self.drawn: napari.layers.Labels | None = None
+        self.filling = False
         self._build()
         self._bind()
 
@@ -108,7 +109,7 @@ class Panel(QWidget):
             self._say(str(refused))
             self._pick(self.choice, self.shown_number())
             return
-        self.case, self.review, self.sha, self.painted = case, review, sha, False
+        self.case, self.review, self.sha = case, review, sha
         self.lesions = worklist.order(case.lesions(), case.info.get("forest_threshold"))
         self._pick(self.choice, number)
         self._say("")
@@ -177,36 +178,38 @@ class Panel(QWidget):
         """A layer to paint corrected labels on: those kept, or a copy of the result's."""
         if self.case is None or "labels" not in self.viewer.layers:
             return
-        if qa.CORRECTED not in self.viewer.layers:
+        if self.drawn is None:
             labels = self.viewer.layers["labels"]
             made = self.viewer.add_labels(
                 np.array(labels.data), name=qa.CORRECTED, colormap=dict(qa.LABEL_COLOURS), opacity=0.45, scale=labels.scale,
                 units=labels.units, metadata=labels.metadata)  # fmt: skip
             self._watch(made)
-        layer = self.viewer.layers[qa.CORRECTED]
+        layer = self.drawn
         self._stage("result")
         self.viewer.layers.selection.active = layer
         layer.selected_label, layer.mode = 2, "paint"
         self._say("paint 1 liver, 2 tumor, 0 neither; then keep")
 
     def keep(self) -> None:
-        """Keep the corrected labels beside the result."""
-        if self.case is None or qa.CORRECTED not in self.viewer.layers:
+        """Keep the corrected labels beside the result that they correct."""
+        if (layer := self.drawn) is None:
             self._say(f"there is no layer '{qa.CORRECTED}' to keep: Correct labels makes it")
             return
         try:
-            file = verdicts.correct(self.case.path, np.asarray(self.viewer.layers[qa.CORRECTED].data), self.who.text())
-            self.review = verdicts.read(self.case.path)
+            file = verdicts.correct(layer.metadata["folder"], np.asarray(layer.data), self.who.text())
+            if self.case is not None:
+                self.review = verdicts.read(self.case.path)
         except (Refused, OSError) as error:
             self._say(str(error))
             return
-        self.painted = False
-        self._state()
+        layer.metadata[PAINTED] = False
+        if self.case is not None:
+            self._state()
         self._say(f"corrected labels kept: {file.name}")
 
     def may_leave(self) -> bool:
         """False when painted labels are not kept and the reader wants to stay."""
-        if not self.painted or self.drawn not in self.viewer.layers:
+        if not self.painted:
             return True
         kinds = QMessageBox.StandardButton
         answer = QMessageBox.question(
@@ -215,8 +218,18 @@ class Panel(QWidget):
         if answer == kinds.Save:
             self.keep()
         elif answer == kinds.Discard:
-            self.painted = False
+            self.drawn.metadata[PAINTED] = False
         return not self.painted
+
+    @property
+    def drawn(self) -> napari.layers.Labels | None:
+        """The layer of corrected labels, whatever the reader has called it since."""
+        return next((layer for layer in self.viewer.layers if PAINTED in layer.metadata), None)
+
+    @property
+    def painted(self) -> bool:
+        """Whether there is something on it that is not kept."""
+        return self.drawn is not None and self.drawn.metadata[PAINTED]
 
     # ------------------------------------------------------------------------------------------ the widget
 
@@ -330,11 +343,16 @@ class Panel(QWidget):
             self.viewer.bind_key(key, _ignoring(do), overwrite=True)
 
     def showEvent(self, event) -> None:
+        """Listen to napari's own window: a panel that was closed is no longer in it, and still asks before it closes."""
         super().showEvent(event)
-        self.window().installEventFilter(self)
+        around = self.parentWidget()
+        while around is not None and not isinstance(around, QMainWindow):
+            around = around.parentWidget()
+        if around is not None:
+            around.installEventFilter(self)
 
     def eventFilter(self, watched, event) -> bool:
-        if event.type() == QEvent.Type.Close and watched is self.window() and not self.may_leave():
+        if event.type() == QEvent.Type.Close and isinstance(watched, QMainWindow) and not self.may_leave():
             event.ignore()
             return True
         return super().eventFilter(watched, event)
@@ -343,12 +361,13 @@ class Panel(QWidget):
 
     def _stage(self, name: str) -> None:
         shown = set(STAGES[name])
-        if qa.CORRECTED in shown and qa.CORRECTED in self.viewer.layers:
+        if qa.CORRECTED in shown and self.drawn is not None:
             shown.discard("labels")
         every = {layer for names in STAGES.values() for layer in names}
         for layer in self.viewer.layers:
-            if layer.name in every:
-                layer.visible = layer.name in shown
+            called = qa.CORRECTED if layer is self.drawn else layer.name
+            if called in every:
+                layer.visible = called in shown
         pointed = [layer for layer in ("CT (HU)", *STAGES[name]) if layer in self.viewer.layers]
         if pointed:
             self.viewer.layers.selection.active = self.viewer.layers[pointed[-1]]
@@ -419,12 +438,11 @@ class Panel(QWidget):
         lines += [f"no CT: {why}" for layer in self.viewer.layers[:1] if (why := layer.metadata.get("no_ct"))]
         self.state.setText("\n".join(filter(None, lines)))
 
-    def _watch(self, layer) -> None:
-        self.drawn = layer
-        layer.events.paint.connect(self._was_painted)
-
-    def _was_painted(self) -> None:
-        self.painted = True
+    def _watch(self, layer: napari.layers.Labels) -> None:
+        """What was painted is on record at the layer, for a panel that is opened later too."""
+        about = layer.metadata
+        about[PAINTED] = False
+        layer.events.paint.connect(lambda _: about.update({PAINTED: True}))
 
     def _chosen(self, number: int) -> None:
         if not self.filling:
