@@ -333,6 +333,43 @@ def test_the_view_that_was_chosen_stays_with_the_next_case(window):
     assert viewer.dims.ndisplay == 2 and viewer.dims.order == (2, 0, 1), "a plane is seen in two dimensions"
 
 
+def test_in_3d_the_tumor_is_seen_in_a_veil_of_liver_and_2d_is_as_it_was(window):
+    viewer, panel, places = window
+    layers = viewer.layers
+
+    def state() -> list:
+        return [(x.name, x.visible, x.opacity) for x in layers] + [layers.selection.active.name]
+
+    def tumor() -> int:  # orange, shaded
+        red, _, blue = np.moveaxis(viewer.screenshot(flash=False)[..., :3].astype(int), -1, 0)
+        return int(((red > 90) & (blue < red / 4)).sum())
+
+    layers["labels"].opacity, layers["candidates"].visible = 0.7, False
+    press(viewer, "J")
+    was = state()
+    viewer.dims.ndisplay = 3
+    assert not layers["CT (HU)"].visible and layers["labels"].visible and layers["liver in 3D"].opacity < 0.5
+    assert layers["labels"].colormap.color_dict[1][3] == 0 and layers["ledger"].colormap.color_dict[1][3] == 0
+    assert layers["liver in 3D"].visible
+    seen = tumor()
+    layers["labels"].visible = False
+    assert seen > tumor() + 50, "it lies within the liver"
+    viewer.dims.ndisplay = 2
+    assert state() == was and layers["labels"].colormap.color_dict[1][3] > 0
+    panel._stage("CT")
+    viewer.dims.ndisplay = 3
+    assert layers["labels"].visible
+    press(viewer, "Shift-K")
+    assert panel.case.path == places[0] and viewer.dims.ndisplay == 2
+    assert {x.name for x in layers if x.visible} == {"CT (HU)"}
+    panel.correct()
+    viewer.dims.ndisplay = 3
+    viewer.cursor._view_direction = np.array([1.0, 0.0, 0.0])  # as the pointer's first move over the picture leaves it
+    panel._stage("ledger")
+    viewer.dims.ndisplay = 2
+    assert {x.name for x in layers if x.visible} == {"CT (HU)", "ledger"}
+
+
 def test_the_pointer_asks_what_is_shown_and_the_keys_work_there(window):
     viewer, panel, places = window
     asked = {"CT": "CT (HU)", "maps": "tumor probability", "candidates": "candidates by score", "ledger": "ledger",

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import napari
 import numpy as np
+from napari.utils.colormaps import DirectLabelColormap
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -43,7 +44,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from workbench import folders, qa, verdicts
+from workbench import figures, folders, qa, verdicts
 from workbench.qa import worklist
 from workbench.volume import Refused
 
@@ -64,6 +65,7 @@ WINDOWS = ("liver", "tumor", "soft tissue", "lung", "bone")
 MARKS = {"accept": "✓ accept", "reject": "✗ reject", "needs edit": "✎ edit"}
 COLUMNS = {"nr": "number", "score": "forest score", "ml": "volume in ml", "mm": "longest axial diameter",
            "forest": "what the forest decided", "verdict": "what you said"}  # fmt: skip
+VEIL, VEIL_OPACITY = "liver in 3D", 0.35
 PAINTED = "painted, not kept"  # in the metadata of the layer of corrected labels
 ZOOM_MM = 160.0  # a jump shows at least this much of the plane
 
@@ -79,6 +81,7 @@ class Panel(QWidget):
         self.lesions = worklist.order(folders.ResultFolder(Path(), {}).lesions())
         self.review, self.sha = verdicts.Review(), ""
         self.filling = False
+        self.flat: list[tuple[napari.layers.Layer, str, object]] = []
         self._build()
         self._bind()
 
@@ -105,6 +108,7 @@ class Panel(QWidget):
             sha = verdicts.fingerprint(place)
             self.viewer.layers.clear()
             qa.add(self.viewer, place)
+            self._veil()
         except Refused as refused:
             self._say(str(refused))
             self._pick(self.choice, self.shown_number())
@@ -341,6 +345,7 @@ class Panel(QWidget):
         }
         for key, do in keys.items():
             self.viewer.bind_key(key, _ignoring(do), overwrite=True)
+        self.viewer.dims.events.ndisplay.connect(self._dimensions)
 
     def showEvent(self, event) -> None:
         """Listen to napari's own window: a panel that was closed is no longer in it, and still asks before it closes."""
@@ -368,6 +373,9 @@ class Panel(QWidget):
             called = qa.CORRECTED if layer is self.drawn else layer.name
             if called in every:
                 layer.visible = called in shown
+                self.flat = [
+                    one for one in self.flat if one[:2] != (layer, "visible")
+                ]  # a stage chosen in 3D stays in 2D
         pointed = [layer for layer in ("CT (HU)", *STAGES[name]) if layer in self.viewer.layers]
         if pointed:
             self.viewer.layers.selection.active = self.viewer.layers[pointed[-1]]
@@ -386,6 +394,44 @@ class Panel(QWidget):
         self.viewer.scene.camera.orientation2d = (down, "right")
         self._down("Plane", list(PLANES).index(name))
         self.jump()
+
+    def _veil(self) -> None:
+        """The liver without its tumor's hole, for 3D; hidden, and made when it is first looked at."""
+        if "labels" in self.viewer.layers:
+            labels = self.viewer.layers["labels"]
+            data = labels.data
+            self.viewer.add_labels(
+                qa.Later(data.shape, np.uint8, lambda: data > 0), name=VEIL, colormap={0: "transparent", None: figures.LIVER_COLOUR},
+                opacity=VEIL_OPACITY, blending="translucent_no_depth", visible=False, scale=labels.scale, units=labels.units)  # fmt: skip
+            self.viewer.layers.move(len(self.viewer.layers) - 1, 1 if "CT (HU)" in self.viewer.layers else 0)
+
+    def _dimensions(self, _: object = None) -> None:
+        """In 3D the tumor in a veil of liver, as the notebooks have it: the CT's projection and a solid liver would hide what lies
+        within. In 2D everything as the reader had it."""
+        if self.viewer.dims.ndisplay == 2:
+            for layer, what, was in self.flat:
+                setattr(layer, what, was)
+            self.flat = []
+            return
+        there = {layer.name: layer for layer in self.viewer.layers}
+        labels = self.drawn or there.get("labels")
+        if labels is None or VEIL not in there or there[VEIL].visible:
+            return
+        staged = {name for names in STAGES.values() for name in names} - {"candidates"}
+        others = any(layer.visible for name, layer in there.items() if name in staged and layer is not labels)
+        wanted: list[tuple[napari.layers.Layer, str, object]] = [
+            (labels, "opacity", 1.0),
+            (there[VEIL], "visible", True),
+        ]
+        if not others:
+            wanted.append((labels, "visible", True))
+        if "CT (HU)" in there:
+            wanted.append((there["CT (HU)"], "visible", False))
+        for layer in {labels, there.get("labels", labels), there.get("ledger", labels)}:
+            wanted.append((layer, "colormap", _without(layer.colormap, 1)))
+        self.flat = [(layer, what, getattr(layer, what)) for layer, what, _ in wanted]
+        for layer, what, value in wanted:
+            setattr(layer, what, value)
 
     def _down(self, which: str, number: int) -> None:
         self.sets[which].button(number).setChecked(True)
@@ -464,6 +510,11 @@ class Panel(QWidget):
         self.said.setText(words)
         if words:
             print(words, file=sys.stderr)
+
+
+def _without(colours: DirectLabelColormap, value: int) -> DirectLabelColormap:
+    """The colours of labels, this one transparent."""
+    return DirectLabelColormap(color_dict={**colours.color_dict, value: np.zeros(4)})
 
 
 def _ml(volume: float) -> str:
