@@ -140,6 +140,20 @@ def test_the_case_that_is_shown(trained):
     assert review.shown(trained, "toy-00") == "toy-00"
     assert review.standing(trained, review.shown(trained)) == "held out"
     assert "too good" in review.standing(trained, "toy-00")
+    assert review.maps_of(trained, review.shown(trained)).startswith("held out, mean")
+    assert review.maps_of(trained, "toy-00") == "in training, out of fold"
+    for book in ("02_liver", "03_tumor", "05_candidates"):
+        (path,) = (p for p in NUMBERED if p.stem == book)
+        cells = nbformat.read(path, as_version=4).cells
+        at = next(
+            n
+            for n, cell in enumerate(cells)
+            if "case = review.shown" in cell.source or "case, threshold = " in cell.source
+        )
+        assert any("review.maps_of(made, case)" in cell.source for cell in cells[at : at + 2]), book
+        assert not any(
+            w in cells[at - 1].source for w in ("One held-out", "A held-out patient's probability", "no fold")
+        ), book
     with pytest.raises(Refused, match="expected one of toy-08, toy-09"):
         review.shown(trained, "toy-00", "test")
 

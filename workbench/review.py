@@ -91,6 +91,12 @@ def standing(made: Experiment, case: str) -> str:
     return "held out" if held else "in training: the models have learnt from it and these numbers are too good"
 
 
+def maps_of(made: Experiment, case: str) -> str:
+    """Whose maps of a case the stages keep, in words: no net has seen the patient in either split."""
+    held = made.cases().set_index("case").split[case] == "test"
+    return "held out, mean of all nets" if held else "in training, out of fold"
+
+
 def described(made: Experiment, features: pd.DataFrame, case: str = "", candidate: int = 1) -> str:
     """The case whose candidate of this number is looked at: the one asked for, else the held-out one with most tumors that has it."""
     of = features[features.case == shown(made, case)] if case else features
