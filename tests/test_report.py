@@ -237,6 +237,23 @@ def test_a_failure_for_want_of_a_stage_is_no_warning_once_the_stage_has_run(expe
     assert "Notebook 03_tumor failed" in Page(report.experiment_report(copy)).text
 
 
+def test_a_mistyped_case_is_no_warning(experiment, tmp_path):
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    refused = str(Refused("case", "nobody", "one of c1, c2"))
+    for name, given, error in (
+        ("03_tumor-nobody", {"case": "nobody"}, f"03_tumor-nobody, cell 4: Refused: {refused}"),
+        ("03_tumor-c1", {"case": "c1"}, "03_tumor-c1, cell 5: Refused: c1.nii.gz: found no such file; expected one."),
+        ("02_liver", {"experiment": "x"}, f"02_liver, cell 4: Refused: {refused}"),
+    ):
+        was = {"status": "failed", "seconds": 1.0, "error": error, "key": {"parameters": given}}
+        (copy / "notebooks" / f"{name}.json").write_text(json.dumps(was))
+    page = Page(report.experiment_report(copy))
+    assert "03_tumor-nobody" not in page.text
+    assert "Notebook 03_tumor-c1 failed" in page.text and "Notebook 02_liver failed" in page.text, (
+        "nobody gave it a case"
+    )
+
+
 def test_report_of_an_experiment_that_has_only_begun(tmp_path):
     (tmp_path / "experiment.json").write_text("{}")
     page = Page(report.experiment_report(tmp_path))

@@ -324,6 +324,12 @@ def _outdated(notebook: str, was: dict, stages: Collection[str]) -> bool:
     return was.get("status") == "failed" and bool(lacked) and needed <= set(stages)
 
 
+def _mistyped(was: dict) -> bool:
+    """Whether a notebook only refused what it was given, a case that there is not: that says nothing of the experiment."""
+    given = was.get("key", {}).get("parameters", {})
+    return was.get("status") == "failed" and any(f": Refused: {name}: found " in was.get("error", "") for name in given)
+
+
 def _learnt_from(experiment: folders.ExperimentFolder) -> int | None:
     """How many training patients have a candidate, from which selection and forest learn."""
     scores = experiment.table("forest", "scores.csv")
@@ -390,6 +396,8 @@ def experiment_report(folder: str | Path) -> str:
     notebooks = []
     for file in sorted((experiment.path / "notebooks").glob("*.json")):
         was = json.loads(file.read_text(encoding="utf-8"))
+        if _mistyped(was):
+            continue
         status = was.get("status", "?") + ", before its stages had run" * _outdated(file.stem, was, stages)
         notebooks.append((file.stem, status, was.get("seconds", math.nan), was.get("error", "")))
     warnings = [f"Not run yet: {', '.join(missing)}."] if missing else []
