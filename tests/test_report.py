@@ -164,6 +164,15 @@ def test_words_stand_left_and_numbers_right():
     assert [cell["word"] for cell in table["rows"][0]] == [True, False, False]
 
 
+def test_tables_call_measures_as_the_figures_do(experiment):
+    text = Page(report.experiment_report(experiment)).text
+    assert "stage tumor Dice (1) mean surface distance (mm)" in text and "tumor_dice" not in text
+    table = pd.DataFrame([{"stage": "s", "metric": "recall_iou0", "mean": -1e-9, "low": -1e-9, "high": 1.0, "n": 3}])
+    assert report.ablation_table(table).to_dict("records") == [
+        {"stage": "s", "lesions found (share)": "0.000 [0.000, 1.000], n = 3"}
+    ]
+
+
 def test_a_value_and_its_ends_are_one_cell():
     table = pd.DataFrame({"features": ["size", "all"], "columns": [2.0, 728.0], "auc": [0.9, math.nan], "auc_low": [0.8, math.nan],
                           "auc_high": [0.95, math.nan], "auc_gain": 0.06, "auc_gain_low": -0.01, "auc_gain_high": 0.1, "low": 1})  # fmt: skip

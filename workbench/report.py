@@ -52,7 +52,7 @@ _PAGE = """<!doctype html>
  .wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0; font-size: 13px }
  th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right; vertical-align: top }
  th, td { white-space: nowrap }
- th { background: #f4f4f4 } th:first-child, td:first-child, .word { text-align: left } td.word { white-space: normal }
+ th { background: #f4f4f4 } th:first-child, td:first-child, .word { text-align: left } .word { white-space: normal }
  figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 13px }
  .patch { display: inline-block; width: 1.1em; height: 1.1em; border: 1px solid #666; vertical-align: -0.15em }
  summary { cursor: pointer; font-weight: 600 } nav { font-size: 13px } nav a { margin-right: 1em; white-space: nowrap } footer { margin-top: 3em; color: #555; font-size: 13px }
@@ -118,7 +118,7 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     shown = {}
     for name in [str(c) for c in table.columns]:
         if {f"{name}_low", f"{name}_high"} <= set(table):
-            form = "+.3f" if name.endswith("gain") else ".3f"
+            form = "+z.3f" if name.endswith("gain") else "z.3f"
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
             shown[name] = [
                 f"{x:{form}} [{low:{form}}, {high:{form}}]" if math.isfinite(x) else "" for x, low, high in ends
@@ -282,6 +282,7 @@ def _shown_and_all(table: pd.DataFrame | None, metrics: list[str]) -> list[dict]
         return []
     some = table[table["metric"].isin(metrics)]
     some = some.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable")
+    some, table = (of.assign(metric=of["metric"].map(figures.units_of)) for of in (some, table))
     every = [_table(table, "Everything measured", fold=True)] if len(some) < len(table) else []
     return [_table(some[["metric", *(c for c in table if c != "metric")]]), *every]
 
@@ -301,18 +302,18 @@ def variants(ablation: pd.DataFrame, left_out: pd.DataFrame | None) -> pd.DataFr
 
 
 def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
-    """Stage by metric: mean, 95 % interval and n in one cell, in the order of the file."""
+    """Stage by metric, in words: mean, 95 % interval and n in one cell, in the order of the file."""
 
     def cell(row) -> str:
         if not np.isfinite(row["mean"]):
             return f"undefined (n = {int(row['n'])})"
-        return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {int(row['n'])}"
+        return f"{row['mean']:z.3f} [{row['low']:z.3f}, {row['high']:z.3f}], n = {int(row['n'])}"
 
     stages, metrics = list(dict.fromkeys(ablation["stage"])), metrics or list(dict.fromkeys(ablation["metric"]))
     found = {(row["stage"], row["metric"]): cell(row) for _, row in ablation.iterrows()}
     return pd.DataFrame(
         [[stage, *(found.get((stage, metric), "") for metric in metrics)] for stage in stages],
-        columns=["stage", *metrics],
+        columns=["stage", *map(figures.units_of, metrics)],
     )
 
 
