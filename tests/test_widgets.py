@@ -72,7 +72,20 @@ def test_threshold_what_if():
 def test_no_output_widget_and_every_control_is_a_plain_one():
     kinds = {type(w) for w in all_of(widgets.threshold(fake.tables()["scores"]))}
     assert ipywidgets.Output not in kinds
-    assert kinds == {widgets.Live, ipywidgets.HBox, ipywidgets.FloatSlider, ipywidgets.Image}
+    assert kinds == {widgets.Live, ipywidgets.HBox, ipywidgets.FloatSlider, ipywidgets.Image, ipywidgets.Label}
+
+
+def test_a_line_says_while_the_picture_is_drawn():
+    live, said = widgets.browse(A["ct"], MM), []
+    draw = live.draw
+    live.draw = lambda **chosen: said.append(live.working.value) or draw(**chosen)
+    assert live.working.value == ""
+    live.controls["at"].value = 3
+    assert said == ["working…"] and live.working.value == ""
+    live.draw = lambda **chosen: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        live.controls["at"].value = 4
+    assert live.working.value == "", "nobody works any more"
 
 
 def test_one_change_draws_once(trained, monkeypatch):

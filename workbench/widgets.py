@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ipyniivue import NiiVue, ShowRender, SliceType, Volume
-from ipywidgets import Dropdown, FloatSlider, HBox, Image, IntSlider, SelectionSlider, VBox
+from ipywidgets import Dropdown, FloatSlider, HBox, Image, IntSlider, Label, SelectionSlider, VBox
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -50,7 +50,8 @@ class Twin(VBox):
 
 
 class Live(Twin):
-    """Controls above a picture: a change of any control draws the picture anew.
+    """Controls above a picture: a change of any control draws the picture anew. While it is drawn a line says so, and the former
+    picture stands.
 
     `follow`: by the name of a control, what else a change of it moves before the picture is drawn once.
     """
@@ -60,7 +61,8 @@ class Live(Twin):
     ):
         self.draw, self.controls, self.follow = draw, controls, follow or {}
         self.picture = Image(format="png", value=b"", layout={"align_self": "flex-start", "max_width": "100%"})
-        super().__init__([HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), self.picture])
+        self.working = Label(layout={"height": "22px"})  # its place is kept, so that the picture does not jump
+        super().__init__([HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), self.working, self.picture])
         self._following = False
         for name, control in controls.items():
             control.observe(lambda _, name=name: self._changed(name), names="value")
@@ -80,7 +82,11 @@ class Live(Twin):
         self._redraw()
 
     def _redraw(self) -> None:
-        self.picture.value = figures.png(self.figure(), self.dpi)
+        self.working.value = "working…"
+        try:
+            self.picture.value = figures.png(self.figure(), self.dpi)
+        finally:
+            self.working.value = ""
 
 
 def browse(ct, spacing_mm, labels=None, truth=None, probability=None, ledger=None, title: str = "") -> Live:
