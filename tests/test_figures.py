@@ -430,3 +430,13 @@ def test_steps_and_attention_are_drawn_in_mm():
     assert [ax.get_title() for ax in figure.axes[:5]][3:] == ["ledger", "final contours"]
     gates = figures.attention(torch.zeros(6, 8), [torch.ones(3, 4), torch.ones(2, 2)], 2.5).axes
     assert gates[0].images[0].get_extent() == gates[2].images[0].get_extent() == [-1.25, 18.75, 13.75, -1.25]
+
+
+def test_calibration_says_its_n_once():
+    bins = pd.DataFrame(
+        {"score": [0.01, 0.02, 0.9], "share": [0.0, 0.0, 1.0], "low": 0.0, "high": 1.0, "n": [12, 12, 11]}
+    )
+    (ax,) = figures.calibration(bins, 0.1, 0.1, 3).axes
+    assert [t.get_text() for t in ax.get_legend().get_texts()][-1] == "candidates, 11 to 12 a point" and not ax.texts
+    (ax,) = figures.calibration(bins[:2], 0.1, 0.1, 3).axes
+    assert [t.get_text() for t in ax.get_legend().get_texts()][-1] == "candidates, 12 a point"

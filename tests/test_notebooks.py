@@ -109,6 +109,12 @@ def test_the_words_of_numbers():
     assert list(tests.p) == ["<0.001", "0.001", "0.250", "nan"] and list(tests.low) == [0.123] * 4
 
 
+def test_a_table_of_words_is_whole_and_its_headers_stand_above_them():
+    html = review.in_full(pd.DataFrame({"x": [1.234], "formula": ["a + " * 40 + "b"]})).to_html()
+    assert "a + " * 40 + "b" in html and "1.23<" in html
+    assert re.search(r"th \{\s*text-align: left", html)
+
+
 def test_candidates_find_their_lesions(trained):
     table, lesions = review.homes(trained)
     assert len(lesions) == trained.cases().tumors.sum()

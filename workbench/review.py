@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -74,6 +75,16 @@ def rounded(tests: pd.DataFrame) -> pd.DataFrame:
     """A table of tests to three digits, 0 without a sign; a `p` below them is `<0.001`, not 0."""
     small = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in tests.p]
     return tests.round(3).replace(-0.0, 0.0).assign(p=small)
+
+
+def in_full(table: pd.DataFrame) -> Styler:
+    """A table of words for a notebook: none cut short, headers above what they name, numbers to two digits."""
+    left = {"text-align": "left"}
+    return (
+        table.style.format(precision=2)
+        .set_properties(**left)
+        .set_table_styles([{"selector": "th", "props": list(left.items())}])
+    )
 
 
 # --- cases -------------------------------------------------------------------------------------------------------

@@ -379,10 +379,9 @@ def calibration(bins: pd.DataFrame, brier: float, error: float, patients: int, t
     figure = Picture(5.2, 4.8)
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="a score that is a chance")
+    n = " to ".join(str(n) for n in sorted({int(bins.n.min()), int(bins.n.max())}))  # bins of a size: no label at each
     spread = [(bins.share - bins.low).clip(0), (bins.high - bins.share).clip(0)]  # rounding may put an end inside
-    ax.errorbar(bins.score, bins.share, spread, color=BLUE, marker="o", capsize=3, label="candidates")
-    for row in bins.itertuples():
-        ax.annotate(str(row.n), (row.score, row.share), xytext=(6, -11), textcoords="offset points", fontsize=7)
+    ax.errorbar(bins.score, bins.share, spread, color=BLUE, marker="o", capsize=3, label=f"candidates, {n} a point")
     ax.set_xlabel("score of the forest (mean of the bin)")
     ax.set_ylabel("share that are lesions")
     ax.set_xlim(-0.02, 1.02)
