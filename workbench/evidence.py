@@ -204,12 +204,12 @@ def _change(stage: str, claim: str, row: pd.Series, metric: str) -> Claim:
 
 
 def _between(low: float, high: float) -> str:
-    return f"[{low:+z.3f}, {high:+z.3f}]"
+    return f"[{low:+.3f}, {high:+.3f}]"
 
 
 def _tested(row: Mapping | pd.Series) -> str:
     """A paired change with its interval and p."""
-    return f"{row['difference']:+z.3f} {_between(row['low'], row['high'])}, p {row['p']:.2g}"
+    return f"{row['difference']:+.3f} {_between(row['low'], row['high'])}, p {row['p']:.2g}"
 
 
 def _many(claims: list[Claim]) -> str:
@@ -296,7 +296,7 @@ def _selection(made: Experiment) -> list[Claim]:
         for what, row in beside.iterrows():
             if what != "selected":
                 low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-                said = f"{row[measure]:+z.3f} {_between(low, high)}"
+                said = f"{row[measure]:+.3f} {_between(low, high)}"
                 claim = "the selected descriptors in a forest " + words.format(PEERS.get(str(what), what))
                 claims.append(Claim("forest", claim, said, verdict(low, high, 1)))
     return claims
@@ -538,7 +538,7 @@ def _baselines(made: Experiment) -> pd.DataFrame:
     for name, words in columns.items():
         rows[words] = [f"{r[name]:.3f} [{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]" for _, r in table.iterrows()]
     for name, words in (("auc_gain", "gain in AUC"), ("removed_gain", "gain in the share removed")):
-        rows[words] = [f"{r[name]:+z.3f} {_between(r[f'{name}_low'], r[f'{name}_high'])}" for _, r in table.iterrows()]
+        rows[words] = [f"{r[name]:+.3f} {_between(r[f'{name}_low'], r[f'{name}_high'])}" for _, r in table.iterrows()]
     return pd.DataFrame(rows)
 
 
@@ -573,7 +573,7 @@ def whole_table(patients: pd.DataFrame, peer: str = "before") -> pd.DataFrame:
                 "patients": found["n"],
                 peer: f"{before:.3f}",
                 "after": f"{after:.3f}",
-                "change": f"{found['difference']:+z.3f} {_between(found['low'], found['high'])}",
+                "change": f"{found['difference']:+.3f} {_between(found['low'], found['high'])}",
                 "p": f"{found['p']:.2g}",
             }
         )

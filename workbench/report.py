@@ -118,7 +118,7 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     shown = {}
     for name in [str(c) for c in table.columns]:
         if {f"{name}_low", f"{name}_high"} <= set(table):
-            form = "+z.3f" if name.endswith("gain") else "z.3f"
+            form = "+.3f" if name.endswith("gain") else "z.3f"
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
             shown[name] = [
                 f"{x:{form}} [{low:{form}}, {high:{form}}]" if math.isfinite(x) else "" for x, low, high in ends

@@ -64,7 +64,7 @@ def share(hits: int, n: int) -> str:
 
 def change(before: Sequence[float], after: Sequence[float], patients: Sequence, form: str = "+.3f") -> str:
     """A paired change with its interval, p and n: `+0.010 [-0.002, +0.021], p = 0.2, n = 12`."""
-    form, found = form.replace(".", "z."), metrics.paired(before, after, groups=patients)
+    found = metrics.paired(before, after, groups=patients)
     if found["n"] == 0:
         return "undefined (n = 0)"
     interval = f"[{found['low']:{form}}, {found['high']:{form}}]"
@@ -72,9 +72,8 @@ def change(before: Sequence[float], after: Sequence[float], patients: Sequence, 
 
 
 def rounded(tests: pd.DataFrame) -> pd.DataFrame:
-    """A table of tests to three digits, 0 without a sign; a `p` below them is `<0.001`, not 0."""
-    small = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in tests.p]
-    return tests.round(3).replace(-0.0, 0.0).assign(p=small)
+    """A table of tests to three digits; a `p` below them is `<0.001`, not 0."""
+    return tests.round(3).assign(p=["<0.001" if p < 0.001 else f"{p:.3f}" for p in tests.p])
 
 
 def in_full(table: pd.DataFrame) -> Styler:
