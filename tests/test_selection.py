@@ -170,6 +170,16 @@ def test_what_knows_the_patient_only_is_worth_nothing_on_other_patients():
     assert rank_forest(np.column_stack([names_it, tells]), target, patients, SMALL).tolist() == [2, 1]
 
 
+def test_lesions_and_look_alikes_weigh_the_same_however_many_there_are():
+    """Of 2 lesions and 18 look-alikes a patient, the first feature finds one lesion for sure, the second clears eight look-alikes.
+
+    With half of the weight for each class the second is worth more; with the same for each candidate it would be the first.
+    """
+    at, patients = np.tile(np.arange(20), 20), np.repeat(np.arange(20), 20)
+    values = np.column_stack([at == 0, at < 12]).astype(float)
+    assert rank_forest(values, at < 2, patients, replace(SMALL, permutations=20)).tolist() == [2, 1]
+
+
 def test_l1_models_learn_from_half_of_the_patients_with_all_their_candidates(monkeypatch):
     seen = []
 
@@ -242,6 +252,14 @@ def test_borda_adds_the_points_of_the_three_ranks():
     ranks = ranked[["rank_mutual", "rank_l1", "rank_forest"]].to_numpy()
     assert ranked["borda"].to_numpy() == pytest.approx(3 * len(ranked) - ranks.sum(axis=1))
     assert ranked.sort_values("rank")["borda"].is_monotonic_decreasing
+
+
+def test_of_two_with_as_many_points_the_more_stable_comes_first(monkeypatch):
+    for name in ("rank_mutual", "rank_l1", "rank_forest"):
+        monkeypatch.setattr(selection, name, lambda values, *_: np.ones(values.shape[1]))
+    ranked = select(*cohort(), SMALL).table.dropna(subset=["rank"]).sort_values("rank")
+    lowest = ranked[["icc21_low", "icc11_low"]].min(axis=1)
+    assert len(ranked) > 3 and lowest.is_monotonic_decreasing and lowest.is_unique
 
 
 def test_a_feature_needs_both_kinds_of_stability():
