@@ -55,6 +55,8 @@ def test_few_patients_say_nothing_and_many_claims_are_held_together():
     )
     assert words.endswith("would not be: s: claim 0.03; s: claim 0.04.")  # .03 > .05 / 2, so .04 < .05 does not matter
     assert "every supported one of them stays" in evidence._many([sure, plain])
+    steps = [row.replace({0.0625: p, 5: 20}) for p in (0.001, 0.02, 0.04)]  # below .05 / 3, .05 / 2 and .05: all stay
+    assert "every supported" in evidence._many([evidence._change("s", "claim", one, "tumor_dice") for one in steps])
 
 
 def test_spiegelhalter_by_hand():
@@ -64,6 +66,20 @@ def test_spiegelhalter_by_hand():
     p = rng.random(4000)
     assert abs(evidence.spiegelhalter(p, rng.random(4000) < p)) < 1.96
     assert evidence.spiegelhalter(p, rng.random(4000) < p**3) > 1.96
+
+
+def test_scores_that_stake_nothing_contradict_nothing():
+    """Sure and right, the Brier score is 0 with an expected spread of 0; sure and wrong once, no chance explains it."""
+
+    def said(scores, lesions):
+        table = pd.DataFrame({"score": scores, "is_lesion": lesions})
+        return evidence._chances("", table, forest.calibration(table.score, table.is_lesion)).verdict
+
+    assert said([0.0, 0.0, 1.0, 1.0], [False, False, True, True]) == "undefined"
+    assert said([0.0, 0.0, 1.0, 1.0], [False, True, True, True]) == "**contradicted**"
+    assert said([0.25, 0.25, 0.25, 0.25], [False, False, False, True]) == "not contradicted"
+    assert said([0.9, 0.9, 0.9, 0.9], [False, False, False, True]) == "**contradicted**"  # z 4.3
+    assert said([0.1] * 50, [False] * 50) == "**contradicted**"  # z -2.4: too good for chances
 
 
 def test_edges_are_those_of_the_masks_before_and_after(trained):

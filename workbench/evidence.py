@@ -303,9 +303,13 @@ def _selection(made: Experiment) -> list[Claim]:
 
 
 def spiegelhalter(scores: np.ndarray, target: np.ndarray) -> float:
-    """z of the Brier score beside what it would be were the scores chances (Spiegelhalter 1986); 1.96 is the 5 % level."""
+    """z of the Brier score beside what it would be were the scores chances (Spiegelhalter 1986); 1.96 is the 5 % level.
+
+    NaN where neither can move: all scores 0, 1 or one half, and those that are sure right.
+    """
     p, y = np.asarray(scores, float), np.asarray(target, float)
-    return float(((y - p) * (1 - 2 * p)).sum() / math.sqrt(((1 - 2 * p) ** 2 * p * (1 - p)).sum()))
+    away, spread = float(((y - p) * (1 - 2 * p)).sum()), math.sqrt(((1 - 2 * p) ** 2 * p * (1 - p)).sum())
+    return away / spread if spread else math.copysign(math.inf, away) if away else math.nan
 
 
 def _forest(
@@ -345,7 +349,8 @@ def _forest(
 def _chances(claim: str, table: pd.DataFrame, found: forest.Calibration, words: str = "") -> Claim:
     z = spiegelhalter(table.score, table.is_lesion)
     measured = f"z {z:+.1f}; {words}Brier {found.brier:.3f}, calibration error {found.error:.3f}, {len(table)} candidates, taken as independent"
-    return Claim("forest", claim, measured, "not contradicted" if abs(z) <= 1.96 else "**contradicted**")
+    said = "undefined" if math.isnan(z) else "not contradicted" if abs(z) <= 1.96 else "**contradicted**"
+    return Claim("forest", claim, measured, said)
 
 
 def _ill(cases: pd.DataFrame) -> pd.DataFrame:
