@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -81,7 +82,7 @@ def test_without_a_choice_the_last_is_kept(tmp_path):
 
 
 def test_the_average_is_that_of_the_weights(tmp_path):
-    """By hand: decay (1 + step) / (10 + step) until it reaches `ema`."""
+    """By hand: decay (1 + step) / (10 + step) until it reaches `ema`, at the ninth of twelve."""
     weights = []
 
     def objective(net, batch):
@@ -97,10 +98,10 @@ def test_the_average_is_that_of_the_weights(tmp_path):
         return net.weight.detach()
 
     last, checked = run(tmp_path / "raw", 0.0, []), []
-    raw, averaged = [*weights[1:], last], run(tmp_path / "ema", 0.3, checked)
+    raw, averaged = [*weights[1:], last], run(tmp_path / "ema", 0.5, checked)
     expected = weights[0]
     for step, weight in enumerate(raw):
-        expected = expected.lerp(weight, 1 - min(0.3, (1 + step) / (10 + step)))
+        expected = expected.lerp(weight, 1 - min(0.5, (1 + step) / (10 + step)))
     assert torch.allclose(averaged, expected, atol=1e-7) and not torch.allclose(averaged, last, atol=1e-5)
     assert torch.equal(checked[-1], averaged) and torch.equal(weights[-1], weights[11]), (
         "what is trained is not averaged"
@@ -149,6 +150,30 @@ def test_a_batch_too_large_for_the_device_is_refused_and_the_way_so_far_kept(tmp
     assert json.loads((tmp_path / "net-resume.json").read_text())["step"] == 7
 
 
+def test_the_net_is_still_while_it_is_judged_and_learns_on_as_before():
+    net, modes = nn.Linear(3, 1), []
+
+    def objective(net, batch):
+        modes.append(net.training)
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    fit.fit(net, draw, objective, SETTINGS, None, "net", {}, lambda net, _: modes.append(net.training) or {})
+    assert modes == ([True] * 4 + [False]) * 3 and not net.training
+
+
+def test_a_steep_step_is_cut_and_weights_decay():
+    """No gradient comes out longer than `clip`; where there is none, a weight loses rate * weight_decay of itself a step."""
+    net = nn.Linear(3, 1)
+    fit.fit(net, draw, lambda net, batch: 1000 * net(batch[0]).sum(), replace(SETTINGS, clip=0.5), None, "net", {})
+    assert float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm()) == pytest.approx(0.5, rel=1e-4)
+    net, decaying = nn.Linear(3, 1), replace(SETTINGS, rate=0.1, weight_decay=0.5)
+    left = math.prod(1 - 0.5 * fit.rate_at(step, decaying) for step in range(decaying.steps))
+    before = net.weight.detach().clone()
+    fit.fit(net, draw, lambda net, batch: 0 * net(batch[0]).sum(), decaying, None, "net", {})
+    assert left < 0.8
+    torch.testing.assert_close(net.weight.detach(), left * before)
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, curve = train(None)
@@ -184,6 +209,9 @@ def test_the_former_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkey
         fit.save_tensors(tmp_path / "m", {"w": torch.zeros(3)}, {"n": 2})
     tensors, about = fit.load_tensors(tmp_path / "m")
     assert about["n"] == 1 and tensors["w"].tolist() == [1, 1, 1]
+    monkeypatch.undo()
+    fit.save_tensors(tmp_path / "m", {"w": torch.zeros(3)}, {"n": 2})
+    assert fit.load_tensors(tmp_path / "m")[1]["n"] == 2 and len(list(tmp_path.iterdir())) == 2, "the former is gone"
 
 
 def test_a_missing_model_says_what_to_do(tmp_path):
