@@ -154,6 +154,7 @@ def test_settings_with_less_than_two_folds_are_refused(tmp_path, folds):
     [
         ('{"forest": {"trees": "many"}}', 'forest.trees "many"; expected a whole number.'),
         ('{"forest": {"trees": 2.5}}', "forest.trees 2.5; expected a whole number."),
+        ('{"forest": {"trees": true}}', "forest.trees true; expected a whole number."),
         ('{"pixel_mm": "fine"}', 'pixel_mm "fine"; expected a number or null.'),
         ('{"boundary": {"grid_mm": [2, 1]}}', "boundary.grid_mm [2, 1]; expected a list of 3, each a number."),
         ('{"forest": {"leaf_choices": 3}}', "forest.leaf_choices 3; expected a list, each a whole number."),

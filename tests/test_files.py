@@ -37,6 +37,12 @@ def test_json_without_what_it_must_hold_is_refused(tmp_path, text):
     assert read_json(tmp_path / "a.json", "a", "b") == {"a": 1, "b": 2}
 
 
+def test_json_that_other_programs_cannot_read_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "new" / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_process_that_is_no_more_left_is_swept_away_and_what_it_had_moved_comes_back(tmp_path):
     """`a`: killed between its two moves; `b`: after them, while the former was removed; `c`: before them. A live one is left alone."""
     gone = subprocess.Popen(["true"])
@@ -45,10 +51,16 @@ def test_what_a_process_that_is_no_more_left_is_swept_away_and_what_it_had_moved
                  f".d.{os.getpid()}.part"):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "f").write_text(name)
+    living = subprocess.Popen(["sleep", "60"])
+    for kind in ("old", "part"):
+        (tmp_path / f".f.{living.pid}.{kind}").mkdir()
     for kind in ("old", "part"):  # of one whose number this process has now
         (tmp_path / f".e.{os.getpid()}.{kind}").mkdir()
     files.sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    living.kill()
+    living.wait()
+    assert {p.name for p in tmp_path.glob(".f.*")} == {f".f.{living.pid}.old", f".f.{living.pid}.part"}
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".f.")) == [
         f".d.{os.getpid()}.part",
         f".e.{os.getpid()}.part",
         "a",
