@@ -123,7 +123,10 @@ def test_a_manifest_is_known_by_what_is_read_of_it(tmp_path, toy_cohort):
         (table[::-1], "in another order"),
         (table.assign(patient="p", split="train"), "and 6 more"),
         (table.assign(field_of_view=["liver box", *["whole"] * 9]), f"rows in its manifest \\({table.case[0]}\\)"),
-        (table.assign(voxel_hash=["ab" * 8, *[""] * 9]), f"rows in its manifest \\({table.case[0]}\\)"),  # imported again
+        (
+            table.assign(voxel_hash=["ab" * 8, *[""] * 9]),
+            f"rows in its manifest \\({table.case[0]}\\)",
+        ),  # imported again
     ):
         with pytest.raises(Refused, match=f"an experiment with other .*{said}"):
             Experiment.create(tmp_path / "e", written(other), tiny.settings(), "cpu")

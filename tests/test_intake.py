@@ -517,6 +517,27 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert table.index.tolist() == ["lits-2", "lits-3"] and "lits-1: no longer there" in lines[-1]
 
 
+def test_voxels_beside_their_header_are_part_of_a_case(tmp_path):
+    """Labels drawn anew under an unchanged .mhd are read again; so are a CT's voxels under an .nhdr."""
+    import SimpleITK as sitk
+
+    hu, labels = abdomen()
+    root = tmp_path / "root"
+    root.mkdir()
+    for name, array in (("ct.nhdr", hu), ("labels.mhd", labels.astype(np.uint8))):
+        sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0))), root / name)
+    (root / "list.csv").write_text("case,ct,labels\none,ct.nhdr,labels.mhd\n")
+    table, *_ = take("csv", root / "list.csv", tmp_path / "data")
+    assert float(table.tumor_ml["one"]) > 0
+    for name, column, old, new in (
+        ("labels.raw", "tumor_ml", b"\2", b"\1"),
+        ("ct.raw", "voxel_hash", b"\xfc", b"\xfb"),
+    ):
+        (root / name).write_bytes((root / name).read_bytes().replace(old, new))
+        again, lines, _ = take("csv", root / "list.csv", tmp_path / "data")
+        assert again[column]["one"] != table[column]["one"] and "as before" not in lines[0]
+
+
 def test_an_import_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     patient(tmp_path / "root" / "a", seed=1)
     patient(tmp_path / "root" / "b", seed=2)

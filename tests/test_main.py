@@ -585,14 +585,16 @@ def test_export_nnunet_refuses_what_is_not_there(call, tmp_path):
 
 
 def test_a_header_is_known_with_its_data(tmp_path):
-    """Of an MHD, or a folder, the other files count too."""
+    """Of an MHD the file that it names counts too, and of a folder all files."""
     from workbench.results import _state
 
-    (tmp_path / "p.mhd").write_text("ElementDataFile = p.raw")
+    (tmp_path / "p.mhd").write_text("ElementDataFile = voxels.raw")
+    (tmp_path / "voxels.raw").write_bytes(b"1")
     (tmp_path / "p.raw").write_bytes(b"1")
-    (tmp_path / "other.raw").write_bytes(b"1")
     first, folder = _state(tmp_path / "p.mhd"), _state(tmp_path)
-    (tmp_path / "other.raw").write_bytes(b"12")
-    assert _state(tmp_path / "p.mhd") == first and _state(tmp_path) != folder
     (tmp_path / "p.raw").write_bytes(b"12")
+    assert _state(tmp_path / "p.mhd") == first and _state(tmp_path) != folder
+    (tmp_path / "voxels.raw").write_bytes(b"12")
+    assert _state(tmp_path / "p.mhd") != first
+    (tmp_path / "p.mhd").write_text("no header")
     assert _state(tmp_path / "p.mhd") != first

@@ -21,7 +21,7 @@ from pathlib import Path
 import workbench
 from workbench import cohort
 from workbench.files import read_json, write_atomic, write_json
-from workbench.readers import chaos, dicomseg, gates, ircadb, lits, msd, nifti, nnunet, table
+from workbench.readers import chaos, dicomseg, gates, ircadb, itk, lits, msd, nifti, nnunet, table
 from workbench.readers.scans import Scan
 from workbench.volume import Refused
 
@@ -150,7 +150,9 @@ def _inputs(scan: Scan) -> str:
     digest = hashlib.sha256(repr((workbench.__version__, scan.values, scan.masks, scan.series, scan.patient)).encode())
     digest.update(repr((scan.split, scan.field_of_view)).encode())
     for place in (scan.place, *scan.sources):
-        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        if place.suffix.lower() in itk.SUFFIXES:
+            files = itk.files(place)
         for file in files:
             about = file.stat()
             digest.update(repr((file.relative_to(place.parent).as_posix(), about.st_size, about.st_mtime_ns)).encode())

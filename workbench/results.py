@@ -22,7 +22,7 @@ from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.cohort import is_phantom
 from workbench.experiment import versions
 from workbench.files import remove, sweep, write_json, write_table
-from workbench.readers import nifti
+from workbench.readers import itk, nifti
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused, Spacing
 
@@ -183,8 +183,7 @@ def holds(path: Path, folder: Path, models: Path) -> bool:
 def _state(path: Path) -> str:
     """A digest of the names, sizes and times of the files that an input consists of."""
     path = path.resolve()
-    whole = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}.*")
-    parts = whole if path.is_dir() or path.suffix.lower() in (".mhd", ".nhdr") else [path]
+    parts = path.rglob("*") if path.is_dir() else itk.files(path) if path.suffix.lower() in itk.SUFFIXES else [path]
     told = sorted(
         (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in parts if p.is_file()
     )

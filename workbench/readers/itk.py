@@ -59,6 +59,20 @@ def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> 
     return gates.labels(array, affine, path, allowed)
 
 
+def files(path: Path) -> list[Path]:
+    """What an image consists of: its file and, where the voxels are apart, theirs."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+        if path.suffix.lower() in (".nrrd", ".nhdr"):
+            name = _nrrd_fields(head, path)[0].get("datafile", "LOCAL")
+        else:
+            name = _meta_fields(head, path)[0]["elementdatafile"]
+        return list(dict.fromkeys((path, _data(path, name, 0)[0])))
+    except Refused:  # what cannot be read is known by its own file
+        return [path]
+
+
 def voxels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """File voxels `[i j k]` and their affine -> RAS mm."""
     path = Path(path)
