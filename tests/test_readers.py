@@ -166,6 +166,8 @@ def test_integers_stay_int16_and_fractions_float32(tmp_path):
         (hu().astype(np.float64), torch.int16),
         (hu().astype(np.float32) + 0.25, torch.float32),
         (hu().astype(np.int32) * 40, torch.float32),
+        (hu().astype(np.int32).clip(max=500) + 32268, torch.float32),  # one more than int16 holds, at one end
+        (hu().astype(np.int32) - 31769, torch.float32),
         (hu().astype(">i2"), torch.int16),
     ):
         with warnings.catch_warnings():
@@ -316,6 +318,14 @@ def test_what_must_be_accepted(tmp_path):
         readers.read(save(tmp_path / "air.nii.gz", np.full(SHAPE, -1000, np.int16), affine))
 
 
+def test_slices_are_counted_along_the_body_wherever_the_file_has_them(tmp_path):
+    """z is the file's first axis."""
+    lying = placed(np.array([[0, 0, 0.9], [0, 0.7, 0], [2.5, 0, 0]]))
+    assert readers.read(save(tmp_path / "three.nii.gz", hu((3, 9, 2)), lying)).shape == (3, 9, 2)
+    with pytest.raises(Refused, match="2 slice.s. in a grid of 2 x 9 x 6"):
+        readers.read(save(tmp_path / "two.nii.gz", hu((2, 9, 6)), lying))
+
+
 def test_labels(tmp_path):
     affine = placed(rotation(4, 1) @ np.diag([0.7, -0.9, 2.5]))
     mask = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.float64)
@@ -329,6 +339,15 @@ def test_labels(tmp_path):
     assert torch.equal(readers.read_labels(tmp_path / "turned.nii.gz", like=ct).array, volume.array)
     regions = save(tmp_path / "regions.nii.gz", (hu() + 1000).astype(np.int32), affine)
     assert readers.read_labels(regions, allowed=None).array.dtype == torch.int32
+    for value, dtype in ((255, torch.uint8), (256, torch.int32), (2**31 - 1, torch.int32)):
+        found = readers.read_labels(
+            save(tmp_path / "region.nii.gz", (mask * (mask < 2) * value).astype(np.uint32), affine), allowed=None
+        )
+        assert found.array.dtype == dtype and found.array.unique().tolist() == [0, value]
+    with pytest.raises(Refused, match="label values 0, 2147483648"):
+        readers.read_labels(
+            save(tmp_path / "region.nii.gz", (mask * (mask < 2) * 2.0**31).astype(np.uint32), affine), allowed=None
+        )
     empty = save(tmp_path / "empty.nii.gz", mask * 0, affine)
     assert not readers.read_labels(empty).array.any()
     with pytest.raises(Refused, match="an empty mask"):
