@@ -200,6 +200,32 @@ def test_ircadb_masks_are_matched_by_position_not_by_name(tmp_path):
     holds(take("ircadb", tmp_path / "root", tmp_path / "data")[0], tmp_path / "data", "p", labels, hu)
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("aside", "no image within 0.01 mm of image_2; expected one for each slice of the CT"),
+        ("grey", "values 0, 100, 255; expected 0 and one other"),
+        ("gone", "5 images of 11 x 9; expected 6 of 11 x 9, as the CT has"),
+    ],
+)
+def test_ircadb_masks_that_do_not_fit_their_ct_are_refused(tmp_path, fault, says):
+    patient(tmp_path / "root" / "p")
+    file = tmp_path / "root" / "p" / "MASKS_DICOM" / "liver" / "image_2"
+    image = pydicom.dcmread(file)
+    x, y, z = image.ImagePositionPatient
+    image.ImagePositionPatient = [x, y + 0.5 * (fault == "aside"), z]
+    if fault == "grey":
+        grey = np.where(np.arange(11) < 3, 100, 255) * (image.pixel_array > 0)
+        image.PixelData = grey.astype(np.int16).tobytes()
+    image.save_as(file)
+    if fault == "gone":
+        file.unlink()
+    lines = []
+    with pytest.raises(Refused, match="1 cases refused"):
+        intake.take("ircadb", tmp_path / "root", tmp_path / "data", lines.append)
+    assert says in lines[0]
+
+
 def test_tumor_outside_the_liver_is_told(tmp_path):
     place = tmp_path / "root" / "p"
     _, labels = patient(place)
