@@ -257,6 +257,8 @@ FAULTS = [
     (2, "header smaller than the data", lambda d: nifti(d, header={"dim": [3, 8, 7, 4, 1, 1, 1, 1]}), READ,
      "found data beyond 800 bytes; expected 800 for the 8 x 7 x 4 voxels of the header. The header leaves "
      "slices out."),
+    (2, "header smaller than the data, unpacked", lambda d: nifti(d, name="ct.nii", header={"dim": [3, 8, 7, 5, 1, 1, 1, 1]}), READ,
+     "found 1,024 bytes; expected 912 for the 8 x 7 x 5 voxels of the header. The header leaves slices out."),
     (2, "MHA cut short", lambda d: mha(d, 100), READ,
      "found 572 bytes of voxels; expected 672 for the 8 x 7 x 6 voxels of the header. The file is truncated "
      "or its header is wrong."),
@@ -402,6 +404,9 @@ FAULTS = [
      "ImageOrientationPatient 1\\0\\0\\0\\0.8\\0.6); expected PixelSpacing 0.9\\0.7 and ImageOrientationPatient "
      "1\\0\\0\\0\\1\\0, within 0.05 pixels. Move the slices of one grid to a folder of their own, or resample "
      "them onto one."),
+    (8, "directions of DICOM that stretch", lambda d: series(d / "scan", ImageOrientationPatient=[1.2, 0, 0, 0, 1, 0]), READ,
+     "found row and column directions [1.2, 0.0, 0.0] and [0.0, 1.0, 0.0]; expected two unit vectors at right "
+     "angles. The orientation is damaged."),
     (8, "a negative spacing of DICOM", lambda d: series(d / "scan", PixelSpacing=[-0.9, 0.7]), READ,
      "found a PixelSpacing of -0.9\\0.7 mm; expected two lengths above 0. The header is damaged."),
     (17, "another modality", lambda d: series(d / "scan", Modality="MR"), READ,
