@@ -168,12 +168,12 @@ def conflict(folder):
     return folder / "ct.nii.gz"
 
 
-def mha(folder, cut=0, name="ct.mha"):
+def mha(folder, cut=0, name="ct.mha", packed=False):
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(ct().transpose(2, 1, 0))
     image.SetSpacing((2, 2, 5))
-    sitk.WriteImage(image, folder / name)
+    sitk.WriteImage(image, folder / name, packed)
     return bytes_of(folder / name, lambda b: b[: len(b) - cut])
 
 
@@ -259,6 +259,12 @@ FAULTS = [
      "slices out."),
     (2, "header smaller than the data, unpacked", lambda d: nifti(d, name="ct.nii", header={"dim": [3, 8, 7, 5, 1, 1, 1, 1]}), READ,
      "found 1,024 bytes; expected 912 for the 8 x 7 x 5 voxels of the header. The header leaves slices out."),
+    (2, "MHA packed, only its checksum lost", lambda d: mha(d, 4, packed=True), READ,
+     "found 671 bytes of voxels; expected 672 for the 8 x 7 x 6 voxels of the header. The file is truncated or "
+     "its header is wrong."),
+    (2, "NRRD packed, only its checksum lost", lambda d: mha(d, 8, "ct.nrrd", packed=True), READ,
+     "found 671 bytes of voxels; expected 672 for the 8 x 7 x 6 voxels of the header. The file is truncated or "
+     "its header is wrong."),
     (2, "MHA cut short", lambda d: mha(d, 100), READ,
      "found 572 bytes of voxels; expected 672 for the 8 x 7 x 6 voxels of the header. The file is truncated "
      "or its header is wrong."),
