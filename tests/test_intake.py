@@ -113,6 +113,22 @@ def test_msd_in_another_coding(tmp_path):
     holds(table, tmp_path / "data", "liver_0", abdomen(seed=0)[1])
 
 
+@pytest.mark.parametrize(("names", "meant"), [(("vessel", "tumour"), (0, 0, 2)), (("liver", "kidney"), (0, 1, 0))])
+def test_a_value_that_means_something_else_is_not_taken_for_liver_or_tumor(tmp_path, names, meant):
+    """As in the decathlon's hepatic vessels, whose 1 is no liver; a CSV says the same with one value alone."""
+    decathlon(tmp_path / "root", (0,), {"0": "background", **dict(zip("12", names))})
+    table, *_ = take("msd", tmp_path / "root", tmp_path / "data")
+    truth = np.array(meant)[abdomen(seed=0)[1]]
+    holds(table, tmp_path / "data", "liver_0", truth)
+    column, value = ("tumor", 2) if 2 in meant else ("liver", 1)
+    place = tmp_path / "root"
+    (place / "list.csv").write_text(
+        f"case,ct,labels,{column}\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,{value}\n"
+    )
+    table, *_ = take("csv", place / "list.csv", tmp_path / "more")
+    holds(table, tmp_path / "more", "one", truth)
+
+
 def test_a_list_that_leads_out_of_its_collection_is_refused(tmp_path):
     root = decathlon(tmp_path / "root", (0,), {"0": "background", "1": "liver"})
     save(tmp_path / "outside.nii.gz", abdomen()[0])

@@ -79,8 +79,8 @@ def coding(names: Mapping[str, int | list[int]], subject: object) -> tuple[tuple
 
 
 def is_plain(values: Iterable[tuple[int, int]]) -> bool:
-    """Whether a coding is LiTS's own."""
-    return all(value == meant for value, meant in values)
+    """Whether a coding is LiTS's own, the whole of it: where only one of the two is named, the other's value may be anything."""
+    return sorted(values) == [(LIVER, LIVER), (TUMOR, TUMOR)]
 
 
 def recoded(path: Path, ct: Volume, values: Iterable[tuple[int, int]]) -> Volume:

@@ -1,6 +1,6 @@
 """Any folder through a CSV: `case` and `ct`, and where the labels are.
 
-`labels` is a label map; `liver` and `tumor` then are the values in it that mean them (several with ; between; 1 and 2 where not said). Without
+`labels` is a label map; `liver` and `tumor` then are the values in it that mean them (several with ; between; 1 and 2 where neither is said). Without
 `labels`, `liver` and `tumor` are masks: files whose voxels above 0 are it. `patient`, `split` and `field_of_view` are taken over. Paths are
 relative to the CSV.
 """
