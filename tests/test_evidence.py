@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,69 @@ def test_scores_that_stake_nothing_contradict_nothing():
     assert said([0.25, 0.25, 0.25, 0.25], [False, False, False, True]) == "not contradicted"
     assert said([0.9, 0.9, 0.9, 0.9], [False, False, False, True]) == "**contradicted**"  # z 4.3
     assert said([0.1] * 50, [False] * 50) == "**contradicted**"  # z -2.4: too good for chances
+
+
+@pytest.fixture
+def eight():
+    """Eight patients with a tumor, whose Dice rises by .1 and false positives fall by 2 from stage to stage, and a healthy one who loses."""
+    cases = pd.DataFrame(
+        {"stage": stage, "case": f"c{n}", "patient": f"p{n}", "tumor_dice": 0.5 + 0.1 * k if n < 8 else 1.0 - k,
+         "false_positives": 9.0 - 2 * k, "recall_iou0": 0.5 + 0.1 * k if n < 8 else math.nan}
+        for k, stage in enumerate(ABLATION)
+        for n in range(9)
+    )  # fmt: skip
+    metric = ["tumor_dice", "false_positives", "tumor_assd_mm", "tumor_surface_dice", "recall_iou50"]
+    told = {"difference": 0.0, "low": -1.0, "high": 1.0, "p": 1.0, "n": 9}
+    steps = pd.DataFrame([{"to": to, "metric": m, **told} for to in ("forest", "boundary") for m in metric])
+    return cases, steps
+
+
+def said(claims, words):
+    (claim,) = (c for c in claims if words in c.claim)
+    return claim.measured, claim.verdict
+
+
+def test_what_is_claimed_of_the_forest_is_of_new_patients_and_of_whole_lesions(eight):
+    """Each lesion is found in two pieces, of which one is kept; a filter by size keeps every false candidate, the forest none."""
+    cases, steps = eight
+    held = pd.DataFrame({"case": [f"c{n // 10}" for n in range(40)], "lesion": [n // 2 for n in range(40)], "is_lesion": True,
+                         "kept": [n % 2 == 0 for n in range(40)], "score": 0.9})  # fmt: skip
+    filters = pd.DataFrame({"patient": [f"p{n}" for n in range(8)], "is_lesion": False, "size": True,
+                            "shape and boundary": True, "selected": False})  # fmt: skip
+    made = SimpleNamespace(settings=SimpleNamespace(forest=SimpleNamespace(recall=0.5)))
+    chances = forest.calibration(held.score, held.is_lesion)
+    claims = evidence._forest(made, steps, cases, held, held, chances, filters)
+    assert said(claims, "than with size alone") == ("-1.000 [-1.000, -1.000], p 0.0078, n 8", "**supported**")
+    assert said(claims, "it keeps 50%") == ("20 of 20 (100% [84%, 100%])", "**supported**")
+    assert said(claims, "patients with tumors") == ("+0.100 [+0.100, +0.100], p 0.0078, n 8", "**supported**")
+    held["kept"] = False
+    claims = evidence._forest(made, steps, cases, held, held, chances, filters)
+    assert said(claims, "it keeps 50%") == ("0 of 20 (0% [0%, 16%])", "**contradicted**")
+
+
+def test_what_is_claimed_of_all_stages_runs_from_the_first_to_the_last(eight):
+    claims = evidence._together(eight[0], pd.DataFrame({"metric": []}))
+    assert said(claims, "fewer false positives")[1] == "**supported**" == said(claims, "more lesions found")[1]
+    assert said(claims, "patients with tumors")[0].startswith("+0.400 [+0.400, +0.400], p 0.0078, n 8")
+    assert said(claims, "fewer false positives")[0].startswith("-8.000 [-8.000, -8.000], p 0.0039, n 9")
+
+
+def test_what_is_claimed_of_blurred_edges_is_of_these(eight):
+    edges = pd.DataFrame({"patient": [f"p{n // 2}" for n in range(16)], "blur_mm": [0.5, 1.5] * 8, "assd_mm_before": 2.0,
+                          "assd_mm_after": [3.0, 1.5] * 8, "surface_dice_before": 0.5, "surface_dice_after": [0.1, 0.6] * 8})  # fmt: skip
+    claims = [c for c in evidence._boundary(eight[1], edges, 1.5) if "blurred" in c.claim]
+    assert said(claims, "distance") == ("-0.500 [-0.500, -0.500], p 0.0078, n 8", "**supported**")
+    assert said(claims, "Dice") == ("+0.100 [+0.100, +0.100], p 0.0078, n 8", "**supported**")
+
+
+def test_smoothing_that_takes_here_and_gives_there_changes_the_volume(monkeypatch, tmp_path):
+    """Two per cent either way is more than the one that is claimed, though the mean is 0; half a per cent is less."""
+    made = SimpleNamespace(folder=tmp_path, cases=lambda split: pd.DataFrame({"case": ["1", "-1", "1", "-1"]}))
+    for share, verdict in ((2.0, "**contradicted**"), (0.5, "**supported**")):
+        info = lambda case, share=share: {"change_ml": {"smoothing": int(case) * share}, "tumor_ml": 100.0}  # noqa: E731
+        monkeypatch.setattr(evidence.folders, "result", lambda p, info=info: SimpleNamespace(info=info(p.name)))
+        (claim,) = evidence._smoothing(made)
+        assert claim.measured == f"{share:.2f} % [{share:.2f}, {share:.2f}], 4 cases" and claim.verdict == verdict
 
 
 def test_edges_are_those_of_the_masks_before_and_after(trained):
