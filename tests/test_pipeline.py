@@ -295,6 +295,22 @@ def test_a_changed_input_runs_the_stage_again(trained, tmp_path):
     assert not Experiment(copy, "cpu").finished("consistency")
 
 
+def test_a_stage_without_one_of_its_files_is_not_finished_nor_one_that_is_begun_again(trained, tmp_path):
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    about = json.loads((copy / "experiment.json").read_text()) | {"manifest": str(trained.manifest)}
+    (copy / "experiment.json").write_text(json.dumps(about))
+    other = Experiment(copy, "cpu")
+    (copy / "boundary" / "curves.csv").unlink()
+    assert other.finished("forest") and not other.finished("boundary")
+    order.begin(other, "boundary")
+    left = {p.name for p in (copy / "boundary").iterdir()}
+    assert "stage.json" not in left and "metrics.json" in left, "what is there may be gone on from"
+    about["settings"]["boundary"]["threshold"] = 0.45
+    (copy / "experiment.json").write_text(json.dumps(about))
+    order.begin(Experiment(copy, "cpu"), "boundary")
+    assert [p.name for p in (copy / "boundary").iterdir()] == ["started.json"]
+
+
 def test_an_earlier_stage_is_asked_for(tmp_path, toy_cohort):
     fresh = Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
     with pytest.raises(Refused, match="Run notebook 01"):
@@ -627,6 +643,16 @@ def test_nets_begin_with_those_of_another_experiment(cut_cohort, trained, tmp_pa
         Experiment.create(tmp_path, cut_cohort, still, "cpu")
     with pytest.raises(Refused, match="no experiment.json"):
         Experiment.create(tmp_path / "other", cut_cohort, still, "cpu", start=tmp_path / "none")
+
+
+def test_a_stage_is_known_by_the_net_that_its_own_began_with(trained, tmp_path):
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    about = json.loads((copy / "experiment.json").read_text()) | {"start": os.path.relpath(trained.folder, copy)}
+    (copy / "experiment.json").write_text(json.dumps(about))
+    made = Experiment(copy, "cpu")
+    began = {stage: made._identity(stage)["inputs"].get("start") for stage in STAGES[1:]}
+    own = {stage: experiment.sha256(trained.path(stage) / "stage.json") for stage in ("liver", "tumor", "boundary")}
+    assert {stage: sha for stage, sha in began.items() if sha} == own
 
 
 def test_nets_that_learnt_from_a_patient_are_not_begun_with(toy_cohort, cut_cohort, trained, tmp_path):

@@ -71,6 +71,11 @@ def test_seeds():
     assert np.array_equal(first, again, equal_nan=True) and not np.array_equal(first, other, equal_nan=True)
 
 
+def test_a_contour_is_drawn_anew_each_time():
+    first, second = described(*perturb.PERTURBATIONS[1:3])
+    assert (first[:, VOLUME] != second[:, VOLUME]).any() or (first[:, MEAN] != second[:, MEAN]).any()
+
+
 def test_tiny_lesions_survive_every_default():
     image, labels = two_lesions()
     labels = torch.zeros_like(labels)
