@@ -678,6 +678,16 @@ def test_a_fold_without_a_whole_scan_is_refused(cut_cohort, tmp_path):
         pipeline.run(made, "liver")
 
 
+def test_one_scan_under_two_names_is_not_both_learnt_from_and_held_out(tmp_path):
+    """In a manifest that tells of no hashes: the voxels themselves say so."""
+    path = tiny.cohort(tmp_path / "toys", 3, 1)
+    shutil.copytree(tmp_path / "toys" / "toy-00", tmp_path / "toys" / "other")
+    path.write_text(path.read_text() + "other,somebody,other/ct.nii.gz,other/labels.nii.gz,test\n")
+    made = Experiment.create(tmp_path / "made", path, tiny.settings(), "cpu")
+    with pytest.raises(Refused, match=r"same voxels in cases toy-00 \(patient patient-00, train\) and other"):
+        nets.run_cohort(made, tmp_path / "made" / "cohort")
+
+
 def test_a_cohort_that_selection_would_refuse_in_the_end_is_refused_before_anything_is_trained(cut_cohort, tmp_path):
     """Of five patients selection leaves one out at a time, of seven two, of six with three folds two."""
     s = tiny.settings()
