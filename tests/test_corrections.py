@@ -55,6 +55,13 @@ def test_a_name_does_not_make_a_held_out_case_a_training_case(reviewed, tmp_path
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_candidate_whose_outline_needs_an_edit_is_not_rejected(reviewed, tmp_path):
+    folders, cases = reviewed
+    verdicts.give(folders[0], 2, "needs edit", who="Ann")
+    with pytest.raises(Refused, match="nothing rejected and nothing corrected"):
+        corrections.gather([folders[0]], cases, tmp_path / "kept")
+
+
 def test_labels_are_copied_and_a_changed_result_keeps_only_them(reviewed, tmp_path):
     folders, cases = reviewed
     fixed = fake.arrays()["labels"].copy()
