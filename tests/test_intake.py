@@ -403,6 +403,25 @@ def test_dicom(tmp_path):
     assert "4711" not in left and "Doe" not in left
 
 
+def test_tumors_in_segments_and_objects_of_their_own_are_joined(tmp_path, monkeypatch):
+    hu, labels = abdomen()
+    ct = readers.read(series(tmp_path / "ct", hu))
+    at = [
+        ct.source.to_canonical((labels == 2).transpose(2, 1, 0)) & (np.arange(ct.shape[2]) % 3 == n) for n in range(3)
+    ]
+    liver = ct.source.to_canonical((labels > 0).transpose(2, 1, 0))
+    held = {
+        "a": [(scans.LIVER, "Liver", liver), (scans.TUMOR, "Tumor 1", at[0]), (scans.TUMOR, "Tumor 2", at[1])],
+        "b": [(scans.TUMOR, "Tumor 3", at[2]), (0, "Spleen", np.zeros(0))],
+    }
+    reader = intake.KINDS["dicom"]
+    monkeypatch.setattr(reader, "segments", lambda path, _: held[path.name])
+    scan = scans.Scan("c", "p", tmp_path / "ct", tmp_path / "ct", (tmp_path / "a", tmp_path / "b"))
+    _, found, words = reader.read(scan)
+    assert np.array_equal(found.source.to_file_order(found.array.numpy()).transpose(2, 1, 0), labels)
+    assert words == "labels written from the segments Liver, Tumor 1, Tumor 2, Tumor 3; passed over: Spleen"
+
+
 def test_a_segmentation_of_a_ct_that_is_not_there_is_refused(tmp_path):
     studies(tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / "s1" / "ct")
