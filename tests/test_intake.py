@@ -129,6 +129,11 @@ def test_a_value_that_means_something_else_is_not_taken_for_liver_or_tumor(tmp_p
     holds(table, tmp_path / "more", "one", truth)
 
 
+def test_what_is_tumor_by_any_name_is_tumor_whatever_comes_first():
+    for names in ({"liver": [1, 2], "tumor": 2}, {"tumor": 2, "liver": [1, 2]}):
+        assert scans.coding({"background": 0, **names}, "it") == (((1, scans.LIVER), (2, scans.TUMOR)), [])
+
+
 def test_a_list_that_leads_out_of_its_collection_is_refused(tmp_path):
     root = decathlon(tmp_path / "root", (0,), {"0": "background", "1": "liver"})
     save(tmp_path / "outside.nii.gz", abdomen()[0])

@@ -76,6 +76,13 @@ def test_a_contour_is_drawn_anew_each_time():
     assert (first[:, VOLUME] != second[:, VOLUME]).any() or (first[:, MEAN] != second[:, MEAN]).any()
 
 
+def test_a_contour_moves_as_far_as_is_said():
+    """A hundredth of a mm moves no voxel, a mm and a half moves some of each lesion's."""
+    none, still, far = (described(Perturbation("c", "random", contour_mm=mm))[0, :, MEAN] for mm in (0.0, 0.01, 1.5))
+    np.testing.assert_allclose(still, none, rtol=1e-9)
+    assert (np.abs(far - none) > 0.1).all()
+
+
 def test_tiny_lesions_survive_every_default():
     image, labels = two_lesions()
     labels = torch.zeros_like(labels)
