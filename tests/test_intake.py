@@ -427,6 +427,19 @@ def test_tumors_in_segments_and_objects_of_their_own_are_joined(tmp_path, monkey
     assert words == "labels written from the segments Liver, Tumor 1, Tumor 2, Tumor 3; passed over: Spleen"
 
 
+def test_of_two_series_in_one_study_the_one_that_is_referred_to_is_meant(tmp_path):
+    studies(tmp_path / "root")
+    series(tmp_path / "root" / "s1" / "plain", abdomen(seed=5)[0], names="plain_{}", SeriesNumber=9)
+    study = pydicom.dcmread(next((tmp_path / "root" / "s1" / "ct").iterdir())).StudyInstanceUID
+    for file in (tmp_path / "root" / "s1" / "plain").iterdir():
+        image = pydicom.dcmread(file)
+        image.StudyInstanceUID = study
+        image.SeriesInstanceUID = f"{image.SeriesInstanceUID}.9"
+        image.save_as(file)
+    table, *_ = take("dicom", tmp_path / "root", tmp_path / "data")
+    assert table.ct[table.ct.str.contains("s1")].tolist() == ["../root/s1/ct"]
+
+
 def test_a_segmentation_of_a_ct_that_is_not_there_is_refused(tmp_path):
     studies(tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / "s1" / "ct")
@@ -624,6 +637,14 @@ def test_an_import_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "data").rglob("*") if p.is_file()) == [
         "a.json", "a.nii.gz", "b.json", "b.nii.gz", "manifest.csv",
     ]  # fmt: skip
+
+
+def test_labels_that_were_removed_are_written_again(tmp_path):
+    patient(tmp_path / "root" / "a")
+    take("ircadb", tmp_path / "root", tmp_path / "data")
+    (tmp_path / "data" / "labels" / "a.nii.gz").unlink()
+    _, lines, _ = take("ircadb", tmp_path / "root", tmp_path / "data")
+    assert "as before" not in lines[0] and (tmp_path / "data" / "labels" / "a.nii.gz").is_file()
 
 
 def test_a_killed_import_loses_nothing(tmp_path):
