@@ -134,6 +134,22 @@ def test_liver_limits_what_counts_as_outside():
     assert described(hu, inside, spacing, torch.ones_like(inside))["liver_contact"] == 0
 
 
+def test_faces_count_by_their_area_and_contact_by_its_mm():
+    """A cube of 16 mm in slices of 4 mm: two thirds of its surface are its sides, beyond which it is 100 HU and the liver ends 1 mm on.
+
+    Above and below it is 0 HU, and the liver goes on for 4 mm.
+    """
+    spacing, inside = (4.0, 1.0, 1.0), torch.zeros((16, 48, 48), dtype=torch.int64)
+    inside[6:10, 16:32, 16:32] = 1
+    hu = torch.zeros(inside.shape)
+    hu[6:10] = 100.0
+    hu[inside > 0] = 50.0
+    liver = torch.zeros_like(inside)
+    liver[5:11, 15:33, 15:33] = 1
+    assert described(hu, inside, spacing)["outer_mean"] == pytest.approx(200 / 3, abs=6)
+    assert described(hu, inside, spacing, liver)["liver_contact"] == pytest.approx(2 / 3, abs=0.1)  # edges are rounded
+
+
 def test_fit_finds_the_sigmoid():
     t = torch.arange(-4, 4.01, 0.5, dtype=torch.float64)
     true = [(30.0, 0.4, 0.3), (-50.0, 1.7, -1.1), (10.0, 0.8, 0.0)]
