@@ -81,6 +81,15 @@ def test_only_liver_changes_and_the_labels_say_where(liver, seed, mass_effect):
     assert 1 <= len(new.lesions) <= 5 and list(new.lesions.lesion) == list(range(1, len(new.lesions) + 1))
 
 
+def test_tumors_keep_clear_of_one_another(liver):
+    hu, labels, _ = liver
+    for seed in range(4):
+        new = phantom.implant(hu, labels, SPACING, seed, (8, 8), kinds=("tiny", "cyst"))
+        at, r = new.lesions[["z_mm", "y_mm", "x_mm"]].to_numpy(), new.lesions.diameter_mm.to_numpy() / 2
+        apart = np.linalg.norm(at[:, None] - at, axis=-1) - r[:, None] - r
+        assert len(at) > 2 and apart[~np.eye(len(at), dtype=bool)].min() > 0 and pieces(new)[1] == len(at)
+
+
 def test_a_row_says_where_its_tumor_lies_and_how_large_it_is(liver):
     hu, labels, _ = liver
     labels = F.pad(labels, (7, 0, 5, 0, 3, 0))  # the liver begins somewhere else than the volume
