@@ -14,6 +14,13 @@ def test_the_folder_is_made_and_the_file_whole(tmp_path):
     assert (tmp_path / "new" / "f.txt").read_bytes() == b"words"
 
 
+def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "f.txt").symlink_to(tmp_path / "there" / "f.txt")
+    files.write_atomic(tmp_path / "f.txt", b"words")
+    assert (tmp_path / "f.txt").is_symlink() and (tmp_path / "there" / "f.txt").read_bytes() == b"words"
+
+
 def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
     target = tmp_path / "f.txt"
     files.write_atomic(target, b"first")
