@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import fake_folders as fake
 import numpy as np
@@ -97,6 +98,27 @@ def test_what_cannot_be_used_is_refused_and_the_former_stays(reviewed, tmp_path)
         corrections.gather([folders[0]], cases, tmp_path / "kept")
     assert corrections.read(tmp_path / "kept") == before
     assert [p.name for p in tmp_path.glob(".*.part")] == []
+
+
+def test_the_former_ones_outlast_an_end_while_they_are_replaced(reviewed, tmp_path, monkeypatch):
+    folders, cases = reviewed
+    corrections.gather([folders[0]], cases, tmp_path / "kept")
+    former, rename = (tmp_path / "kept" / "corrections.json").read_bytes(), Path.rename
+
+    def cut(path, to):
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", cut)
+    with pytest.raises(KeyboardInterrupt):
+        corrections.gather([folders[0]], cases, tmp_path / "kept")
+    monkeypatch.undo()
+    assert (tmp_path / "kept" / "corrections.json").read_bytes() == former
+    (tmp_path / "kept").rename(tmp_path / ".kept.old")  # as a kill leaves it
+    with pytest.raises(Refused, match="held out"):
+        corrections.gather([folders[1]], cases, tmp_path / "kept")
+    assert (tmp_path / "kept" / "corrections.json").read_bytes() == former and not (tmp_path / ".kept.old").exists()
 
 
 def test_falsified_by_hand():

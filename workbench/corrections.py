@@ -51,7 +51,8 @@ def gather(sources: Sequence[str | Path], cases: Sequence[Case], into: str | Pat
     """
     into, lines = Path(into), []
     kept: dict[str, Correction] = {}
-    making = into.with_name(f".{into.name}.part")
+    making, former = (into.with_name(f".{into.name}.{end}") for end in ("part", "old"))
+    _settle(into, former)  # of one who was killed
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     try:
@@ -77,11 +78,20 @@ def gather(sources: Sequence[str | Path], cases: Sequence[Case], into: str | Pat
             raise Refused("--with-corrections", found, "what a reader said of training cases of this cohort",
                           "`workbench segment` their CTs, and judge the results in `workbench view`.")  # fmt: skip
         write_json(making / FILE, {name: asdict(kept[name]) for name in sorted(kept)})
-        shutil.rmtree(into, ignore_errors=True)
+        if into.exists():
+            into.rename(former)
         making.rename(into)
     finally:
+        _settle(into, former)
         shutil.rmtree(making, ignore_errors=True)
     return lines
+
+
+def _settle(into: Path, former: Path) -> None:
+    """What was moved away comes back where nothing took its place, and goes where something did."""
+    if former.exists() and not into.exists():
+        former.rename(into)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def read(folder: str | Path) -> dict[str, Correction]:
