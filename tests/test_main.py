@@ -98,10 +98,14 @@ def test_what_is_done_can_be_kept(call, files, trained, tmp_path):
         assert made("a", "b") == {"a"} and made("a", "b") == set()
     (tmp_path / "out" / "a" / "result.json").write_text("{")  # damaged: made anew
     assert made("a", "b") == {"a"}
-    about = json.loads((tmp_path / "out" / "b" / "result.json").read_text())
-    about["models"]["stages"]["forest"] = "0" * 64
-    (tmp_path / "out" / "b" / "result.json").write_text(json.dumps(about))
-    assert made("a", "b") == {"b"}
+    for changed in (
+        lambda about: about["models"]["stages"].update(forest="0" * 64),
+        lambda about: about.update(version="0.0.9"),
+    ):
+        about = json.loads((tmp_path / "out" / "b" / "result.json").read_text())
+        changed(about)
+        (tmp_path / "out" / "b" / "result.json").write_text(json.dumps(about))
+        assert made("a", "b") == {"b"}
 
 
 def test_a_flat_or_noisy_volume_is_no_liver_without_a_word(call, files, trained, tmp_path):
