@@ -287,7 +287,7 @@ def notebooks(trained: Path, only: list[str]) -> Job:
             about["manifest"] = str((trained / about["manifest"]).resolve())
             (part / "experiment.json").write_text(json.dumps(about))
             part.rename(folder)
-        outcomes = batch.run_all(folder, {"device": "cpu"}, only, progress=quiet)
+        outcomes = [batch.run(one, folder, {"device": "cpu"}, progress=quiet) for one in only]
         if not all(o.ok for o in outcomes):
             raise RuntimeError([o.error for o in outcomes])
 

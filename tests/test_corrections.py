@@ -121,6 +121,15 @@ def test_the_former_ones_outlast_an_end_while_they_are_replaced(reviewed, tmp_pa
     assert (tmp_path / "kept" / "corrections.json").read_bytes() == former and not (tmp_path / ".kept.old").exists()
 
 
+def test_an_experiment_that_goes_on_takes_up_corrections_that_a_kill_left_aside(toy_cohort, tmp_path):
+    made = experiment.Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    (tmp_path / ".corrections.old").mkdir()
+    (tmp_path / ".corrections.old" / "corrections.json").write_text("{}")
+    experiment.Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
+    assert (made.path("corrections") / "corrections.json").read_text() == "{}"
+    assert not (tmp_path / ".corrections.old").exists()
+
+
 def test_falsified_by_hand():
     labels = torch.tensor([[[1, 1, 1, 1, 0, 2, 2, 2, 2, 2, 0, 3, 3, 3]]])
     where = torch.tensor([[[1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]]]).bool()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import highdicom
 import nibabel
@@ -596,7 +597,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert table.index.tolist() == ["lits-2", "lits-3"] and "lits-1: no longer there" in lines[-1]
 
 
-def test_voxels_beside_their_header_are_part_of_a_case(tmp_path):
+def test_voxels_beside_their_header_are_part_of_a_case(tmp_path, monkeypatch):
     """Labels drawn anew under an unchanged .mhd are read again; so are a CT's voxels under an .nhdr."""
     import SimpleITK as sitk
 
@@ -615,6 +616,11 @@ def test_voxels_beside_their_header_are_part_of_a_case(tmp_path):
         (root / name).write_bytes((root / name).read_bytes().replace(old, new))
         again, lines, _ = take("csv", root / "list.csv", tmp_path / "data")
         assert again[column]["one"] != table[column]["one"] and "as before" not in lines[0]
+    header = (root / "labels.mhd").read_text().replace("labels.raw", str((root / "labels.raw").resolve()))
+    (root / "labels.mhd").write_text(header)
+    monkeypatch.chdir(root)  # named from here, its voxels from above
+    table, lines, _ = take("csv", Path("list.csv"), tmp_path / "data")
+    assert table.index.tolist() == ["one"] and "REFUSED" not in lines[0]
 
 
 def test_an_import_that_was_cut_off_goes_on(tmp_path, monkeypatch):
@@ -677,6 +683,19 @@ def test_a_refused_case_stops_no_other_and_leaves_nothing(tmp_path):
     assert (done.cases, done.refused) == (1, 1) and table.index.tolist() == ["lits-2"]
     assert re.match("lits-1: REFUSED, .*volume-1.nii: found .* The file is truncated", lines[0])
     assert not (tmp_path / "data" / "imported" / "lits-1.json").exists()
+
+
+def test_a_file_that_is_missing_stops_no_other_case(tmp_path):
+    lits(tmp_path, (1,))
+    (tmp_path / "folder.mhd").mkdir()
+    (tmp_path / "list.csv").write_text(
+        "case,ct,labels\ngone,gone.nii,segmentation-1.nii\nbare,volume-1.nii,gone.mhd\nodd,folder.mhd,segmentation-1.nii\n"
+        "one,volume-1.nii,segmentation-1.nii\n"
+    )
+    table, lines, done = take("csv", tmp_path / "list.csv", tmp_path / "data")
+    assert (done.cases, done.refused) == (1, 3) and table.index.tolist() == ["one"]
+    said = dict(line.split(": REFUSED, ") for line in lines if "REFUSED" in line)
+    assert set(said) == {"gone", "bare", "odd"} and "no such file" in said["gone"] and "no such file" in said["bare"]
 
 
 def test_what_was_changed_by_hand_stays(tmp_path):

@@ -575,6 +575,7 @@ def run_each(
 def run_all(
     experiment: str | Path,
     given: Mapping[str, object] | None = None,
+    *,
     stop: bool = False,
     **kwargs,
 ) -> list[Outcome]:

@@ -51,8 +51,8 @@ def gather(sources: Sequence[str | Path], cases: Sequence[Case], into: str | Pat
     """
     into, lines = Path(into), []
     kept: dict[str, Correction] = {}
-    making, former = (into.with_name(f".{into.name}.{end}") for end in ("part", "old"))
-    _settle(into, former)  # of one who was killed
+    making = into.with_name(f".{into.name}.part")
+    settle(into)
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     try:
@@ -79,16 +79,21 @@ def gather(sources: Sequence[str | Path], cases: Sequence[Case], into: str | Pat
                           "`workbench segment` their CTs, and judge the results in `workbench view`.")  # fmt: skip
         write_json(making / FILE, {name: asdict(kept[name]) for name in sorted(kept)})
         if into.exists():
-            into.rename(former)
+            into.rename(_former(into))
         making.rename(into)
     finally:
-        _settle(into, former)
+        settle(into)
         shutil.rmtree(making, ignore_errors=True)
     return lines
 
 
-def _settle(into: Path, former: Path) -> None:
-    """What was moved away comes back where nothing took its place, and goes where something did."""
+def _former(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}.old")
+
+
+def settle(into: Path) -> None:
+    """After an end between: what was moved away comes back where nothing took its place, and goes where something did."""
+    former = _former(into)
     if former.exists() and not into.exists():
         former.rename(into)
     shutil.rmtree(former, ignore_errors=True)

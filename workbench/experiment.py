@@ -251,6 +251,9 @@ class Experiment:
             with held(folder):
                 lines = corrections.gather(with_corrections, cases, made.path("corrections"))
             print(*lines, sep="\n", flush=True)
+        elif not made.path("corrections").exists():
+            with held(folder):
+                corrections.settle(made.path("corrections"))
         return made
 
     @property

@@ -232,7 +232,8 @@ def _room(name: str, step: int, settings: FitSettings) -> Iterator[None]:
             f"training {name}, step {step}",
             f"no memory left on the device for a batch of {settings.batch}",
             "a batch that fits",
-            "Lower that stage's `batch` or its crop with --settings, or share each batch among GPUs (`accelerate launch`).",
+            "Lower that stage's `batch` or its crop (--settings, and -o another folder where nets of it are), or share each batch "
+            "among GPUs (`accelerate launch`).",
         ) from error
 
 

@@ -150,10 +150,7 @@ def _inputs(scan: Scan) -> str:
     digest = hashlib.sha256(repr((workbench.__version__, scan.values, scan.masks, scan.series, scan.patient)).encode())
     digest.update(repr((scan.split, scan.field_of_view)).encode())
     for place in (scan.place, *scan.sources):
-        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-        if place.suffix.lower() in itk.SUFFIXES:
-            files = itk.files(place)
-        for file in files:
+        for file in filter(Path.is_file, itk.parts(place)):
             about = file.stat()
             digest.update(repr((file.relative_to(place.parent).as_posix(), about.st_size, about.st_mtime_ns)).encode())
     return digest.hexdigest()

@@ -183,9 +183,10 @@ def holds(path: Path, folder: Path, models: Path) -> bool:
 def _state(path: Path) -> str:
     """A digest of the names, sizes and times of the files that an input consists of."""
     path = path.resolve()
-    parts = path.rglob("*") if path.is_dir() else itk.files(path) if path.suffix.lower() in itk.SUFFIXES else [path]
     told = sorted(
-        (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in parts if p.is_file()
+        (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in itk.parts(path)
+        if p.is_file()
     )
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 

@@ -310,7 +310,7 @@ def segment(
         except torch.cuda.OutOfMemoryError as error:
             found = f"no memory left on {models.device} in {stage}"
             raise Refused(
-                volume.name, found, "room for its voxels", "Segment it with --workers 1, or --device cpu."
+                volume.name, found, "room for its voxels", "Use --device cpu, or fewer processes at once (--workers)."
             ) from error
         timings[stage] = round(time.monotonic() - began, 3)
 

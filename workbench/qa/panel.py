@@ -428,7 +428,8 @@ class Panel(QWidget):
         if "CT (HU)" in there:
             wanted.append((there["CT (HU)"], "visible", False))
         for layer in {labels, there.get("labels", labels), there.get("ledger", labels)}:
-            wanted.append((layer, "colormap", _without(layer.colormap, 1)))
+            if isinstance(layer.colormap, DirectLabelColormap):
+                wanted.append((layer, "colormap", _without(layer.colormap, 1)))
         self.flat = [(layer, what, getattr(layer, what)) for layer, what, _ in wanted]
         for layer, what, value in wanted:
             setattr(layer, what, value)
@@ -446,7 +447,8 @@ class Panel(QWidget):
         sha = verdicts.fingerprint(self.case.path)
         if sha != self.sha:
             self.show_case(self.shown_number())
-            self._say("the result has changed on disk and is shown anew: look again")
+            if self.sha == sha:  # not where painted labels held the reader back
+                self._say("the result has changed on disk and is shown anew: look again")
             return
         self._say("")
         self._fill()

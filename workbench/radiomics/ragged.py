@@ -24,7 +24,7 @@ from workbench.volume import Spacing
 REACH_MM = 4.0  # empirical choice: how far from the surface the boundary group looks
 Out = TypeVar("Out")
 BATCH_VOXELS = {"cpu": 1_000_000, "cuda": 8_000_000}  # rule: box voxels in one batch
-BYTES = 2_000  # rule: of a GPU's free memory for each; .4 to 1.3 kB were measured (the log, 2026-11-27), a lesion's shape decides
+BYTES = 2_000  # rule: of a GPU's free memory for each, half for perturbed copies; .4 to 1.3, .4 to .7 kB were measured (the log, 2026-11-27)
 PADDING = 200_000  # empirical: box voxels that take as long as the operations that every group needs
 _LEAST_MARGIN = 5  # rule: the wavelet reads 3 voxels beyond, the smoothed surface one more on either side
 

@@ -59,8 +59,12 @@ def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> 
     return gates.labels(array, affine, path, allowed)
 
 
-def files(path: Path) -> list[Path]:
-    """What an image consists of: its file and, where the voxels are apart, theirs."""
+def parts(path: Path) -> list[Path]:
+    """What an input consists of: all in a folder; else its file and, where an image's voxels lie apart, theirs beside it."""
+    if path.is_dir():
+        return sorted(path.rglob("*"))
+    if path.suffix.lower() not in SUFFIXES:
+        return [path]
     try:
         with open(path, "rb") as file:
             head = file.read(HEADER_BYTES)
@@ -68,8 +72,8 @@ def files(path: Path) -> list[Path]:
             name = _nrrd_fields(head, path)[0].get("datafile", "LOCAL")
         else:
             name = _meta_fields(head, path)[0]["elementdatafile"]
-        return list(dict.fromkeys((path, _data(path, name, 0)[0])))
-    except Refused:  # what cannot be read is known by its own file
+        return list(dict.fromkeys((path, path.parent / _data(path, name, 0)[0].name)))
+    except (Refused, OSError):  # what cannot be read is known by its own file
         return [path]
 
 
