@@ -311,6 +311,55 @@ def test_a_stage_without_one_of_its_files_is_not_finished_nor_one_that_is_begun_
     assert [p.name for p in (copy / "boundary").iterdir()] == ["started.json"]
 
 
+def _copied(trained, folder):
+    """A copy of the experiment that finds its manifest."""
+    shutil.copytree(trained.folder, folder)
+    about = json.loads((folder / "experiment.json").read_text())
+    experiment.write_json(folder / "experiment.json", about | {"manifest": os.path.relpath(trained.manifest, folder)})
+    return folder
+
+
+def _written_by_0_1_0(folder):
+    """Records as version 0.1.0 wrote them: the package's version, no format; what rests on a record names its hash."""
+    for stage in STAGES:
+        for name in ("started.json", "stage.json"):
+            file = folder / stage / name
+            about = json.loads(file.read_text())
+            about.pop("format")
+            needs = {n: experiment.sha256(folder / n / "stage.json") for n in experiment.NEEDS[stage]}
+            experiment.write_json(file, about | {"version": "0.1.0", "inputs": needs or about["inputs"]})
+
+
+def test_another_version_of_the_package_deletes_no_trained_stage(trained, tmp_path, monkeypatch):
+    folder = _copied(trained, tmp_path / "e")
+    _written_by_0_1_0(folder)
+    before = {stage: (folder / stage / "stage.json").read_bytes() for stage in STAGES}
+    monkeypatch.setattr("workbench.__version__", "9.0.0")
+    made = Experiment(folder, "cpu")
+    assert all(made.finished(stage) for stage in STAGES)
+    pipeline.train(made)
+    assert before == {stage: (folder / stage / "stage.json").read_bytes() for stage in STAGES}
+    segmentation.Models.load(folder, "cpu")
+
+
+def test_another_version_goes_on_with_a_stage_that_is_half_done(trained, tmp_path, monkeypatch):
+    folder = _copied(trained, tmp_path / "e")
+    _written_by_0_1_0(folder)
+    (folder / "tumor" / "stage.json").unlink()
+    net = (folder / "tumor" / "fold0.json").stat().st_mtime_ns
+    monkeypatch.setattr("workbench.__version__", "9.0.0")
+    monkeypatch.setattr(cascade, "train_fold", lambda *a, **k: pytest.fail("a net was trained again"))
+    pipeline.run(Experiment(folder, "cpu"), "tumor")
+    assert (folder / "tumor" / "fold0.json").stat().st_mtime_ns == net
+
+
+def test_a_stage_of_another_format_is_not_taken_for_done(trained, tmp_path, monkeypatch):
+    made = Experiment(_copied(trained, tmp_path / "e"), "cpu")
+    assert made.finished("metrics")
+    monkeypatch.setitem(experiment.FORMATS, "metrics", 2)
+    assert not made.finished("metrics") and made.finished("boundary")
+
+
 def test_an_earlier_stage_is_asked_for(tmp_path, toy_cohort):
     fresh = Experiment.create(tmp_path, toy_cohort, tiny.settings(), "cpu")
     with pytest.raises(Refused, match="Run notebook 01"):

@@ -6,6 +6,7 @@ from torch import nn
 
 from workbench import slabs
 from workbench.network import NetworkSettings
+from workbench.volume import numbered
 from workbench.slabs import BankCase, SlabBank, SlabSettings
 
 STILL = SlabSettings(window_hu=(-1000.0, 1000.0), crop=(8, 12), scale=0, rotate_degrees=0, shift=0, shift_hu=0,
@@ -110,7 +111,42 @@ def test_each_lesion_weighs_the_same():
     numbers[0:4] = (target[0:4] > 0).int()
     numbers[5] = (target[5] > 0).int() * 2
     bank = SlabBank([BankCase(torch.zeros(6, 8, 12), target, None, numbers)], "cpu")
-    assert bank.wanted.tolist() == pytest.approx([0.25] * 4 + [0, 1])
+    assert bank.wanted.tolist() == pytest.approx([0.25] * 4 + [1])
+    assert bank.shown.tolist() == [0, 1, 2, 3, 5]
+
+
+def test_of_two_lesions_in_a_slice_the_one_that_is_drawn_lies_in_the_crop():
+    """With one centre for both, a slab drawn for a lesion shows the liver between them (LiTS 4: in half of the draws)."""
+    target = torch.zeros(3, 40, 96)
+    target[1, 18:22, 4:8], target[1, 18:22, 86:92] = 1, 1
+    bank = SlabBank([BankCase(torch.zeros(3, 40, 96), target, None, numbered(target > 0))], "cpu")
+    assert bank.shown.tolist() == [1, 1] and bank.wanted.tolist() == [1, 1]
+    settings = replace(STILL, foreground=1.0, crop=(24, 24))
+    areas = bank.draw(settings, 3, 40, 0, 0)[1].sum((1, 2, 3))
+    assert set(areas.round().tolist()) == {16.0, 24.0}, "each shows one whole lesion, and both are drawn"
+
+
+@pytest.mark.parametrize("how", ["prior_fade", "prior_bite", "prior_drop"])
+def test_the_prior_is_made_wrong_as_often_as_is_asked_and_nothing_else_is(how):
+    """Image and target are those of a bank whose prior is left alone."""
+    prior = torch.ones(5, 40, 40)
+    target = torch.zeros(5, 40, 40)
+    target[2, 18:22, 18:22] = 1
+    bank = SlabBank([BankCase(torch.zeros(5, 40, 40), target, prior, numbered(target > 0))], "cpu")
+    plain = replace(STILL, foreground=1.0, crop=(40, 40), shift=0.0)
+    x, y = bank.draw(plain, 3, 60, 0, 0)
+    worse, same = bank.draw(replace(plain, prior_pixels=5.0, **{how: 0.5}), 3, 60, 0, 0)
+    assert torch.equal(worse[:, :3], x[:, :3]) and torch.equal(same, y)
+    assert bool((worse[:, 3] <= x[:, 3] + 1e-6).all()) and float(worse[:, 3].min()) >= 0
+    changed = (worse[:, 3] < x[:, 3] - 0.02).flatten(1)
+    assert 0.3 < float(changed.any(1).float().mean()) < 0.7
+    lowered = (x[:, 3] - worse[:, 3]).mean(0)
+    if how == "prior_fade":
+        assert lowered[20, 20] > 0.15 and lowered[0, 0] < 0.01, "around the lesion, and not far from it"
+    if how == "prior_drop":
+        assert torch.allclose(lowered, lowered[0, 0].expand(40, 40), atol=1e-5)
+    if how == "prior_bite":
+        assert 0.02 < float(changed.float().mean()) < 0.3
 
 
 def test_unequal_cases_share_a_canvas():

@@ -42,6 +42,9 @@ NEEDS = {
     "boundary": ("cohort", "liver", "tumor", "candidates", "forest"),
     "metrics": ("liver", "tumor", "forest", "boundary"),
 }
+# What a stage's files mean and how they are computed. Raise a number only when the stage computes something else than before; stages that
+# recorded none were written by 0.1.0, which had format 1. The version of the package takes no part.
+FORMATS = dict.fromkeys(STAGES, 1)
 Progress = Callable[[str, int, int, dict], None]
 
 
@@ -302,7 +305,7 @@ class Experiment:
         return self.array("cohort", "hu", case), self.array("cohort", "labels", case), spacing
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage has run with these settings, this version and the inputs that are there now, and its files are there.
+        """Whether a stage has run with these settings, its format and the inputs that are there now, and its files are there.
 
         The cohort is known by its manifest: scans changed under an unchanged manifest are not noticed.
         """
@@ -310,9 +313,11 @@ class Experiment:
         if not held.is_file() or not all((self.path(need) / "stage.json").is_file() for need in NEEDS[stage]):
             return False
         stored = read_json(held, outputs=dict)
-        return all(stored.get(k) == v for k, v in self._identity(stage).items()) and all(
-            (self.path(stage) / name).is_file() for name in stored["outputs"]
-        )
+        return self.holds(stage, stored) and all((self.path(stage) / name).is_file() for name in stored["outputs"])
+
+    def holds(self, stage: str, stored: dict) -> bool:
+        """Whether a stage's record (stage.json or started.json) names the settings, format and inputs of now."""
+        return all(stored.get(k, 1 if k == "format" else None) == v for k, v in self._identity(stage).items())
 
     def _identity(self, stage: str) -> dict:
         stored = self.about["settings"]
@@ -327,7 +332,7 @@ class Experiment:
             inputs["corrections"] = said
         return {
             "stage": stage,
-            "version": workbench.__version__,
+            "format": FORMATS[stage],
             "settings": own,
             "inputs": inputs,
         }

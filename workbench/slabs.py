@@ -50,6 +50,11 @@ class SlabSettings:
     blob_pixels: tuple[float, float] = (2.0, 10.0)  # radii
     blob_slices: tuple[float, float] = (0.45, 0.8)  # a pixel's width in slices: the demo's work grid
     blob_is_target: bool = False  # True: it lies in the prior and joins the target; False: it lies in the target
+    # three ways in which the prior is made wrong, as a liver net is on patients: shares of the slabs
+    prior_fade: float = 0.0  # lowered around the target
+    prior_bite: float = 0.0  # a round hole in it
+    prior_drop: float = 0.0  # lowered everywhere
+    prior_pixels: float = 8.0  # how far the fading reaches, and half the largest radius of a hole
 
 
 def normalise(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
@@ -135,22 +140,31 @@ class SlabBank:
             bounds += [(low, low + n - 1)] * n
             low += n
         self.bounds = torch.tensor(bounds, device=device)
-        area, self.centre = (torch.cat(part).to(device) for part in zip(*(_spread(c.target, h, w) for c in cases)))
-        self.plain = torch.ones(len(area))
-        self.wanted = self._lesion_weights(cases, area)
+        self.plain = torch.ones(low)
+        self.shown, self.wanted, self.centre = self._sections(cases, h, w)
 
-    def _lesion_weights(self, cases: Sequence[BankCase], area: Tensor) -> Tensor:
-        """Each lesion weighs the same, however many slices it fills; without lesion numbers each slice does."""
-        if all(c.lesions is None for c in cases):
-            return (area > 0).float().cpu()
-        weights = []
+    def _sections(self, cases: Sequence[BankCase], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What slabs are drawn to show: the slice of each section, its weight, and its centre `[section 2]` on the canvas (`_spread`).
+
+        A section is one lesion in one slice, and each lesion weighs the same, however many slices it fills. Without lesion numbers the
+        target in a slice is a section, and each weighs the same.
+        """
+        numbered, first, found = any(c.lesions is not None for c in cases), 0, []
         for c in cases:
-            weight = torch.zeros(c.hu.shape[0])
-            for number in c.lesions.unique()[1:] if c.lesions is not None else ():
-                on = (c.lesions == number).flatten(1).any(1).float().cpu()
-                weight += on / on.sum()
-            weights.append(weight)
-        return torch.cat(weights)
+            if not numbered:
+                parts = [c.target > 0]
+            else:
+                parts = [] if c.lesions is None else [c.lesions == number for number in c.lesions.unique()[1:]]
+            for part in parts:
+                area, centre = _spread(part, h, w)
+                on = area.nonzero().flatten()
+                weight = torch.full((len(on),), 1 / len(on) if numbered and len(on) else 1.0)
+                found.append((first + on.cpu(), weight, centre[on].cpu()))
+            first += len(c.hu)
+        if not found:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, 2)
+        slices, weights, centres = (torch.cat(part) for part in zip(*found))
+        return slices, weights, centres
 
     def draw(self, settings: SlabSettings, slices: int, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Batch number `step`: inputs [b slices(+1) h w], target [b 1 h w].
@@ -162,11 +176,15 @@ class SlabBank:
         if self.device.type != "cpu":
             pixels = torch.Generator(self.device).manual_seed(seed * 1_000_003 + step)
         n_wanted = round(batch * settings.foreground) if float(self.wanted.sum()) > 0 else 0
-        pick = [torch.multinomial(self.wanted, n_wanted, True, generator=generator)] if n_wanted else []
-        pick.append(torch.multinomial(self.plain, batch - n_wanted, True, generator=generator))
+        pick, target = [], torch.zeros(0, 2)
+        if n_wanted:
+            section = torch.multinomial(self.wanted, n_wanted, True, generator=generator)
+            pick, target = [self.shown[section]], self.centre[section]
+        if n_wanted < batch:
+            pick.append(torch.multinomial(self.plain, batch - n_wanted, True, generator=generator))
         index = torch.cat(pick).to(self.device)
         random = torch.rand(batch, 8, generator=generator).to(self.device) * 2 - 1
-        grid = self._grid(index, random, settings, n_wanted)
+        grid = self._grid(random, settings, target.to(self.device))
         if settings.elastic:
             grid = grid + self._bent(batch, settings, generator)
         hu = self._slabs(index, slices + 2 * (settings.thick > 0)).float()
@@ -185,6 +203,8 @@ class SlabBank:
         if settings.blobs:
             x, y = self._with_blobs(x, y, prior, settings, generator, pixels)
         x = self._intensity(x, random, settings, generator, pixels)
+        if prior.numel() and max(settings.prior_fade, settings.prior_bite, settings.prior_drop) > 0:
+            prior = _worse(prior, y, settings, generator, pixels)
         return torch.cat([x, prior], 1).contiguous(memory_format=torch.channels_last), y
 
     def _slabs(self, index: Tensor, slices: int) -> Tensor:
@@ -211,8 +231,8 @@ class SlabBank:
         smooth = F.interpolate(pixels, settings.crop, mode="bicubic", align_corners=True)
         return smooth.movedim(1, 3) * torch.tensor([2 / w, 2 / h], device=self.device)
 
-    def _grid(self, index: Tensor, random: Tensor, settings: SlabSettings, n_wanted: int) -> Tensor:
-        """Where each pixel of the crop is taken from, in the canvas's normalised coordinates."""
+    def _grid(self, random: Tensor, settings: SlabSettings, target: Tensor) -> Tensor:
+        """Where each pixel of the crop is taken from, in the canvas's normalised coordinates. The first slabs show `target [n 2]`."""
         (h, w), (ch, cw) = self.hu.shape[1:], settings.crop
         angle = random[:, 0] * math.radians(settings.rotate_degrees)
         zoom = 1 + random[:, 1] * settings.scale
@@ -221,10 +241,9 @@ class SlabBank:
         room_x, room_y = max(0.0, 1 - cw / w), max(0.0, 1 - ch / h)
         centre = torch.stack([random[:, 3] * (room_x + settings.shift), random[:, 4] * (room_y + settings.shift)], 1)
         # slabs drawn for their lesion keep it inside the crop
-        reach = torch.tensor([0.6 * cw / w, 0.6 * ch / h], device=index.device)
-        wanted = torch.arange(len(index), device=index.device)[:, None] < n_wanted
-        near = torch.minimum(torch.maximum(centre, self.centre[index] - reach), self.centre[index] + reach)
-        centre = torch.where(wanted, near, centre)
+        reach, n = torch.tensor([0.6 * cw / w, 0.6 * ch / h], device=target.device), len(target)
+        near = torch.minimum(torch.maximum(centre[:n], target - reach), target + reach)
+        centre = torch.cat([near, centre[n:]])
         theta = torch.stack(
             [
                 torch.stack([cos * mirror * cw / w, -sin * ch / w, centre[:, 0]], 1),
@@ -232,7 +251,7 @@ class SlabBank:
             ],
             1,
         )
-        return F.affine_grid(theta, [len(index), 1, ch, cw], align_corners=False)
+        return F.affine_grid(theta, [len(random), 1, ch, cw], align_corners=False)
 
     @staticmethod
     def _with_blobs(
@@ -289,6 +308,29 @@ class SlabBank:
         level = torch.rand(b, 1, 1, 1, generator=generator).to(x.device) * settings.noise_hu * per_hu
         noise = torch.randn(x.shape, generator=pixels, device=x.device) * level
         return (x + noise).clamp(-1, 1)
+
+
+def _worse(
+    prior: Tensor, target: Tensor, settings: SlabSettings, generator: torch.Generator, pixels: torch.Generator
+) -> Tensor:
+    """The prior `[b 1 h w]` as a net that errs gives it: lowered around the target, with a round hole in it, or lowered everywhere.
+
+    Empirical (docs/log.md, 2026-11-30): a tumor net that has seen liver maps without fault alone overlooks what the liver net left out.
+    """
+    b, _, h, w = prior.shape
+    u = torch.rand(b, 6, generator=generator).to(prior.device).view(b, 6, 1, 1, 1)
+    reach = max(1, round(settings.prior_pixels))
+    size = 2 * reach + 1
+    near = F.max_pool2d(F.max_pool2d(target, (size, 1), 1, (reach, 0)), (1, size), 1, (0, reach))
+    near = F.avg_pool2d(near, size, 1, reach)
+    out = prior * torch.where(u[:, 0] < settings.prior_fade, 1 - near * u[:, 1], 1.0)
+    at = torch.multinomial(prior.flatten(1) + 1e-6, 1, generator=pixels)
+    y, x = torch.arange(h, device=prior.device).view(1, h, 1), torch.arange(w, device=prior.device).view(1, 1, w)
+    away = ((y - (at // w).view(b, 1, 1)) ** 2 + (x - (at % w).view(b, 1, 1)) ** 2).sqrt()[:, None]
+    radius = 2 * settings.prior_pixels * (0.25 + 0.75 * u[:, 3])
+    hole = torch.sigmoid((away - radius) / 1.5)
+    out = out * torch.where(u[:, 2] < settings.prior_bite, hole, 1.0)
+    return out * torch.where(u[:, 4] < settings.prior_drop, 0.5 * u[:, 5], 1.0)
 
 
 def _spread(target: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:

@@ -363,7 +363,7 @@ def _sync_stage(
     tags = {
         **common,
         "workbench.stage": stage.name,
-        "workbench.version": str(stage.info.get("version", "")),
+        "workbench.version": str(stage.info.get("versions", {}).get("workbench") or stage.info.get("version", "")),
         "workbench.device": str(stage.info.get("device", "")),
         **{f"workbench.versions.{k}": v for k, v in stage.info.get("versions", {}).items()},
     }

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import workbench
 from workbench import cohort, processes
 from workbench.experiment import NEEDS, Experiment, versions
 from workbench.files import held, read_json, sha256, sweep, write_json
@@ -65,7 +66,7 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
                 "outputs": outputs,
                 "seconds": round(time.monotonic() - began, 1),
                 "device": str(experiment.device),
-                "versions": versions(),
+                "versions": {"workbench": workbench.__version__, **versions()},
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
@@ -77,7 +78,7 @@ def begin(experiment: Experiment, stage: str) -> dict:
     """Make a stage's folder ready and say what it is made from; what other settings or inputs left there goes."""
     folder, identity = experiment.path(stage), experiment._identity(stage)
     mark = folder / "started.json"
-    if mark.is_file() and read_json(mark) != identity:
+    if mark.is_file() and not experiment.holds(stage, read_json(mark)):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, *folder.glob("*/")):
@@ -116,7 +117,7 @@ def _begun(experiment: Experiment, stage: str) -> bool:
     """Whether somebody is at this stage already, with these settings and inputs."""
     folder = experiment.path(stage)
     mark = folder / "started.json"
-    begun = mark.is_file() and read_json(mark) == experiment._identity(stage)
+    begun = mark.is_file() and experiment.holds(stage, read_json(mark))
     return begun and not (folder / "stage.json").is_file()
 
 
