@@ -311,14 +311,6 @@ def test_a_stage_without_one_of_its_files_is_not_finished_nor_one_that_is_begun_
     assert [p.name for p in (copy / "boundary").iterdir()] == ["started.json"]
 
 
-def _copied(trained, folder):
-    """A copy of the experiment that finds its manifest."""
-    shutil.copytree(trained.folder, folder)
-    about = json.loads((folder / "experiment.json").read_text())
-    experiment.write_json(folder / "experiment.json", about | {"manifest": os.path.relpath(trained.manifest, folder)})
-    return folder
-
-
 def _written_by_0_1_0(folder):
     """Records as version 0.1.0 wrote them: the package's version, no format; what rests on a record names its hash."""
     for stage in STAGES:
@@ -331,7 +323,7 @@ def _written_by_0_1_0(folder):
 
 
 def test_another_version_of_the_package_deletes_no_trained_stage(trained, tmp_path, monkeypatch):
-    folder = _copied(trained, tmp_path / "e")
+    folder = tiny.copied(trained, tmp_path / "e")
     _written_by_0_1_0(folder)
     before = {stage: (folder / stage / "stage.json").read_bytes() for stage in STAGES}
     monkeypatch.setattr("workbench.__version__", "9.0.0")
@@ -343,7 +335,7 @@ def test_another_version_of_the_package_deletes_no_trained_stage(trained, tmp_pa
 
 
 def test_another_version_goes_on_with_a_stage_that_is_half_done(trained, tmp_path, monkeypatch):
-    folder = _copied(trained, tmp_path / "e")
+    folder = tiny.copied(trained, tmp_path / "e")
     _written_by_0_1_0(folder)
     (folder / "tumor" / "stage.json").unlink()
     net = (folder / "tumor" / "fold0.json").stat().st_mtime_ns
@@ -354,7 +346,7 @@ def test_another_version_goes_on_with_a_stage_that_is_half_done(trained, tmp_pat
 
 
 def test_a_stage_of_another_format_is_not_taken_for_done(trained, tmp_path, monkeypatch):
-    made = Experiment(_copied(trained, tmp_path / "e"), "cpu")
+    made = Experiment(tiny.copied(trained, tmp_path / "e"), "cpu")
     assert made.finished("metrics")
     monkeypatch.setitem(experiment.FORMATS, "metrics", 2)
     assert not made.finished("metrics") and made.finished("boundary")

@@ -6,8 +6,8 @@ from torch import nn
 
 from workbench import slabs
 from workbench.network import NetworkSettings
-from workbench.volume import numbered
 from workbench.slabs import BankCase, SlabBank, SlabSettings
+from workbench.volume import numbered
 
 STILL = SlabSettings(window_hu=(-1000.0, 1000.0), crop=(8, 12), scale=0, rotate_degrees=0, shift=0, shift_hu=0,
                      contrast=0, noise_hu=0, blur=0)  # fmt: skip

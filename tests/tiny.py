@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,3 +94,13 @@ def settings() -> experiment.Settings:
         ),
         boundary=replace(boundary.DEMO, steps=10, batch=2),
     )
+
+
+def copied(made, folder: Path) -> Path:
+    """A copy of an experiment, in `folder`, that finds its manifest and the experiment that it began with."""
+    shutil.copytree(made.folder, folder)
+    about = experiment.read_json(folder / "experiment.json")
+    about["manifest"] = os.path.relpath(made.manifest, folder)
+    about["start"] = os.path.relpath(made.start, folder) if made.start else None
+    experiment.write_json(folder / "experiment.json", about)
+    return folder

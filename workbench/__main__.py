@@ -233,11 +233,47 @@ def train(
 
 
 @app.command()
+def adapt(
+    models: Annotated[Path, typer.Argument(help="A trained experiment.")],
+    cohort: Annotated[Path, typer.Option(help="Manifest (CSV) with a column tumor_labels: none, exclude or complete.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder of the adapted experiment.")],
+    copies: Annotated[int | None, typer.Option(help="Copies of each scan with synthetic lesions.")] = None,
+    tumor_steps: Annotated[int, typer.Option(help="Steps for which the tumor net is tuned; 0: not at all.")] = 0,
+    operating_point: Annotated[str, typer.Option(help="recall, dice or f1: what sets the forest's threshold.")] = "",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="CASE/NUMBER of adapt/suspects.csv: leave this region out of training; repeatable."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Adapt an experiment to your scanner with scans that have no known tumors. The same command resumes."""
+    from workbench import adapt as a
+    from workbench import results, tracking
+
+    _writable(out)
+    made = a.begin(models, cohort, out, device, copies, tumor_steps, operating_point)
+    if exclude:
+        print(*a.exclude(made, exclude), sep="\n", flush=True)
+    try:
+        a.run(made, results.keep)
+    except KeyboardInterrupt:
+        print(tracking.sync(out), file=sys.stderr)
+        raise
+    for line in a.phases(made):
+        print(f"warning: {line}", file=sys.stderr)
+    print(a.words(made))
+    print(tracking.sync(out))
+
+
+@app.command()
 def segment(
     inputs: list[Path],
     models: Annotated[Path, typer.Option(help="A trained experiment.")],
     out: Annotated[Path, typer.Option("-o", help="Where the results go, a folder a case.")],
     device: Device = "auto",
+    operating_point: Annotated[
+        str, typer.Option(help="recall, dice or f1: the forest's threshold; by default the one it was trained for.")
+    ] = "",
     name: Annotated[str, typer.Option(help="Of the one input: its case, in place of the file's name.")] = "",
     workers: Annotated[int, typer.Option(help="Processes that share the inputs; 0: as many as pay.")] = 0,
     keep_done: Annotated[
@@ -264,10 +300,10 @@ def segment(
         workers = at_once(pick_device(device)) if len(inputs) > 2 else 1
     jobs, refused = [(path, out / case) for path, case in zip(inputs, names)], 0
     if keep_done:
-        there = [job for job in jobs if results.holds(*job, models)]
+        there = [job for job in jobs if results.holds(*job, models, operating_point)]
         jobs = [job for job in jobs if job not in there]
         print(f"{len(there)} of {len(inputs)} results are there already", flush=True)
-    make = partial(segmentation.Models.load, models, device)
+    make = partial(segmentation.Models.load, models, device, operating_point)
     for said, line, error in in_processes(make, results.from_file, jobs, workers):
         for told in said:
             print(f"warning: {told}", file=sys.stderr)

@@ -74,6 +74,50 @@ def find(
     return Candidates(labels, table, count - len(kept))
 
 
+def without(
+    found: Candidates, excluded: Tensor, reference: Tensor, settings: CandidateSettings = CandidateSettings()
+) -> Candidates:
+    """The candidates less those that lie in an `excluded` region (at least `overlap` of them) and are no true lesion of the `reference`, both
+    bool [z y x]; numbered again."""
+    if not len(found.table) or not bool(excluded.any()):
+        return found
+    true = match(found.labels, reference.int(), settings)[0]
+    gone = match(found.labels, excluded.int(), settings)[0] & ~true
+    number = torch.zeros(len(gone) + 1, dtype=torch.int16, device=found.labels.device)
+    number[1:][torch.from_numpy(~gone).to(number.device)] = torch.arange(1, int((~gone).sum()) + 1, dtype=torch.int16)
+    table = found.table[~gone].reset_index(drop=True)
+    return Candidates(number[found.labels.long()], table.assign(candidate=range(1, len(table) + 1)), found.dropped)
+
+
+def shared_ml(labels: Tensor, reference: Tensor, spacing_mm: Spacing) -> np.ndarray:
+    """What each candidate 1..n shares with the reference (bool), both [z y x], in ml."""
+    count = int(labels.max()) if labels.numel() else 0
+    voxels = torch.bincount(labels[reference].long(), minlength=count + 1)[1:]
+    return voxels.cpu().numpy() * math.prod(spacing_mm) / 1000
+
+
+OWN = ("own_depth", "own_mean_probability", "own_peak_probability")  # a candidate's own features, outside the 728
+
+
+def own_features(labels: Tensor, probability: Tensor, liver: Tensor, spacing_mm: Spacing) -> pd.DataFrame:
+    """`OWN` of each candidate 1..n: mean depth below the liver's surface in mm (0 outside it), mean and peak of the tumor probability.
+
+    labels int, probability and liver [z y x]. Empirical (docs/log.md, 2026-11-30): they carry over from phantoms to patients better than texture does.
+    """
+    count, box = int(labels.max()) if labels.numel() else 0, bounding_box(liver, spacing_mm, 3 * max(spacing_mm))
+    depth = torch.zeros(labels.shape)
+    if box is not None:
+        depth[box] = torch.from_numpy(
+            ndimage.distance_transform_edt(liver[box].bool().cpu().numpy(), spacing_mm)
+        ).float()
+    on = (labels > 0).cpu()
+    number, at, p = labels.cpu()[on].long().numpy() - 1, depth[on].numpy(), probability.cpu()[on].float().numpy()
+    voxels, peak = np.maximum(np.bincount(number, minlength=count), 1), np.zeros(count)
+    np.maximum.at(peak, number, p)
+    mean_depth, mean_p = (np.bincount(number, v, minlength=count) / voxels for v in (at, p))
+    return pd.DataFrame(dict(zip(OWN, (mean_depth, mean_p, peak)))).assign(candidate=range(1, count + 1))
+
+
 COLUMNS = [
     "candidate",
     "volume_ml",

@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from workbench import candidates, consistency, explain, figures, forest, radiomics
+from workbench import candidates, consistency, explain, figures, forest, radiomics, segmentation
 from workbench.files import write_json
 from workbench.metrics import json_safe
 from workbench.segmentation import Maps, Models, Result
@@ -151,7 +151,7 @@ def _judged(model: forest.Forest, one: pd.DataFrame, known: Known | None) -> dic
         "way": {"tree": way.attrs["tree"], "splits": way.to_dict("records")},
     }
     features = why.drop(columns="median").set_index("name")
-    features["group"] = radiomics.CATALOGUE.set_index("name").group.reindex(features.index)
+    features["group"] = radiomics.CATALOGUE.set_index("name").group.reindex(features.index).fillna("candidate")
     if known is not None:
         features = features.join(_placed(model, one, known))
         card["nearest"] = _nearest(model, one, known)
@@ -258,13 +258,11 @@ def _appearing(maps: Maps, atlas: Atlas, lower: Lower, pieces: Tensor, models: M
         rows += [(row, found.labels == int(row.candidate)) for row in new.itertuples()]
         taken = taken | (found.labels > 0)
     rows = sorted(rows, key=lambda r: -r[0].max_probability)[:APPEARING]
-    out, on = [], models.device
+    out = []
     for row, piece in rows:
         labels = torch.zeros(maps.hu.shape, dtype=torch.long)
         labels[atlas.box] = piece.long()
-        scan = (maps.hu.to(on), labels.to(on), maps.spacing_mm, maps.liver.to(on))
-        table, _ = radiomics.steady(*scan, models.forest.names)
-        score = float(models.forest.score(table)[0])
+        score = float(models.forest.score(segmentation.describe(labels, maps, models))[0])
         start = [s.start * mm + (mm - own) / 2 for s, mm, own in zip(atlas.box, maps.spacing_mm, own_mm)]
         z, y, x = (a + b for a, b in zip((row.z_mm, row.y_mm, row.x_mm), start))
         out.append(

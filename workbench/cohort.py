@@ -1,7 +1,8 @@
 """The cohort: which case belongs to which patient, who is held out, who is in which fold.
 
 A manifest is a CSV with the columns case, patient, ct and labels; paths are relative to it. A column split (train or test) holds patients
-out, without it all train. A column field_of_view marks what was cut to the liver's box (docs/decisions/0009). `workbench import` adds what it
+out, without it all train. A column field_of_view marks what was cut to the liver's box (docs/decisions/0009). A column tumor_labels says what
+label 2 means: `complete`, every tumor; `none`, the scan has no known tumor; `exclude`, regions to leave out of training. `workbench import` adds what it
 measured (`MEASURED`). `SCHEMA` says what a cell of each column may be; other columns are left alone. A patient never stands on both sides of
 a split nor in two folds, and a scan, whatever it is called, stands in a cohort once.
 """
@@ -36,6 +37,7 @@ COLUMNS = ("case", "patient", "ct", "labels")
 OPTIONAL = {
     "split": ("train", "test"),
     "field_of_view": ("whole", "liver box"),
+    "tumor_labels": ("complete", "none", "exclude"),
 }  # the first is taken where it is not said
 COUNT, LENGTH, AMOUNT = r"[1-9]\d{0,4}", r"\d{1,2}(\.\d{1,8})?", r"\d{1,6}(\.\d{1,8})?"
 # what a cell of each column may be, as a pattern and in words; a measured one may be empty
@@ -59,23 +61,55 @@ SEPARATORS = {";": "semicolons", "\t": "tabs"}  # what spreadsheets put there in
 
 
 @dataclass(frozen=True)
+class ImplantSettings:
+    """Copies of scans without known tumors into which synthetic lesions are drawn (docs/decisions/0016)."""
+
+    copies: int = 3  # of each such training scan; 0: none
+    count: tuple[int, int] = (3, 8)  # lesions in a copy, the least and the most
+    kinds: tuple[str, ...] = (
+        "tiny", "tiny", "metastasis", "metastasis", "metastasis", "rim-enhancing", "cyst", "hypervascular", "infiltrative", "necrotic",
+    )  # fmt: skip  # a choice: mostly small and darker than the liver, as most metastases are
+
+    def __post_init__(self):
+        if self.copies < 0 or not 1 <= self.count[0] <= self.count[1]:
+            found = f"copies {self.copies}, count {self.count}"
+            raise Refused("implants", found, "copies from 0, and the least and the most lesions from 1")
+        if unknown := set(self.kinds) - set(phantom.IMPLANTS):
+            raise Refused("implants.kinds", ", ".join(sorted(unknown)), "some of " + ", ".join(phantom.IMPLANTS))
+
+
+@dataclass(frozen=True)
 class Case:
     """One row of a manifest, cells as `SCHEMA` has them, paths joined to the manifest's own."""
 
     case: str
     patient: str
     ct: Path
-    labels: Path | None  # None only of a cohort that is segmented, not learnt from
+    labels: (
+        Path | None
+    )  # None where a cohort is segmented only, and where a net finds the liver of a scan without known tumors
     split: str = "train"
     field_of_view: str = "whole"
+    tumor_labels: str = "complete"
     measured: dict[str, str] = field(default_factory=dict, compare=False)  # cells of MEASURED that are filled in
 
     def read(self) -> tuple[Volume, Volume]:
-        """CT and labels, both canonical and on one grid."""
+        """CT and labels, both canonical and on one grid; labels are 0 where the manifest names none. Refused where a scan without known
+        tumors has one labelled."""
         from workbench import readers
 
         ct = readers.read(self.ct)
-        return ct, readers.read_labels(self.labels, like=ct)
+        if self.labels is None:
+            return ct, ct.with_array(torch.zeros(ct.shape, dtype=torch.uint8), f"labels of {self.case}")
+        labels = readers.read_labels(self.labels, like=ct)
+        if self.tumor_labels == "none" and (voxels := int((labels.array == 2).sum())):
+            raise Refused(
+                f"case {self.case}, {self.labels}",
+                f"{voxels * labels.voxel_ml:.3g} ml of label 2 (tumor)",
+                "none of it, since the manifest's tumor_labels says none",
+                "Say complete where label 2 is every tumor, or exclude where it marks regions to leave out.",
+            )
+        return ct, labels
 
     def identify(self, ct: Volume) -> str:
         """The voxel hash of its CT; refused when the manifest tells of other voxels."""
@@ -96,7 +130,7 @@ class Case:
 
 def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
     """The cases of a manifest; refused when a cell is not what `SCHEMA` says, a file is not there, or a case, a scan or a patient
-    stands where it must not. Not `labelled`: the column labels may be empty, or missing."""
+    stands where it must not. Not `labelled`: the column labels may be empty, or missing. It may be empty for a scan without known tumors."""
     path = Path(path)
     if not path.is_file():
         raise Refused(
@@ -105,15 +139,22 @@ def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
     cases, names = [], set()
     for number, row in rows(path, COLUMNS if labelled else COLUMNS[:-1]):
         told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
-        without = not labelled and not row.get("labels")
+        without = not row.get("labels") and (
+            not labelled or (told["tumor_labels"] == "none" and told["split"] == "train")
+        )
         conform(f"{path}, line {number}", {**row, **told}, ("labels",) if without else ())
-        files = (path.parent / row["ct"], None if without else path.parent / row["labels"])
+        ct, labels = path.parent / row["ct"], None if without else path.parent / row["labels"]
         measured = {name: row[name] for name in MEASURED if row.get(name)}
-        case = Case(row["case"], row["patient"], *files, told["split"], told["field_of_view"], measured)
+        split, view, known = (told[name] for name in OPTIONAL)
+        case = Case(row["case"], row["patient"], ct, labels, split, view, known, measured)
         if case.case in names:
             raise Refused(path, f"case {case.case} more than once", "each case once")
         names.add(case.case)
-        for file in files:
+        if split == "test" and known == "exclude":
+            raise Refused(
+                f"{path}, line {number}", "tumor_labels exclude of a held-out case", "complete or none, to measure it"
+            )
+        for file in (ct, labels):
             if file and not os.path.exists(file):
                 raise Refused(f"{path}, case {case.case}", f"no file {file}", "CT and labels of each case")
         cases.append(case)
@@ -126,14 +167,15 @@ def digests(manifest: str | Path, cases: Iterable[Case]) -> dict[str, str]:
     """A digest of what is read of each row, by case in their order: columns of one's own and other ways to write a path take no part."""
     place, found = Path(manifest).parent, {}
     for c in cases:
-        files = [os.path.relpath(file, place) for file in (c.ct, c.labels)]
-        read = json.dumps([c.patient, *files, c.split, c.field_of_view, c.measured])
+        files = [os.path.relpath(file, place) if file else None for file in (c.ct, c.labels)]
+        told = [c.tumor_labels] * (c.tumor_labels != OPTIONAL["tumor_labels"][0])  # a digest of 0.1.0 holds on
+        read = json.dumps([c.patient, *files, c.split, c.field_of_view, c.measured, *told])
         found[c.case] = hashlib.sha256(read.encode()).hexdigest()[:16]
     return found
 
 
 def rows(path: Path, needed: Sequence[str] = COLUMNS) -> list[tuple[int, dict[str, str]]]:
-    """(line, cells) of each row of a CSV that has at least the columns `needed`, as text."""
+    """(line, cells) of each row of a CSV that has at least the columns `needed`, as text; `labels` may be empty where `tumor_labels` is none."""
     listed = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
@@ -146,7 +188,8 @@ def rows(path: Path, needed: Sequence[str] = COLUMNS) -> list[tuple[int, dict[st
                         fix = f"Save it with commas between the columns, not {words}."
                 raise Refused(path, f"columns {reader.fieldnames}", ", ".join(needed), fix)
             for row in reader:
-                lacking = [column for column in needed if not row.get(column)]
+                free = ("labels",) if row.get("tumor_labels") == "none" else ()
+                lacking = [column for column in needed if not row.get(column) and column not in free]
                 if lacking or None in row or None in row.values():
                     found = f"no {', '.join(lacking)}" if lacking else "another number of fields than columns"
                     raise Refused(f"{path}, line {reader.line_num}", found, "a value for each column",

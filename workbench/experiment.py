@@ -45,6 +45,7 @@ NEEDS = {
 # What a stage's files mean and how they are computed. Raise a number only when the stage computes something else than before; stages that
 # recorded none were written by 0.1.0, which had format 1. The version of the package takes no part.
 FORMATS = dict.fromkeys(STAGES, 1)
+NETS = ("liver", "tumor", "boundary")  # the stages that train a network
 Progress = Callable[[str, int, int, dict], None]
 
 
@@ -57,6 +58,7 @@ class Settings:
     slice_mm: float | None = 3.5  # rule: thinner slices are averaged up to this, thicker ones stay
     folds: int = 3
     seed: int = 0
+    implants: cohort.ImplantSettings = field(default_factory=cohort.ImplantSettings)
     liver: liver.LiverSettings = field(default_factory=liver.LiverSettings)
     tumor: tumor.TumorSettings = field(default_factory=tumor.TumorSettings)
     consistency: consistency.ConsistencySettings = field(default_factory=consistency.ConsistencySettings)
@@ -181,17 +183,19 @@ class Experiment:
         progress: Progress | None = None,
         start: str | Path | None = None,
         with_corrections: Sequence[str | Path] = (),
+        take: Sequence[str] = (),
     ) -> Experiment:
         """Make or open the folder; refused when it already holds another cohort, or other settings on which a finished stage, or a net in it, rests.
 
         Other settings of stages that are still to come are recorded in place of what was. Of the cohort counts what is read of its rows.
-        The nets begin with those of the experiment `start`, if one is given; it must have learnt from none of the patients here.
+        The nets begin with those of the experiment `start`, if one is given; it must have learnt from none of the patients here. Those of the
+        stages `take` (some of `NETS`) are used as they are.
         What readers said of the results `with_corrections` is kept in the folder, in place of what was kept there; without any, that holds.
         """
         folder, manifest = Path(folder), Path(manifest)
         cases = cohort.read_manifest(manifest)
         patients = {case.patient for case in cases}
-        seen = set() if start is None else patients & set(cls(start, "cpu").cases("train").patient)
+        seen = set() if start is None else patients & cls(start, "cpu").patients_learned_from()
         if seen:
             raise Refused(
                 start,
@@ -208,7 +212,7 @@ class Experiment:
             "version": workbench.__version__,
             "seed": settings.seed,
             "start": None if start is None else os.path.relpath(cls(start, "cpu").folder, folder),
-        }
+        } | ({"taken": sorted(take)} if take else {})
         file = folder / "experiment.json"
         if file.is_file():
             stored = read_json(file)
@@ -216,6 +220,7 @@ class Experiment:
             changed = _changed(asdict(kept), asdict(settings))
             resting = [s for s in _reached(changed) if _made(folder / s)]
             differs = ["start"] * (stored.get("start") != about["start"])
+            differs += ["nets taken as they are"] * (stored.get("taken") != about.get("taken"))
             if stored.get("manifest_sha256") != about["manifest_sha256"]:
                 rows = _other_rows(stored.get("manifest_rows"), about["manifest_rows"])
                 differs += [f"rows in its manifest ({rows})"] * bool(rows)
@@ -278,6 +283,17 @@ class Experiment:
         return (self.folder / self.about["start"]).resolve() if self.about.get("start") else None
 
     @property
+    def taken(self) -> tuple[str, ...]:
+        """The stages whose nets are those of `start` as they are."""
+        return tuple(self.about.get("taken") or ())
+
+    def patients_learned_from(self) -> set[str]:
+        """The patients of its training cases, and of those of the experiments with whose nets it began."""
+        return set(self.cases("train").patient) | (
+            Experiment(self.start, "cpu").patients_learned_from() if self.start else set()
+        )
+
+    @property
     def corrections(self) -> dict[str, corrections.Correction]:
         """What readers said of the training cases, by case."""
         return corrections.read(self.path("corrections"))
@@ -287,7 +303,7 @@ class Experiment:
 
     def cases(self, split: str | None = None) -> pd.DataFrame:
         """The cohort's table: case, patient, split, fold and its sizes."""
-        table = self.table("cohort", "cases.csv", "split", "fold", dtype={"case": str, "patient": str})
+        table = self.table("cohort", "cases.csv", "split", "fold", dtype={"case": str, "patient": str, "copy_of": str})
         return table if split is None else table[table.split == split].reset_index(drop=True)
 
     def table(self, stage: str, name: str, *columns: str, **options) -> pd.DataFrame:
@@ -299,7 +315,7 @@ class Experiment:
         return torch.from_numpy(np.load(self.path(stage) / kind / f"{case}.npy", allow_pickle=False))
 
     def work(self, case: str) -> tuple[Tensor, Tensor, Spacing]:
-        """HU int16, labels uint8 and spacing of a case on the work grid."""
+        """HU int16, labels uint8 (1 liver, 2 tumor, 3 liver that training ignores) and spacing of a case on the work grid."""
         row = self.cases().set_index("case").loc[case]
         spacing = (float(row.work_z_mm), float(row.work_y_mm), float(row.work_x_mm))
         return self.array("cohort", "hu", case), self.array("cohort", "labels", case), spacing
@@ -323,11 +339,15 @@ class Experiment:
         stored = self.about["settings"]
         own = stored.get(stage) or {
             k: stored.get(k, getattr(self.settings, k)) for k in ("pixel_mm", "slice_mm", "folds", "seed")
-        }
-        inputs = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
-        if self.start and stage in ("liver", "tumor", "boundary"):
+        } | ({"implants": stored["implants"]} if "implants" in stored else {})  # 0.1.0 knew none
+        inputs: dict[str, object] = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
+        if self.start and stage in NETS:
             inputs["start"] = sha256(self.start / stage / "stage.json")
+        if stage in self.taken:
+            inputs["taken"] = True
         inputs = inputs or {"manifest": self.manifest_sha256}
+        if stage == "candidates" and (left_out := sorted(self.path("exclusions").glob("*.npy"))):
+            inputs["exclusions"] = {file.stem: sha256(file) for file in left_out}
         if stage in corrections.ENTER and (said := corrections.identity(self.corrections, stage)):
             inputs["corrections"] = said
         return {

@@ -104,6 +104,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise Refused(held, f"no safetensors ({error})", "the weights of a net", "Train this stage again.") from error
 
 
+def copy_tensors(path: Path, to: Path) -> None:
+    """Another folder's `save_tensors`, checked and copied."""
+    tensors, about = load_tensors(path)
+    save_tensors(to, tensors, {k: v for k, v in about.items() if k not in ("file", "sha256")})
+
+
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Stored weights into a net; refused when they are another net's."""
     if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in net.state_dict().items()}:

@@ -21,7 +21,7 @@ import workbench
 from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.cohort import is_phantom
 from workbench.experiment import versions
-from workbench.files import remove, sweep, write_json, write_table
+from workbench.files import read_json, remove, sweep, write_json, write_table
 from workbench.readers import itk, nifti
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused, Spacing
@@ -167,13 +167,17 @@ def _in_the_world(lesions: pd.DataFrame, spacing_mm: Spacing, affine: np.ndarray
     return pd.concat([lesions.iloc[:, :at], places, lesions.iloc[:, at:]], axis=1)
 
 
-def holds(path: Path, folder: Path, models: Path) -> bool:
-    """Whether the models of an experiment and this version made the result in a folder of the CT at `path`, as both are now."""
+def holds(path: Path, folder: Path, models: Path, operating_point: str = "") -> bool:
+    """Whether the models of an experiment, at an operating point, and this version made the result in a folder of the CT at `path`, as both are now."""
     if not (folder / "result.json").is_file():
         return False
     try:
         info = folders.result(folder).info
     except Refused:  # damaged: it is made anew
+        return False
+    trees = read_json(models / "forest" / "forest.json", threshold=dict)
+    cut = (trees.get("points") or {}).get(operating_point) or trees["threshold"]
+    if info.get("forest_threshold") != cut["threshold"]:
         return False
     same = info.get("input") is not None and (folder / info["input"]).resolve() == path.resolve()
     made_by = (info.get("models") or {}).get("stages") == _models(models, folder)["stages"]
@@ -247,6 +251,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),
             "forest_threshold": result.threshold,
+            "operating_point": None if result.models is None else result.models.forest.point,
             "shape_zyx": list(volume.shape),
             "spacing_mm_zyx": list(volume.spacing_mm),
             "warnings": result.warnings,

@@ -52,17 +52,19 @@ class Models:
     phantoms: int = 0  # that they have learnt from, where nothing else was there
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "auto") -> Models:
+    def load(cls, folder: str | Path, device: torch.device | str = "auto", operating_point: str = "") -> Models:
+        """Those of an experiment; the forest at one of its operating points, by default at the one it was trained for."""
         experiment = Experiment(folder, str(device))
         for stage in ("liver", "tumor", "forest", "boundary"):
             experiment.need(stage)
         s, on = experiment.settings, experiment.device
         learnt = experiment.cases("train")
+        trees = forest.load(experiment.path("forest"))
         return cls(
             s,
             cascade.load(experiment.path("liver"), s.liver.cascade, on, range(s.folds)),
             cascade.load(experiment.path("tumor"), s.tumor.cascade, on, range(s.folds)),
-            forest.load(experiment.path("forest")),
+            trees.at(operating_point) if operating_point else trees,
             boundary.load(experiment.path("boundary"), s.boundary, on),
             on,
             experiment.folder,
@@ -134,10 +136,21 @@ class Memory:
     def describe(self, pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
         """`radiomics.steady`, the table with what the forest asks."""
         if self._described is None or not torch.equal(self._described[0], pieces):
-            image, labels, inside = (t.to(models.device) for t in (maps.hu, pieces.long(), maps.liver))
-            table, _ = radiomics.steady(image, labels, maps.spacing_mm, inside, models.forest.names)
-            self._described = pieces, table[list(models.forest.names)]
+            self._described = pieces, describe(pieces, maps, models)
         return self._described[1]
+
+
+def describe(pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
+    """What the forest asks of numbered pieces `[z y x]`: some of the 728 descriptors, and of the candidates' own features."""
+    names = models.forest.names
+    image, labels, inside = (t.to(models.device) for t in (maps.hu, pieces.long(), maps.liver))
+    table, _ = radiomics.steady(
+        image, labels, maps.spacing_mm, inside, [n for n in names if n not in candidates.OWN] or radiomics.NAMES[:1]
+    )
+    if set(names) & set(candidates.OWN):
+        own = candidates.own_features(pieces, maps.p, maps.liver, maps.spacing_mm).set_index("candidate")
+        table = table.join(own, on="label")
+    return table[list(names)]
 
 
 @dataclass(frozen=True)

@@ -65,17 +65,19 @@ def normalise(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:
 
 @dataclass(frozen=True)
 class BankCase:
-    """What one case gives to the bank: HU, target in {0, 1}, prior in [0, 1] or None, all [z y x]; lesion numbers or None."""
+    """What one case gives to the bank: HU, target in {0, 1}, prior in [0, 1] or None, all [z y x]; lesion numbers or None; slices that are
+    never a slab's centre, bool [z], or None."""
 
     hu: Tensor
     target: Tensor
     prior: Tensor | None = None
     lesions: Tensor | None = None
+    ignore: Tensor | None = None
 
     def compact(self) -> BankCase:
         """The same in as few bytes as the bank holds it: int16, uint8, float16."""
         prior = None if self.prior is None else self.prior.to(torch.float16)
-        return BankCase(self.hu.to(torch.int16), self.target.to(torch.uint8), prior, self.lesions)
+        return BankCase(self.hu.to(torch.int16), self.target.to(torch.uint8), prior, self.lesions, self.ignore)
 
     def in_files(self, path: Path) -> BankCase:
         """The same, in memory-mapped files that begin with `path`; lesion numbers stay in memory for as long as a bank is made."""
@@ -87,7 +89,7 @@ class BankCase:
                 np.save(file, array.cpu().numpy(), allow_pickle=False)
                 # copy on write: torch has no read-only tensors
                 held[name] = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
-        return BankCase(**held)
+        return BankCase(**held, ignore=self.ignore)
 
     @property
     def bytes(self) -> int:
@@ -140,8 +142,11 @@ class SlabBank:
             bounds += [(low, low + n - 1)] * n
             low += n
         self.bounds = torch.tensor(bounds, device=device)
-        self.plain = torch.ones(low)
+        self.plain = torch.cat(
+            [torch.ones(len(c.hu)) if c.ignore is None else (~c.ignore).float().cpu() for c in cases]
+        )
         self.shown, self.wanted, self.centre = self._sections(cases, h, w)
+        self.wanted = self.wanted * self.plain[self.shown]
 
     def _sections(self, cases: Sequence[BankCase], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
         """What slabs are drawn to show: the slice of each section, its weight, and its centre `[section 2]` on the canvas (`_spread`).

@@ -181,7 +181,15 @@ def _without_held_out(experiment: Experiment, folder: Path, stages: Sequence[str
     """The experiment of the training patients alone, in `folder`/base."""
     cases = cohort.read_manifest(experiment.manifest)
     rows = [
-        [c.case, c.patient, str(c.ct.resolve()), str(c.labels.resolve()), "train", c.field_of_view]
+        [
+            c.case,
+            c.patient,
+            str(c.ct.resolve()),
+            str(c.labels.resolve()) if c.labels else "",
+            "train",
+            c.field_of_view,
+            c.tumor_labels,
+        ]
         for c in cases
         if c.split == "train"
     ]

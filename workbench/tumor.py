@@ -62,11 +62,14 @@ def from_liver(hu: Tensor, liver_probability: Tensor) -> Tensor:
     return hu - hu[liver_probability >= (0.5 if top >= 0.5 else top / 2)].float().median()
 
 
-def bank_case(hu: Tensor, labels: Tensor, liver_probability: Tensor, at: Box) -> slabs.BankCase:
-    """One case for training; `liver_probability` is out of fold, `at` the box of the liver found in it."""
+def bank_case(
+    hu: Tensor, labels: Tensor, liver_probability: Tensor, at: Box, ignore: Tensor | None = None
+) -> slabs.BankCase:
+    """One case for training; `liver_probability` is out of fold, `at` the box of the liver found in it, `ignore` (bool [z], of the box)
+    slices for which nothing is learned."""
     tumor = labels[at] == 2
     return slabs.BankCase(
-        from_liver(hu[at], liver_probability[at]).round(), tumor, liver_probability[at], numbered(tumor)
+        from_liver(hu[at], liver_probability[at]).round(), tumor, liver_probability[at], numbered(tumor), ignore
     )
 
 

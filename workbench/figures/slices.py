@@ -292,7 +292,8 @@ def case_montage(cases, title: str = "") -> Figure:
     axes, seen = figure.subplots(rows, columns, squeeze=False).flat, np.zeros(3, int)
     for ax, (name, ct, labels, spacing_mm) in zip(axes, cases):
         ct, labels = as_array(ct), as_array(labels)
-        seen[np.unique(labels)] = np.unique(labels)
+        present = np.intersect1d(labels, (0, 1, 2))
+        seen[present] = present
         view = View(ct.shape, spacing_mm, "axial", slice_with_most(labels == 2 if (labels == 2).any() else labels))
         view.ct(ax, ct, "liver")
         view.labels(ax, labels)

@@ -3,7 +3,8 @@
 States (Li et al., arXiv 2512.07574): a random forest on the 20 features rejects false-positive regions.
 
 Chooses: scikit-learn's forest, each tree balanced on its own bootstrap sample, trained on candidates of out-of-fold
-maps. The leaf size is chosen inside each fold's training patients (nested). A missing value takes the training median, which is stored beside the names, so that every device fills alike
+maps. The leaf size is chosen inside each fold's training patients (nested). Three operating points are stored: for a stated recall, for the best
+Dice a patient, for the best F1 of lesions; `ForestSettings.operating_point` names the default. A missing value takes the training median, which is stored beside the names, so that every device fills alike
 and anyone can read what was filled in; a value that float32 cannot hold counts as missing. The threshold is the
 largest that keeps a stated share of the true lesions (99 %) among *out-of-fold* scores; what it removes is always
 told together with what it loses. Simpler filters stand beside the selected features: size alone, shape alone (Bhat
@@ -18,12 +19,22 @@ them. The tensors score; scikit-learn's model is built when somebody asks for it
 from workbench.forest.disk import load, save
 from workbench.forest.fitting import Choose, OutOfFold, boosted, fit, grouped_folds, out_of_fold, settled
 from workbench.forest.judging import baselines, importance
-from workbench.forest.measures import Calibration, RecallThreshold, auc, calibration, threshold_for_recall, wilson
+from workbench.forest.measures import (
+    PURPOSES,
+    Calibration,
+    RecallThreshold,
+    auc,
+    calibration,
+    operating_points,
+    threshold_for_recall,
+    wilson,
+)
 from workbench.forest.model import Forest, chances, single
 from workbench.forest.settings import ForestSettings
 from workbench.forest.trees import TensorForest
 
 __all__ = [
+    "PURPOSES",
     "Calibration",
     "Choose",
     "Forest",
@@ -40,6 +51,7 @@ __all__ = [
     "grouped_folds",
     "importance",
     "load",
+    "operating_points",
     "out_of_fold",
     "save",
     "settled",

@@ -67,6 +67,8 @@ def save(forest: Forest, folder: str | Path) -> None:
         "names": list(forest.names),
         "medians": [float(v) for v in forest.medians],
         "threshold": None if forest.threshold is None else forest.threshold._asdict(),
+        "points": {name: point._asdict() for name, point in forest.points.items()},
+        "point": forest.point,
         "largest_ml": forest.largest_ml if math.isfinite(forest.largest_ml) else None,
         "recall": forest.settings.recall,
         "settings": asdict(forest.settings),
@@ -98,6 +100,13 @@ def load(folder: str | Path) -> Forest:
         rows, scored = (np.array(info["probe"][key], dtype) for key, dtype in (("rows", np.float32), ("scores", float)))
         cut, largest = info["threshold"], info.get("largest_ml")
         threshold = None if cut is None else from_dict(RecallThreshold, cut, folder / INFO_FILE)
+        points = {
+            str(name): from_dict(RecallThreshold, point, folder / INFO_FILE)
+            for name, point in dict(info.get("points") or ({"recall": cut} if cut else {})).items()
+        }
+        point = info.get("point") or ("recall" if cut and "points" not in info else None)
+        if not (point is None or point in points):
+            raise ValueError(f"point {point!r:.40}")
         if largest is not None and not (type(largest) in (int, float) and 0 < largest < math.inf):
             raise ValueError(f"largest_ml {largest!r:.40}")
         largest_ml = math.inf if largest is None else float(largest)
@@ -121,7 +130,7 @@ def load(folder: str | Path) -> Forest:
     if rows.ndim != 2 or rows.shape[1] != len(names):
         raise Refused(folder / INFO_FILE, f"a probe of shape {rows.shape}", f"rows of {len(names)} features")
     _refuse_other_scores(folder, flat(torch.from_numpy(rows)).numpy(), scored, "those that scikit-learn gave")
-    return Forest(names, medians, partial(_built, folder, names), settings, threshold, flat, largest_ml)
+    return Forest(names, medians, partial(_built, folder, names), settings, threshold, flat, largest_ml, points, point)
 
 
 def _built(folder: Path, names: tuple[str, ...]) -> RandomForestClassifier:

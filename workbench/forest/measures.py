@@ -52,6 +52,53 @@ def threshold_for_recall(
     return RecallThreshold(threshold, kept / len(best), *wilson(kept, len(best)), kept, len(best))
 
 
+PURPOSES = {  # fixed names, in files and on the command line
+    "recall": "keeps at least the stated share of the true lesions",
+    "dice": "best mean tumor Dice a patient",
+    "f1": "best F1 of lesions",
+}
+
+
+def operating_points(
+    scores: np.ndarray,
+    truth: np.ndarray,
+    lesions: np.ndarray,
+    recall: float,
+    volumes: pd.DataFrame | None = None,
+    reference_ml: pd.Series | None = None,
+) -> dict[str, RecallThreshold]:
+    """The threshold for each of `PURPOSES`, from out-of-fold scores of candidates `[candidate]`.
+
+    lesions: as in `threshold_for_recall`. volumes: case, volume_ml and shared_ml (what lies in the reference) of each candidate;
+    reference_ml: of each case. Without them there is no `dice`. Of thresholds that do equally well the lowest is taken.
+    """
+    points = {"recall": threshold_for_recall(scores, truth, recall, lesions)}
+    tried = np.unique(scores)
+    best = pd.Series(scores[truth]).groupby(lesions[truth]).max().to_numpy()
+    found = (best[None] >= tried[:, None]).sum(1)
+    wrong = ((scores >= tried[:, None]) & ~truth).sum(1)
+    values = {"f1": 2 * found / (len(best) + found + wrong)}
+    if volumes is not None and reference_ml is not None:
+        values["dice"] = _dice_at(tried, scores, volumes, reference_ml)
+    for name, value in values.items():
+        at = float(tried[int(np.argmax(np.round(value, 9)))])
+        kept = int((best >= at).sum())
+        points[name] = RecallThreshold(at, kept / len(best), *wilson(kept, len(best)), kept, len(best))
+    return points
+
+
+def _dice_at(tried: np.ndarray, scores: np.ndarray, volumes: pd.DataFrame, reference_ml: pd.Series) -> np.ndarray:
+    """Mean Dice over cases if candidates from each of the `tried` scores on are kept; a case without tumor has 1 where nothing is kept, else 0."""
+    total = np.zeros(len(tried))
+    for case, reference in reference_ml.items():
+        of = volumes.case.to_numpy() == case
+        keep = scores[of] >= tried[:, None]
+        kept_ml, shared_ml = (keep @ volumes[column].to_numpy()[of] for column in ("volume_ml", "shared_ml"))
+        both = kept_ml + reference
+        total += np.where(both > 0, 2 * shared_ml / np.where(both > 0, both, 1), 1.0)
+    return total / max(1, len(reference_ml))
+
+
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson 1927)."""
     p, z2 = hits / n, _Z95**2

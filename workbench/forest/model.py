@@ -29,7 +29,7 @@ AT_ONCE = 256  # rows whose ways through all trees are followed together
 class Forest:
     """A forest: the names and medians of its features, its settings, the threshold once chosen, and what decides: scikit-learn's
     model where it was fitted, tensors where it was read from a folder that holds both (`fitted` then reads the model). `largest_ml`: of the candidates that it learnt
-    from; what is larger it has never seen (decision 0015)."""
+    from; what is larger it has never seen (decision 0015). `points`: the thresholds of `PURPOSES`; `point`: the name of the one in use, None of another threshold."""
 
     names: tuple[str, ...]
     medians: np.ndarray  # [feature], float32
@@ -38,6 +38,8 @@ class Forest:
     threshold: RecallThreshold | None = None
     stored: TensorForest | None = None
     largest_ml: float = math.inf
+    points: dict[str, RecallThreshold] = field(default_factory=dict)
+    point: str | None = None
 
     def table(self, features: pd.DataFrame) -> np.ndarray:
         """The columns that the forest reads, in its order, filled: `[candidate feature]` float32."""
@@ -64,7 +66,16 @@ class Forest:
         return torch.cat([self.stored(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
-        return replace(self, threshold=threshold)
+        return replace(self, threshold=threshold, point=None)
+
+    def at(self, point: str) -> Forest:
+        """The same forest at one of its operating points; refused where it has no such point."""
+        if point not in self.points:
+            raise Refused(
+                "the operating point", point, ", ".join(self.points) or "none: this forest stores no points",
+                "Train the forest stage again to have all of them.",
+            )  # fmt: skip
+        return replace(self, threshold=self.points[point], point=point)
 
     @cached_property
     def model(self) -> RandomForestClassifier | HistGradientBoostingClassifier:

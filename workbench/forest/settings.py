@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workbench.forest.measures import PURPOSES
 from workbench.volume import Refused
 
 
@@ -15,6 +16,7 @@ class ForestSettings:
     criterion: str = "log_loss"  # empirical (docs/log.md, 2026-11-25): sharper than gini where few lesions score low
     min_leaf: int | None = None  # None: the one of `leaf_choices` that ranks unseen patients best
     max_features: str | float = "sqrt"
+    operating_point: str = "recall"  # which of `measures.PURPOSES` sets the threshold (docs/decisions/0017)
     recall: float = 0.99  # share of the lesions to keep out of fold; new patients keep less (docs/decisions/0005)
     folds: int = 5  # patient-grouped, for out-of-fold scores
     leaf_choices: tuple[int, ...] = (3, 1, 8)  # first 3, so that one odd candidate makes no leaf of its own
@@ -29,6 +31,8 @@ class ForestSettings:
         for name, least in (least_of | {"min_candidates": 2, "min_class": 1}).items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise Refused(f"ForestSettings.{name}", str(getattr(self, name)), f"at least {least}")
+        if self.operating_point not in PURPOSES:
+            raise Refused("ForestSettings.operating_point", self.operating_point, ", ".join(PURPOSES))
         if not self.leaf_choices or min(self.leaf_choices) < 1:
             raise Refused("ForestSettings.leaf_choices", str(self.leaf_choices), "one or more, at least 1 each")
         if not 0 < self.recall <= 1:

@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench import boundary, forest, radiomics, selection
 from workbench.experiment import Experiment
 from workbench.files import read_json, write_json, write_table
+from workbench.fit import copy_tensors
 from workbench.pipeline.lesions import tables
 from workbench.threads import in_processes
 from workbench.volume import Refused
@@ -40,6 +41,7 @@ def _given(folder: Path, device: str) -> _Given:
     experiment = Experiment(folder, device)
     table, features = tables(experiment)
     repeats = np.load(experiment.path("radiomics") / "repeats.npy", allow_pickle=False)
+    own = list(features.columns[repeats.shape[2] :])  # not perturbed: each repeat is the value itself
     kinds = [p["kind"] for p in json.loads((experiment.path("radiomics") / "perturbations.json").read_text())]
     train, s = table.split == "train", experiment.settings
     table, features = table[train].reset_index(drop=True), features[train].reset_index(drop=True)
@@ -48,6 +50,9 @@ def _given(folder: Path, device: str) -> _Given:
     row_of = {key: row for row, key in enumerate(zip(table.case, table.candidate))}
     again = experiment.table("radiomics", "repeats.csv", dtype={"case": str})
     again = np.array([row_of[key] for key in zip(again.case, again.candidate)])
+    if own:
+        same = features[own].to_numpy()[again]
+        repeats = np.concatenate([repeats, np.broadcast_to(same, (len(repeats), *same.shape))], 2)
     return _Given(table, features, repeats, again, kinds, fold, s.selection)
 
 
@@ -83,17 +88,17 @@ def run_selection(experiment: Experiment, folder: Path) -> dict:
         names.append(None if chosen is None else list(chosen.names))
         experiment.progress("selection", len(names), len(tasks), {})
     groups = radiomics.CATALOGUE.set_index("name").group
-    write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups)))
+    write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups).fillna("candidate")))
     write_json(folder / "selected.json", {str(n): names[n] for n in folds} | {"all": names[-1]})
     again = [n for n in names[len(folds) : -1] if n is not None]
     write_json(folder / "resamples.json", again)
     write_table(folder / "folds.csv", given.table[["case", "patient", "candidate"]].assign(fold=given.fold))
-    index = selection.nogueira(again, len(radiomics.NAMES)) if len(again) > 1 else (math.nan,) * 3
+    index = selection.nogueira(again, given.features.shape[1]) if len(again) > 1 else (math.nan,) * 3
     return {
         "kept": len(names[-1]),
         **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},
         "resamples": len(again),
-        "nogueira_folds": selection.nogueira(names[: len(folds)], len(radiomics.NAMES)).index,
+        "nogueira_folds": selection.nogueira(names[: len(folds)], given.features.shape[1]).index,
         "stable": int((~chosen.table.step.isin(["undefined", "unstable"])).sum()),
     }
 
@@ -150,10 +155,19 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
     lesions = _lesions(table)
     oof = forest.out_of_fold(x, y, patients, chosen, s, fold)
     scores[train] = oof.scores
-    cut = forest.threshold_for_recall(oof.scores, y, s.recall, lesions[train])
+    own_rows = table[train]
+    points = forest.operating_points(
+        oof.scores,
+        y,
+        lesions[train],
+        s.recall,
+        None if "shared_ml" not in table else own_rows[["case", "volume_ml", "shared_ml"]],  # 0.1.0 did not keep it
+        experiment.cases("train").set_index("case").tumor_ml,
+    )
+    cut = points[point := s.operating_point if s.operating_point in points else "recall"]
     own, tried = forest.settled(x[names["all"]], y, patients, s)
     largest = float(table.volume_ml[train].max())
-    model = replace(forest.fit(x[names["all"]], y, own).with_threshold(cut), largest_ml=largest)
+    model = replace(forest.fit(x[names["all"]], y, own), largest_ml=largest, points=points).at(point)
     write_table(folder / "settings.csv", tried.assign(chosen=tried.min_leaf == own.min_leaf))
     if (~train).any():
         scores[~train] = model.score(features[~train])
@@ -173,6 +187,7 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
         "recall": cut.recall,
         "recall_low": cut.recall_low,
         "recall_high": cut.recall_high,
+        **{f"{name}_point_{k}": getattr(p, k) for name, p in points.items() for k in ("threshold", "recall")},
     }
     for split, on in (("train", train), ("test", ~train)):
         out |= {
@@ -220,6 +235,10 @@ def train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryMod
 
 def run_boundary(experiment: Experiment, folder: Path) -> dict:
     """The boundary net, from what the forest keeps of the training cases."""
-    model = train_boundary(experiment, folder)
+    if "boundary" in experiment.taken:
+        copy_tensors(experiment.start / "boundary" / "model", folder / "model")
+        model = boundary.load(folder, experiment.settings.boundary)
+    else:
+        model = train_boundary(experiment, folder)
     write_table(folder / "curves.csv", model.curves)
     return {"skipped": model.skipped, **{k: float(v) for k, v in model.curves.iloc[-1].items()}}

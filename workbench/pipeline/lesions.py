@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench import candidates, consistency, corrections, radiomics, selection
 from workbench.experiment import Experiment
@@ -54,6 +56,7 @@ def run_candidates(experiment: Experiment, folder: Path) -> dict:
         p = experiment.array("tumor", "maps", row.case).float()
         inside = experiment.array("liver", "masks", row.case)
         found = candidates.find(experiment.array("consistency", "masks", row.case), p, inside, spacing, s)
+        found = candidates.without(found, _left_out(experiment, row, labels), labels == 2, s)
         write_array(folder / "labels" / f"{row.case}.npy", found.labels)
         hits, lesion = candidates.match(found.labels, numbered(labels == 2), s)
         false = np.zeros(len(hits), bool)
@@ -61,7 +64,7 @@ def run_candidates(experiment: Experiment, folder: Path) -> dict:
             z, y, x = labels.shape
             where = corrections.rejected(experiment.path("corrections"), row.case, (z, y, x))
             false = corrections.falsified(found.labels, labels == 2, where, s.overlap)
-        table = found.table.copy()
+        table = found.table.assign(shared_ml=candidates.shared_ml(found.labels, labels == 2, spacing))
         table.insert(1, "is_lesion", hits & ~false)
         table.insert(2, "lesion", np.where(false, 0, lesion))
         table.insert(3, "rejected", false)
@@ -77,6 +80,14 @@ def run_candidates(experiment: Experiment, folder: Path) -> dict:
         for what, hit in (("true", True), ("false", False))
     }
     return {**counts, "dropped": dropped, "rejected": int(table.rejected.sum())}
+
+
+def _left_out(experiment: Experiment, row: Any, labels: Tensor) -> Tensor:
+    """Regions of a case that are neither positive nor negative, bool [z y x]: excluded by its labels, or by hand afterwards."""
+    excluded, source = labels == 3, getattr(row, "copy_of", "")
+    name = source if isinstance(source, str) and source else row.case
+    by_hand = experiment.path("exclusions") / f"{name}.npy"
+    return excluded | torch.from_numpy(np.load(by_hand, allow_pickle=False)) if by_hand.is_file() else excluded
 
 
 def candidate_table(experiment: Experiment) -> pd.DataFrame:
@@ -101,14 +112,15 @@ def run_radiomics(experiment: Experiment, folder: Path) -> dict:
         scan = (hu, experiment.array("candidates", "labels", case).long(), experiment.array("liver", "masks", case))
         image, labels, inside = (part.to(on) for part in scan)
         described, values = radiomics.steady(image, labels, spacing, inside)
-        described = described.rename(columns={"label": "candidate"}).assign(case=case)
+        own = candidates.own_features(labels, experiment.array("tumor", "maps", case).float(), inside, spacing)
+        described = described.rename(columns={"label": "candidate"}).assign(case=case).merge(own, how="left")
         rows.append(described)
         if case in train:
             repeats.append(values)
             which.append(described[["case", "candidate"]])
         experiment.progress("radiomics", i + 1, len(cases), {})
     features = pd.concat(rows)
-    write_table(folder / "features.csv", features[["case", "candidate", *radiomics.NAMES, "reason"]])
+    write_table(folder / "features.csv", features[["case", "candidate", *radiomics.NAMES, *candidates.OWN, "reason"]])
     write_table(folder / "repeats.csv", pd.concat(which))
     write_array(folder / "repeats.npy", torch.from_numpy(np.concatenate(repeats, 1)))
     kinds = [("none", selection.UNPERTURBED), *((p.name, p.kind) for p in perturb.PERTURBATIONS)]
@@ -123,8 +135,9 @@ def run_radiomics(experiment: Experiment, folder: Path) -> dict:
 
 
 def tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Candidates and their features, row by row the same lesions."""
+    """Candidates and their features, row by row the same lesions: the 728 descriptors, and the candidates' own where the settings ask."""
+    names = [*radiomics.NAMES, *candidates.OWN * experiment.settings.selection.own_features]
     table = candidate_table(experiment)
     features = experiment.table("radiomics", "features.csv", dtype={"case": str})
     joined = table[["case", "candidate"]].merge(features, on=["case", "candidate"], how="left", validate="one_to_one")
-    return table.reset_index(drop=True), joined[list(radiomics.NAMES)]
+    return table.reset_index(drop=True), joined[names]

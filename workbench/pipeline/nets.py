@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench import cascade, cohort, corrections, liver, processes, readers, slabs, tumor
+from workbench import cascade, cohort, corrections, liver, phantom, processes, readers, slabs, tumor
 from workbench.experiment import Experiment, Progress
 from workbench.files import write_array, write_table
+from workbench.fit import copy_tensors
 from workbench.threads import side_by_side
-from workbench.volume import Refused, components, resample
+from workbench.volume import Refused, Spacing, components, resample, resample_labels
 
 
 def run_cohort(experiment: Experiment, folder: Path) -> dict:
@@ -29,25 +31,32 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
     tumor_ml, hashes, tables, said = {}, [], [], experiment.corrections
     for i, case in enumerate(cases):
         ct, labels = case.read()
-        hashes.append((case, case.identify(ct)))
+        voxels = case.identify(ct)
+        hashes.append((case, voxels))
         corrected = case.case in said and bool(said[case.case].labels_sha256) and may_train(case)
         if corrected:
             labels = readers.read_labels(corrections.labels_file(experiment.path("corrections"), case.case), like=ct)
         shape, spacing = settings.work_grid(ct.shape, ct.spacing_mm)
-        on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
-        on_work[resample(labels.array == 2, shape) >= 0.5] = 2
-        write_array(
-            folder / "hu" / f"{case.case}.npy", resample(ct.array, shape).round().clamp(-1024, 3071).to(torch.int16)
-        )
+        hu = resample(ct.array, shape).round().clamp(-1024, 3071).to(torch.int16)
+        if case.labels is None and not corrected:
+            on_work = _liver_found(experiment, case, hu, spacing)
+            labels = labels.with_array(resample_labels(on_work, ct.shape))
+        else:
+            on_work = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
+            on_work[resample(labels.array == 2, shape) >= 0.5] = 3 if case.tumor_labels == "exclude" else 2
+        write_array(folder / "hu" / f"{case.case}.npy", hu)
         write_array(folder / "labels" / f"{case.case}.npy", on_work)
-        tumor_ml[case.case] = float((labels.array == 2).sum()) * labels.voxel_ml
-        lesions = components(labels.array == 2)[1]
+        known = case.tumor_labels != "exclude"
+        tumor_ml[case.case] = float((labels.array == 2).sum()) * labels.voxel_ml * known
+        lesions = components(labels.array == 2)[1] * known
         rows.append(
             {
                 "case": case.case,
                 "patient": case.patient,
                 "split": case.split,
                 "field_of_view": case.field_of_view,
+                "tumor_labels": case.tumor_labels,
+                "copy_of": "",
                 "corrected": corrected,
                 "phantom": cohort.is_phantom(case.ct),
                 "slices": ct.shape[0],
@@ -61,16 +70,24 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "tumors": lesions,
                 "tumors_on_work_grid": components(on_work == 2)[1],
                 "tumor_ml": tumor_ml[case.case],
-                "voxel_hash": hashes[-1][1],
+                "voxel_hash": voxels,
             }
         )
+        if case.split == "train" and case.tumor_labels != "complete":
+            for copy, drawn in _implanted(experiment, folder, case, (hu, on_work, spacing)):
+                rows.append({**rows[-1], "voxel_hash": "", **copy})
+                tables.append(drawn.assign(case=copy["case"], split=case.split))
         table = case.ct.parent / "lesions.csv"
         if table.is_file():
             tables.append(pd.read_csv(table).assign(case=case.case, split=case.split))
         experiment.progress("cohort", i + 1, len(cases), {})
-    of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
     table = pd.DataFrame(rows)
-    table.insert(3, "fold", [of.get(c, -1) for c in table.case])
+    if table.case.duplicated().any():
+        name = table.case[table.case.duplicated()].iloc[0]
+        raise Refused(experiment.manifest, f"a case {name}, the name of an implanted copy", "another name for it")
+    tumor_ml |= table.groupby(table.copy_of.where(table.copy_of != "", table.case)).tumor_ml.sum().to_dict()
+    of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
+    table.insert(3, "fold", [of.get(r.copy_of or r.case, -1) for r in table.itertuples()])
     cohort.each_scan_once(experiment.manifest, hashes)
     _enough(experiment, table[table.split == "train"])
     write_table(folder / "cases.csv", table)
@@ -81,6 +98,50 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
         "held_out_patients": table[table.split == "test"].patient.nunique(),
         "tumors": int(table.tumors.sum()),
     }
+
+
+def _liver_found(experiment: Experiment, case: cohort.Case, hu: Tensor, spacing_mm: Spacing) -> Tensor:
+    """The liver of a scan without labels, uint8 [z y x] on the work grid, by the nets that the experiment begins with."""
+    if experiment.start is None:
+        raise Refused(
+            f"case {case.case}",
+            "no labels",
+            "a mask of the liver, or --start EXPERIMENT, whose nets find it",
+            "Fill in the manifest's column labels.",
+        )
+    s = experiment.settings.liver
+    nets = cascade.load(experiment.start / "liver", s.cascade, experiment.device)
+    found = liver.mask(liver.probability(nets, hu, spacing_mm, s, experiment.device), spacing_mm, s)
+    if not bool(found.any()):
+        raise Refused(
+            f"case {case.case}", "no liver", "one to draw lesions into", "Give a mask of it in the column labels."
+        )
+    return found.to(torch.uint8)
+
+
+def _implanted(
+    experiment: Experiment, folder: Path, case: cohort.Case, scan: tuple[Tensor, Tensor, Spacing]
+) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """Copies of a scan with synthetic lesions, written to `folder`: what differs in each one's row, and its table of lesions."""
+    (hu, labels, spacing), s = scan, experiment.settings.implants
+    first = int(hashlib.sha256(f"{case.case} {experiment.settings.seed}".encode()).hexdigest()[:6], 16)
+    for n in range(1, s.copies + 1):
+        made = phantom.implant(hu, labels.clamp(max=2), spacing, first + n, s.count, s.kinds)
+        out = torch.where(labels == 3, labels, made.labels)
+        name = f"{case.case}-implants-{n}"
+        write_array(folder / "hu" / f"{name}.npy", made.hu)
+        write_array(folder / "labels" / f"{name}.npy", out)
+        count = components(out == 2)[1]
+        yield (
+            {
+                "case": name,
+                "copy_of": case.case,
+                "tumors": count,
+                "tumors_on_work_grid": count,
+                "tumor_ml": float((out == 2).sum()) * math.prod(spacing) / 1000,
+            },
+            made.lesions,
+        )
 
 
 def _enough(experiment: Experiment, training: pd.DataFrame) -> None:
@@ -112,13 +173,14 @@ def may_train(case: cohort.Case) -> bool:
 def _fold_maps(
     experiment: Experiment, folder: Path, settings: cascade.CascadeSettings, predict: Callable[[list, str], Tensor]
 ) -> None:
-    """Maps of all cases: a training case by the net that never saw it, a held-out case by the mean of all."""
+    """Maps of all cases: a training case by the net that never saw it, a held-out case by the mean of all, which also serves for a
+    training case where the nets are those of another experiment as they are."""
     nets = cascade.load(folder, settings, experiment.device, range(experiment.settings.folds))
-    table = experiment.cases()
+    table, taken = experiment.cases(), folder.name in experiment.taken  # none of them saw a patient of this cohort
     for i, row in enumerate(table.itertuples()):
         path = folder / "maps" / f"{row.case}.npy"
         if not path.is_file():
-            chosen = [nets[int(row.fold)]] if row.fold >= 0 else nets
+            chosen = [nets[int(row.fold)]] if row.fold >= 0 and not taken else nets
             write_array(path, predict(chosen, row.case).to(torch.float16))
         experiment.progress(f"{folder.name} maps", i + 1, len(table), {})
 
@@ -133,6 +195,10 @@ def train_folds(
     """The net of each fold, or of one, trained on the other folds' patients; finished folds stay, and on a CPU the others share the cores."""
     table, count = experiment.cases("train"), experiment.settings.folds
     missing = [n for n in range(count) if only in (None, n) and not (folder / f"fold{n}.json").is_file()]
+    if folder.name in experiment.taken:
+        for fold in missing:
+            copy_tensors(experiment.start / folder.name / f"fold{fold}", folder / f"fold{fold}")
+        missing = []
     start = experiment.start / folder.name if experiment.start else None
     banks, used, scratch = {}, 0, folder / "slices" / (str(processes.rank()) if only is None else f"fold{only}")
     for case in table.case if missing else ():
@@ -244,7 +310,7 @@ def train_tumor(experiment: Experiment, folder: Path, only: int | None = None) -
         hu, labels, spacing = experiment.work(case)
         p = experiment.array("liver", "maps", case).float()
         at = tumor.box(experiment.array("liver", "masks", case), spacing, s)
-        return None if at is None else tumor.bank_case(hu, labels, p, at)
+        return None if at is None else tumor.bank_case(hu, labels, p, at, ignore=(labels[at] == 3).flatten(1).any(1))
 
     train_folds(experiment, folder, s.cascade, bank, only)
 

@@ -1,0 +1,229 @@
+"""Adapt a trained experiment to a scanner, with scans that have no known tumors.
+
+Ours; the paper has none. Synthetic lesions are drawn into copies of the scans (positives), and what the nets mark elsewhere is false
+(negatives). Selection, forest and operating points are trained on these candidates, patient-grouped and out of fold; the nets are
+those of the experiment as they are, or the tumor net is tuned for a stated number of steps. The result is an experiment of its own,
+whose `start` names where it came from. No tumor label is needed; labelled scans may be among the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from workbench import cohort, figures, forest, pipeline
+from workbench.experiment import NETS, Experiment, Progress, Settings
+from workbench.files import held, write_array, write_table
+from workbench.segmentation import Result
+from workbench.volume import Refused
+
+MINIMUM_PATIENTS = 3  # rule: one is left out, and selection needs two
+SUSPECT_MM = 5.0  # a choice: smaller regions are not shown to anybody
+SHOWN = 20  # a choice: of the suspects, those with the highest scores
+PHASE_HU = 15.0  # a choice: how far a liver may lie outside the range that the experiment knows
+SLOWER = 0.3  # a choice: learning rate of a tumor net that is tuned, as a share of its own
+
+
+def settings_for(source: Settings, copies: int | None, tumor_steps: int, operating_point: str) -> Settings:
+    """The experiment's settings for few patients: what selection and forest ask for is lowered to what three can give."""
+    s = source
+    if copies is not None:
+        s = replace(s, implants=replace(s.implants, copies=copies))
+    if operating_point:
+        s = replace(s, forest=replace(s.forest, operating_point=operating_point))
+    if tumor_steps:
+        fit = s.tumor.cascade.fit
+        fit = replace(fit, steps=tumor_steps, rate=SLOWER * fit.rate)
+        s = replace(s, tumor=replace(s.tumor, cascade=replace(s.tumor.cascade, fit=fit)))
+    return replace(s, selection=replace(s.selection, min_patients=2))
+
+
+def begin(
+    source: str | Path,
+    manifest: str | Path,
+    folder: str | Path,
+    device: str = "auto",
+    copies: int | None = None,
+    tumor_steps: int = 0,
+    operating_point: str = "",
+    progress: Progress | None = None,
+) -> Experiment:
+    """Make or open the adapted experiment in `folder`; nothing is trained yet.
+
+    source: a trained experiment. manifest: a cohort with a column `tumor_labels`. copies: implanted copies of each scan.
+    tumor_steps: for which the tumor net is tuned; 0 takes it as it is. Refused: fewer than three training patients, none of them without known
+    tumors, patients that the nets have learned from.
+    """
+    origin = Experiment(source, "cpu")
+    for stage in NETS:
+        origin.need(stage)
+    if operating_point and operating_point not in forest.PURPOSES:
+        raise Refused("--operating-point", operating_point, ", ".join(forest.PURPOSES))
+    if (copies is not None and copies < 1) or tumor_steps < 0:
+        raise Refused("adapt", f"copies {copies}, tumor steps {tumor_steps}", "copies from 1, and steps from 0")
+    cases = [c for c in cohort.read_manifest(manifest) if c.split == "train"]
+    patients = {c.patient for c in cases}
+    if len(patients) < (least := max(MINIMUM_PATIENTS, origin.settings.folds)):
+        raise Refused(
+            manifest, f"{len(patients)} training patients", f"at least {least}", "Add scans of other patients."
+        )
+    if all(c.tumor_labels == "complete" for c in cases):
+        raise Refused(
+            manifest,
+            "no scan whose tumor_labels is none or exclude",
+            "scans without known tumors, into which lesions can be drawn",
+            "Add the column tumor_labels, or use `workbench train` for labelled scans.",
+        )
+    take = [stage for stage in NETS if stage != "tumor" or not tumor_steps]
+    wanted = settings_for(origin.settings, copies, tumor_steps, operating_point)
+    return Experiment.create(folder, manifest, wanted, device, progress, start=origin.folder, take=take)
+
+
+def run(made: Experiment, keep: Callable[[Result, Path], object] | None = None) -> None:
+    """Run what is left to do, up to the boundary stage, and the measures where scans are held out; then draw what should be looked at."""
+    pipeline.train(made, keep=keep)
+    place = made.path("adapt")
+    write_table(place / "suspects.csv", table := suspects(made))
+    figures.save(livers(made), place / "livers.png")
+    for old in place.glob("suspect-*.png"):
+        old.unlink()
+    for row in table.itertuples():
+        figures.save(suspect(made, row), place / f"suspect-{row.case}-{row.candidate}.png")
+
+
+def scans(made: Experiment) -> pd.DataFrame:
+    """The training scans without their implanted copies."""
+    table = made.cases("train")
+    return table[table.copy_of.isna()].reset_index(drop=True)
+
+
+def suspects(made: Experiment) -> pd.DataFrame:
+    """Regions of scans without known tumors that the forest takes for a lesion out of fold, the highest score first.
+
+    Columns case, candidate, score, volume_ml, diameter_mm, z_mm, y_mm, x_mm. They are false positives, or tumors that nobody knew of.
+    """
+    table, found = (
+        made.table("forest", "scores.csv", dtype={"case": str}),
+        made.table("candidates", "candidates.csv", dtype={"case": str}),
+    )
+    healthy = scans(made)
+    table = table[table.kept & ~table.is_lesion & table.case.isin(healthy.case[healthy.tumor_labels != "complete"])]
+    table = table.assign(diameter_mm=(6000 / np.pi * table.volume_ml) ** (1 / 3))
+    places = found[["case", "candidate", "z_mm", "y_mm", "x_mm"]]
+    table = table[table.diameter_mm >= SUSPECT_MM].merge(places, on=["case", "candidate"])
+    columns = ["case", "candidate", "score", "volume_ml", "diameter_mm", "z_mm", "y_mm", "x_mm"]
+    return table.sort_values("score", ascending=False, kind="stable")[columns].head(SHOWN).reset_index(drop=True)
+
+
+def exclude(made: Experiment, names: Sequence[str]) -> list[str]:
+    """Leave regions out of training, each named CASE/CANDIDATE as in `suspects`; a line for each. The stages from candidates on run again."""
+    made.need("candidates")
+    lines, cases = [], set(scans(made).case)
+    with held(made.folder):
+        for name in names:
+            case, _, number = name.rpartition("/")
+            labels = made.array("candidates", "labels", case) if case in cases else torch.zeros(1)
+            if not re.fullmatch(r"[1-9]\d*", number) or not bool((where := labels == int(number)).any()):
+                raise Refused("--exclude", name, "CASE/NUMBER of a candidate, as in adapt/suspects.csv")
+            file = made.path("exclusions") / f"{case}.npy"
+            before = torch.from_numpy(np.load(file, allow_pickle=False)) if file.is_file() else torch.zeros_like(where)
+            write_array(file, before | where)
+            ml = int(where.sum()) * float(np.prod(made.work(case)[2])) / 1000
+            lines.append(f"{name}: {ml:.3g} ml are left out of training")
+    return lines
+
+
+def _liver_hu(made: Experiment, case: str) -> float:
+    hu, labels, _ = made.work(case)
+    inside = hu[labels == 1]
+    return float(inside.float().median()) if len(inside) else float("nan")
+
+
+def phases(made: Experiment, most: int = 40) -> list[str]:
+    """A line for each scan whose liver is darker or brighter than those that the nets were trained on: another contrast phase, perhaps."""
+    origin = Experiment(made.start, "cpu") if made.start else made
+    known = [n for n in origin.cases("train").case if (origin.path("cohort") / "hu" / f"{n}.npy").is_file()]
+    known = known[:: max(1, len(known) // most)]
+    if not known:
+        return []
+    levels = [_liver_hu(origin, name) for name in known]
+    low, high = np.nanmin(levels), np.nanmax(levels)
+    own = {name: _liver_hu(made, name) for name in scans(made).case}
+    return [
+        f"{name}: the liver's median is {hu:.0f} HU; the nets were trained on {low:.0f} to {high:.0f} HU. Is it another contrast phase?"
+        for name, hu in own.items()
+        if not low - PHASE_HU <= hu <= high + PHASE_HU
+    ]
+
+
+def livers(made: Experiment) -> Figure:
+    """The middle of each scan with the liver into which lesions are drawn, for a check by eye."""
+
+    def shown(case: str) -> tuple[str, Tensor, Tensor, tuple[float, float, float]]:
+        hu, labels, spacing = made.work(case)
+        return case, hu, (labels > 0).to(torch.uint8), spacing
+
+    names = scans(made).case
+    return figures.case_montage(map(shown, names), f"the liver of {len(names)} scans")
+
+
+def suspect(made: Experiment, row) -> Figure:
+    """One row of `suspects`: its slice with the contour of the region."""
+    hu, labels, spacing = made.work(row.case)
+    region = made.array("candidates", "labels", row.case) == row.candidate
+    marked = torch.where(region, 2, (labels > 0).to(torch.int16)).to(torch.uint8)
+    title = f"{row.case}, candidate {row.candidate}: {row.diameter_mm:.0f} mm, score {row.score:.2f}, marked as tumor"
+    return figures.slice_view(hu, spacing, figures.slice_with_most(region), marked, title=title)
+
+
+def summary(made: Experiment) -> dict[str, float]:
+    """What the forest does out of fold at its threshold: scans, patients, copies, lesions, and for each scan the false candidates before and after."""
+    scores = made.table("forest", "scores.csv", dtype={"case": str, "patient": str})
+    table, real = made.cases("train"), scans(made)
+    own = scores[scores.case.isin(table.case)]
+    false = own[~own.is_lesion & own.case.isin(real.case)]
+    true = own[own.is_lesion].assign(name=own.case + "/" + own.lesion.astype(str))
+    return {
+        "scans": len(real),
+        "patients": real.patient.nunique(),
+        "copies": len(table) - len(real),
+        "lesions": int(table.tumors_on_work_grid.sum()),
+        "candidates_true": true.name.nunique(),
+        "kept_true": true[true.kept].name.nunique(),
+        "false_before": len(false) / max(1, len(real)),
+        "false_after": int(false.kept.sum()) / max(1, len(real)),
+        "auc": forest.auc(own.score.to_numpy(), own.is_lesion.to_numpy()),
+    }
+
+
+def words(made: Experiment) -> str:
+    """`summary` and `suspects` in words."""
+    found, table = summary(made), suspects(made)
+    cut = forest.load(made.path("forest"))
+    lines = [
+        f"{found['scans']} scans of {found['patients']} patients, {found['copies']} copies with {found['lesions']} synthetic lesions",
+        f"Out of fold the forest keeps {found['kept_true']} of {found['candidates_true']} lesions that the cascade marks; false positives fall "
+        f"from {found['false_before']:.1f} to {found['false_after']:.1f} a scan (AUC {found['auc']:.3f}).",
+        "Operating points: "
+        + ", ".join(f"{name} {p.threshold:.3f} (recall {p.recall:.2f})" for name, p in cut.points.items())
+        + f"; in use: {made.settings.forest.operating_point}.",
+        f"Livers for a check: {made.path('adapt') / 'livers.png'}",
+    ]
+    if len(table):
+        lines.append(
+            f"{len(table)} regions look like tumors in scans without known ones. If one is a tumor, run again with --exclude CASE/NUMBER:"
+        )
+        lines += [
+            f"  {r.case}/{r.candidate}: {r.diameter_mm:.0f} mm, {r.volume_ml:.2f} ml, score {r.score:.2f}, "
+            f"at z {r.z_mm:.0f} y {r.y_mm:.0f} x {r.x_mm:.0f} mm, {made.path('adapt') / f'suspect-{r.case}-{r.candidate}.png'}"
+            for r in table.itertuples()
+        ]
+    return "\n".join(lines)
