@@ -1,173 +1,201 @@
-"""Real CT, one patient held out at a time: what phantoms, made-up lesions and other patients' scans give, stage by stage.
+"""Real CT, each patient held out: what phantoms, healthy tissue with synthetic lesions, and other patients' labels give, stage by stage.
 
-    python benchmarks/real_ct.py [--quick] [--json FILE] [--work FOLDER] [--minutes N] [--cohort CSV] [--variants abcd] [--measure-again]
+    python benchmarks/real_ct.py [--quick] [--json FILE] [--work FOLDER] [--seeds 0 1 2] [--variants abcd] [--minutes N] [--phantoms N]
 
-Variants: a phantoms only; b + made-up lesions in the other patients' livers, whose own tumors are painted over; c + the other
-patients' scans as they are; d both, made-up lesions beside the real ones. All begin with the nets of a, which saw no real patient,
-and train on as whole experiments of two folds, so forest and boundary learn from out-of-fold maps as ever. Scans cut to the liver's box get
-the reference liver (nothing is left there for the liver net to do), whole ones the liver net's own.
-Each (variant, patient) leaves a JSON in the work folder; a rerun goes on, `--measure-again` only measures what is trained. Lesions are 26-connected, found when a voxel is shared; a
-false positive shares none; diameters are of the ball of the same volume. JSON: settings, every lesion, the summary, from which
-`workbench evidence` draws its part on real CT.
+Variants: a, trained on phantoms only; b, its forest learned from other patients' scans without their tumors, and from synthetic lesions in
+them (`workbench adapt`); c, the tumor net was tuned on them too; d, as b, with the other patients' tumor labels. e, as b, the forest may choose the
+candidates' own features (depth, probability). Nothing is learned from the patient that is measured: the nets of a, b, d and e saw phantoms, those of c
+are of the other fold, and selection, forest and operating points leave the patient out. In a, b, c and e a tumor label serves to leave its region out.
+Scans cut to the liver's box get the reference liver; whole scans the liver net's own and, beside it, the reference.
+
+A training is a seed: phantoms, nets, implants and forest. Each (variant, seed, patient) leaves a JSON in the work folder, and a rerun resumes. Lesions
+are 26-connected and found when a voxel is shared; a false positive shares none; diameters are of the ball of the same volume.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
+import os
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
-from torch import Tensor
 
-from workbench import candidates, cohort, experiment, metrics, phantom, pipeline, segmentation
-from workbench.boundary import BoundarySettings
+from workbench import adapt, candidates, cohort, experiment, forest, metrics, pipeline, segmentation
 from workbench.experiment import STAGES, Experiment, Settings
-from workbench.files import write_json
+from workbench.files import write_json, write_table
 from workbench.ledger import ABLATION
 from workbench.readers import nifti
-from workbench.volume import Refused, Spacing, Volume, canonical_affine, resample
+from workbench.segmentation import Maps, Memory, Models
+from workbench.threads import in_processes
+from workbench.volume import Refused, Spacing, numbered
 
-COHORT = Path(__file__).resolve().parents[2] / "shared/realdata/cohort.csv"
+REALDATA = Path(__file__).resolve().parents[2] / "shared/realdata"
 VARIANTS = {
     "a": "phantoms only",
-    "b": "+ made-up lesions in real livers",
-    "c": "+ real tumors",
-    "d": "+ both",
+    "b": "+ healthy tissue and implants in the forest",
+    "c": "+ in the tumor net",
+    "d": "b + other patients' labels",
+    "e": "b + the candidates' own features",
 }
-PHANTOMS, FRESH, COPIES = 80, 24, 2  # to begin with; beside the real ones; made-up copies of a scan
-KINDS = (
-    "tiny", "tiny", "metastasis", "metastasis", "metastasis", "rim-enhancing", "cyst", "hypervascular", "infiltrative", "necrotic",
-)  # fmt: skip  # a choice: mostly small and darker than the liver, as most metastases are
+PHANTOMS, TUNE = 160, 400  # phantoms of a training; steps of the tumor net in c
 OVER_MM = (5.0, 10.0)
+POINT = "dice"  # the operating point that the stages are shown at
 
 
-def settings(steps: tuple[int, int], rate: float) -> Settings:
-    """The demo's stages on a finer grid; steps of the liver and of the tumor nets."""
+def settings(seed: int, tumor_steps: int = 3000, liver_steps: int = 800) -> Settings:
+    """The demo's stages on a grid of 1.5 x 3 mm, with the augmentation that helps on patients (docs/log.md, 2026-11-30)."""
     demo = experiment.demo()
 
-    def stage(of, count: int, **slabs):
-        fit = replace(of.cascade.fit, steps=count, rate=rate, batch=16)
+    def stage(of, steps: int, **slabs):
+        fit = replace(of.cascade.fit, steps=steps, rate=3e-3, batch=16, seed=seed, check_every=200)
         return replace(of, cascade=replace(of.cascade, fit=fit, slabs=replace(of.cascade.slabs, **slabs)))
 
-    finer = {"crop": (128, 128), "blob_pixels": (2.0, 14.0), "blob_slices": (0.25, 0.6)}
     return replace(
         demo,
+        seed=seed,
         pixel_mm=1.5,
         slice_mm=3.0,
-        liver=stage(demo.liver, steps[0]),
-        tumor=stage(demo.tumor, steps[1], **finer),
+        liver=stage(
+            demo.liver,
+            liver_steps,
+            blobs=0.75,
+            blob_pixels=(2.0, 24.0),
+            blob_hu=((-60.0, 170.0), (-60.0, 170.0), (100.0, 400.0)),
+            blob_slices=(0.5, 1.1),
+            scale=0.2,
+            rotate_degrees=15.0,
+            elastic=2.0,
+        ),
+        tumor=stage(
+            demo.tumor,
+            tumor_steps,
+            crop=(128, 128),
+            blob_pixels=(1.5, 14.0),
+            blob_slices=(0.25, 0.6),
+            scale=0.25,
+            rotate_degrees=20.0,
+            elastic=2.0,
+            thick=0.3,
+            contrast=0.3,
+            noise_hu=20.0,
+            blur=0.4,
+            prior_fade=0.4,
+            prior_bite=0.3,
+            prior_drop=0.1,
+        ),
         boundary=replace(demo.boundary, grid_mm=(3.0, 1.5, 1.5)),  # as fine as what it corrects
     )
 
 
-def begin(quick: bool) -> Settings:
-    return settings((40, 60) if quick else (300, 1000), 3e-3)
-
-
-def go_on(quick: bool) -> Settings:
-    s = settings((10, 20) if quick else (60, 240), 1e-3)
-    return replace(s, boundary=replace(s.boundary, rate=1e-3))
-
-
-# ---------------------------------------------------------------- scans to learn from, on the work grid
-
-
-def on_work_grid(case: cohort.Case, s: Settings) -> tuple[Tensor, Tensor, Spacing]:
-    """HU, labels and spacing of a scan on the work grid, as the stage cohort makes them."""
-    ct, labels = case.read()
-    shape, spacing = s.work_grid(ct.shape, ct.spacing_mm)
-    out = (resample(labels.array >= 1, shape) >= 0.5).to(torch.uint8)
-    out[resample(labels.array == 2, shape) >= 0.5] = 2
-    return resample(ct.array, shape).round().clamp(-1024, 3071), out, spacing
-
-
-def painted_over(hu: Tensor, labels: Tensor, spacing: Spacing, seed: int) -> tuple[Tensor, Tensor]:
-    """A liver without its tumors: their voxels, and those 3 mm around, get the healthy liver's level and its noise."""
-    if not bool((labels == 2).any()):
-        return hu, labels
-    near = candidates.near(labels == 2, spacing, 3.0) & (labels >= 1)
-    healthy = (labels == 1) & ~near
-    fine = hu - torch.from_numpy(ndimage.gaussian_filter(hu.numpy(), (0, 2, 2)))
-    sd = 1.4826 * float(fine[healthy].abs().median())
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(hu.shape), (0, 0.6, 0.6))
-    out = hu.clone()
-    out[near] = (hu[healthy].median() + sd * torch.from_numpy(noise / noise.std()).float())[near]
-    return out.round(), labels.clamp(max=1)
-
-
-def keep_scan(folder: Path, hu: Tensor, labels: Tensor, spacing: Spacing) -> None:
-    """CT and labels as NIfTI; the labels last, without which the scan is made again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    affine = canonical_affine(spacing)
-    nifti.write(Volume(hu.round().to(torch.int16), spacing, affine, folder.name), folder / "ct.nii.gz")
-    nifti.write(Volume(labels.to(torch.uint8), spacing, affine, folder.name), folder / "labels.nii.gz")
-
-
-def prepare(case: cohort.Case, variant: str, work: Path, s: Settings, copies: int) -> list[Path]:
-    """Folders of what a variant learns from a scan of another patient."""
-    seeds = [int(hashlib.sha256(case.case.encode()).hexdigest()[:6], 16) + n for n in range(copies)]
-    made = {work / "scans" / f"{variant}-{case.case}-{n}": seed for n, seed in enumerate(seeds)}
-    folders: dict[Path, int | None] = {work / "scans" / case.case: None} if variant in "cd" else {}
-    folders |= made if variant in "bd" else {}
-    missing = [f for f in folders if not (f / "labels.nii.gz").is_file()]
-    if missing:
-        hu, labels, spacing = on_work_grid(case, s)
-        for folder in missing:
-            seed, image, truth = folders[folder], hu, labels
-            if seed is not None and variant == "b":
-                image, truth = painted_over(hu, labels, spacing, seed)
-            if seed is not None:
-                implanted = phantom.implant(image.float(), truth, spacing, seed, (3, 8), KINDS)
-                image, truth = implanted.hu, implanted.labels
-            keep_scan(folder, image, truth, spacing)
-    return list(folders)
-
-
-def manifest_without(patient: str, variant: str, cases: list[cohort.Case], work: Path, s: Settings) -> Path:
-    """Manifest of what a variant learns from when a patient is held out: fresh phantoms and the other patients' scans."""
-    rows = [(c.case, c.patient, c.ct, c.labels, "whole") for c in cohort.read_manifest(work / "fresh" / "manifest.csv")]
-    for c in cases:
-        if c.patient != patient:
-            folders = prepare(c, variant, work, s, COPIES)
-            rows += [(f.name, c.patient, f / "ct.nii.gz", f / "labels.nii.gz", c.field_of_view) for f in folders]
-    path = work / f"{variant}-{patient}" / "manifest.csv"
-    path.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows, columns=[*cohort.COLUMNS, "field_of_view"]).to_csv(path, index=False)
+def manifest(data: Path, work: Path, labelled: bool) -> Path:
+    """The labelled scans and those without tumors in `data`; `labelled`: tumor labels are learned from, else their regions are left out."""
+    of, livers = (pd.read_csv(data / name, dtype=str, keep_default_na=False) for name in ("cohort.csv", "livers.csv"))
+    livers = livers[(livers.tumors == "none") & ~livers.case.isin(of.case)].rename(columns={"liver": "labels"})
+    table = pd.concat([of, livers.assign(field_of_view="whole")])
+    ill = ~table.tumors.isin(("0", "none"))
+    table["tumor_labels"] = np.where(ill, "complete" if labelled else "exclude", "none")
+    for column in ("ct", "labels"):
+        table[column] = [os.path.relpath(data / name, work) for name in table[column]]
+    path = work / f"manifest-{'labelled' if labelled else 'left-out'}.csv"
+    write_table(path, table[[*cohort.COLUMNS, "field_of_view", "tumor_labels"]])
     return path
+
+
+def train(work: Path, data: Path, variant: str, seed: int, phantoms: int, base: Settings) -> Experiment:
+    """The experiment of a variant, trained as far as its boundary stage; finished stages stay."""
+    if variant == "a":
+        made = Experiment.create(
+            work / f"a-{seed}", cohort.write_phantoms(work / "phantoms", phantoms, 1, "fine", 0), base, "cpu"
+        )
+        return _run(made)
+    table, steps = manifest(data, work, variant == "d"), TUNE if variant == "c" else 0
+    own = adapt.settings_for
+
+    def leaving_one_out(source: Settings, *rest) -> Settings:
+        s, patients = own(source, *rest), len({c.patient for c in cohort.read_manifest(table)})
+        return replace(s, seed=seed, selection=replace(s.selection, folds=patients, own_features=variant == "e"))
+
+    folder = work / f"{variant}-{seed}"
+    if variant == "e" and not folder.exists():  # the first stages are those of b
+        for stage in STAGES[: STAGES.index("selection")]:
+            shutil.copytree(work / f"b-{seed}" / stage, folder / stage, copy_function=os.link)
+    adapt.settings_for = leaving_one_out
+    try:
+        return _run(adapt.begin(work / f"a-{seed}", table, folder, "cpu", None, steps, POINT))
+    finally:
+        adapt.settings_for = own
+
+
+def _run(made: Experiment) -> Experiment:
+    for stage in STAGES[:-1]:
+        pipeline.run(made, stage)
+    return made
 
 
 # ---------------------------------------------------------------- one held-out patient
 
 
-def measure(case: cohort.Case, models: segmentation.Models, keep: Path) -> dict:
-    """What each stage says of a held-out scan, on its own grid."""
+def judges(made: Experiment) -> dict[str, forest.Forest]:
+    """For each patient the forest of the others, with the operating points of the others' out-of-fold scores."""
+    rows, s = pipeline.forest_rows(made), made.settings.forest
+    found = forest.out_of_fold(rows.features, rows.truth, rows.patients, rows.chosen, s, rows.fold)
+    table, cases, judged = rows.table, made.cases("train"), {}
+    for patient in sorted(set(rows.patients)):
+        fold = int(rows.fold[rows.patients == patient][0])
+        if len(set(rows.patients[rows.fold == fold])) > 1:
+            raise Refused(made.folder, f"a fold of several patients, {patient} among them", "one patient a fold")
+        on = rows.patients != patient
+        points = forest.operating_points(
+            found.scores[on],
+            rows.truth[on],
+            rows.lesions[on],
+            s.recall,
+            table[on][["case", "volume_ml", "shared_ml"]],
+            cases[cases.patient != patient].set_index("case").tumor_ml,
+        )
+        largest = float(table.volume_ml[on].max())
+        judged[patient] = replace(found.forests[fold], points=points, largest_ml=largest).at(POINT)
+    return judged
+
+
+def measure(case: cohort.Case, maps: Maps, models: Models, keep: Path | None, reference_liver: bool) -> dict:
+    """What each stage says of a held-out scan at `POINT`, on its own grid, and the last stage at the other points; its candidates with score and truth."""
     ct, truth = case.read()
     liver, tumor = truth.array >= 1, (truth.array == 2).numpy()
-    cut = case.field_of_view != "whole"
-    result = segmentation.segment(replace(ct, name=case.case), models, liver_given=liver if cut else None)
-    found = {stage: (result.labels_after(stage) == 2).numpy() for stage in ABLATION}
-    for stage in segmentation.DECIDING:
-        decided = segmentation.decide(result.maps, models, skip=(stage,))
-        found[f"all but {stage}"] = segmentation.on_own_grid(decided, ct.shape)[-1].numpy()
-    stages = {stage: compared(tumor, mask, ct.spacing_mm) for stage, mask in found.items()}
-    both = int((result.liver & liver).sum())
-    nifti.write(ct.with_array(result.labels), keep)
+    memory, stages, points = Memory(), {}, {}
+    for name in [POINT, *(p for p in models.forest.points if p != POINT)]:
+        decided = segmentation.decide(maps, replace(models, forest=models.forest.at(name)), memory=memory)
+        masks = segmentation.on_own_grid(decided, ct.shape)
+        if name == POINT:
+            stages = {stage: compared(tumor, mask.numpy(), ct.spacing_mm) for stage, mask in zip(ABLATION, masks)}
+            first = decided
+            if keep is not None:
+                nifti.write(ct.with_array(liver.to(torch.uint8) + masks[-1].to(torch.uint8)), keep)
+        points[name] = compared(tumor, masks[-1].numpy(), ct.spacing_mm)
+    shape = tuple(maps.p.shape)
+    on_work = segmentation.resample(torch.from_numpy(tumor), shape) >= 0.5
+    true, _ = candidates.match(first.pieces, numbered(on_work))
+    inside = segmentation.resample(maps.liver, ct.shape) >= 0.5
+    shared = candidates.shared_ml(first.pieces, on_work, maps.spacing_mm)
+    seen = first.lesions[["candidate", "volume_ml", "forest_score"]].assign(true=true, shared_ml=shared)
     return {
         "case": case.case,
         "patient": case.patient,
-        "liver_dice": None if cut else 2 * both / int(result.liver.sum() + liver.sum()),
+        "liver": "reference" if reference_liver or case.field_of_view != "whole" else "own",
+        "liver_dice": None if reference_liver or case.field_of_view != "whole" else pipeline.dice(inside, liver),
+        "tumor_inside": float((tumor & inside.numpy()).sum() / tumor.sum()) if tumor.any() else None,
+        "tumor_ml": float(tumor.sum()) * ct.voxel_ml,
         "stages": stages,
+        "points": points,
+        "candidates": seen.to_dict("records"),
     }
 
 
@@ -181,36 +209,38 @@ def compared(tumor: np.ndarray, found: np.ndarray, spacing_mm: Spacing) -> dict:
     }
 
 
-def piece(variant: str, patient: str, manifest: Path, work: Path, quick: bool, again: bool = False) -> str:
-    """Train a variant without a patient and measure the patient's scans; leaves `work/VARIANT-PATIENT.json`. `again`: measure only."""
-    torch.set_num_threads(1)
-    began, s = time.monotonic(), go_on(quick)
-    cases = cohort.read_manifest(manifest)
-    held = [c for c in cases if c.patient == patient]
-    folder = work / "begin" if variant == "a" else work / f"{variant}-{patient}"
-    if variant != "a" and not again:
-        learns_from = manifest_without(patient, variant, cases, work, s)
-        made = Experiment.create(folder, learns_from, s, "cpu", start=work / "begin")
-        for stage in STAGES[:-1]:
-            pipeline.run(made, stage)
-    models, asked = segmentation.Models.load(folder, "cpu"), begin(quick) if variant == "a" else s
-    if models.settings != asked:
-        raise Refused(
-            folder, "trained with other settings", "those of this benchmark", "Begin in another --work folder."
-        )
-    (work / "predictions").mkdir(exist_ok=True)
-    scans = [measure(c, models, work / "predictions" / f"{variant}-{c.case}.nii.gz") for c in held]
-    write_json(
-        work / f"{variant}-{patient}.json",
-        metrics.json_safe(
-            {"variant": variant, "patient": patient, "scans": scans, "seconds": round(time.monotonic() - began)}
-        ),
-    )
-    if variant != "a" and not again:
-        for arrays in ("hu", "labels", "maps", "masks"):
-            for stage in STAGES:
-                shutil.rmtree(folder / stage / arrays, ignore_errors=True)
-    return f"{variant} {patient}: {time.monotonic() - began:.0f} s"
+class Ready:
+    """What a process measures with: the maps' experiment, its models, and for each patient the forest that decides."""
+
+    def __init__(self, made: Path, maps: Path, variant: str):
+        torch.set_num_threads(1)
+        self.maps, self.models = Experiment(maps, "cpu"), Models.load(made, "cpu")
+        self.judges = {} if variant == "a" else judges(Experiment(made, "cpu"))
+
+
+def patient_measured(variant: str, seed: int, work: Path, ready: Ready, job: tuple[str, list[cohort.Case]]) -> str:
+    """Measure a patient's scans; leaves `work/VARIANT-SEED-PATIENT.json`."""
+    (patient, cases), began, scans = job, time.monotonic(), []
+    place = work / "predictions"
+    place.mkdir(exist_ok=True)
+    models = ready.models
+    if variant == "a":
+        points = models.forest.points
+        models = replace(models, forest=models.forest.at(POINT if POINT in points else "recall"))
+    else:
+        models = replace(models, forest=ready.judges[patient])
+    for case in cases:
+        maps = Maps.of(ready.maps, case.case)
+        scans.append(measure(case, maps, models, place / f"{variant}-{seed}-{case.case}.nii.gz", False))
+        ct, truth = case.read()
+        if case.field_of_view == "whole" and bool((truth.array == 2).any()) and variant != "c":
+            nets = Models.load(ready.maps.start, "cpu")  # as they are, with the reference liver
+            maps = segmentation.look(ct, nets, liver_given=truth.array >= 1)
+            scans.append(measure(case, maps, models, None, True))
+    about = {"variant": variant, "seed": seed, "patient": patient, "scans": scans}
+    seconds = round(time.monotonic() - began)
+    write_json(work / f"{variant}-{seed}-{patient}.json", metrics.json_safe(about | {"seconds": seconds}))
+    return f"{variant} {seed} {patient}: {seconds} s"
 
 
 # ---------------------------------------------------------------- the summary
@@ -221,12 +251,11 @@ def mean_of(values: list[float | None]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def of_patient(scans: list[dict], stage: str) -> dict:
-    """The measures of one patient after a stage: Dice a scan, lesions of all the patient's scans together."""
-    after = [scan["stages"][stage] for scan in scans]
+def of_patient(scans: list[dict], stage: str, within: str = "stages") -> dict:
+    """The measures of one patient after a stage (or, `within` points, at an operating point): Dice a scan, lesions of all the patient's scans together."""
+    after = [scan[within][stage] for scan in scans]
     lesions, false = [r for a in after for r in a["lesions"]], [mm for a in after for mm in a["false_mm"]]
     hit = [2 * r["iou"] / (1 + r["iou"]) for r in lesions if r["iou"] > 0]
-    livers = [scan["liver_dice"] for scan in scans if scan["liver_dice"] is not None]
     row = {
         "tumor_dice": float(np.mean([a["dice"] for a in after])) if lesions else math.nan,
         **{
@@ -234,7 +263,8 @@ def of_patient(scans: list[dict], stage: str) -> dict:
             for m in ("assd_mm", "surface_dice")
         },
         "dice_of_found": float(np.mean(hit)) if hit else math.nan,
-        "liver_dice": float(np.mean(livers)) if livers else math.nan,
+        "liver_dice": mean_of([scan["liver_dice"] for scan in scans]),
+        "tumor_inside": mean_of([scan.get("tumor_inside") for scan in scans]),
     }
     for least in OVER_MM:
         large = [r["iou"] > 0 for r in lesions if r["diameter_mm"] > least]
@@ -249,88 +279,126 @@ def of_patient(scans: list[dict], stage: str) -> dict:
     return row
 
 
-def summary(work: Path) -> pd.DataFrame:
-    """A row a variant, stage and patient, from the pieces that are there."""
+def pieces(work: Path) -> list[dict]:
+    return [json.loads(f.read_text()) for f in sorted(work.glob("?-*-*.json"))]
+
+
+def summary(held: list[dict], liver: str = "own") -> pd.DataFrame:
+    """A row a variant, seed, stage (and operating point) and patient; whole scans with the liver net's `own` liver or the `reference`."""
     rows = []
-    for file in sorted(work.glob("?-*.json")):
-        held = json.loads(file.read_text())
-        rows += [
-            {k: held[k] for k in ("variant", "patient")} | {"stage": s} | of_patient(held["scans"], s)
-            for s in held["scans"][0]["stages"]
-        ]
+    for piece in held:
+        whole = {s["case"] for s in piece["scans"] if s["liver"] == "own"}
+        scans = [s for s in piece["scans"] if s["case"] not in whole or s["liver"] == liver]
+        about = {k: piece[k] for k in ("variant", "seed", "patient")} | {"liver": liver}
+        for within in ("stages", "points") if scans else ():
+            rows += [about | {"within": within, "stage": s} | of_patient(scans, s, within) for s in scans[0][within]]
     return pd.DataFrame(rows)
 
 
+def areas(held: list[dict]) -> pd.DataFrame:
+    """AUC of the forest on the candidates of patients who were held out, and what it keeps at each operating point, a row a variant and seed."""
+    rows = []
+    for (variant, seed), of in pd.DataFrame(
+        [{"variant": p["variant"], "seed": p["seed"], "piece": p} for p in held]
+    ).groupby(["variant", "seed"]):
+        seen = pd.DataFrame(
+            [
+                c
+                for p in of.piece
+                for s in p["scans"]
+                if s["liver"] == "own" or s["liver_dice"] is None
+                for c in s["candidates"]
+            ]
+        )
+        if len(seen):
+            rows.append(
+                {
+                    "variant": variant,
+                    "seed": seed,
+                    "candidates": len(seen),
+                    "true": int(seen.true.sum()),
+                    "auc": forest.auc(seen.forest_score.to_numpy(), seen.true.to_numpy()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def interval(values: pd.Series) -> str:
+    """Mean with its 95 % interval over patients (`metrics.bootstrap`)."""
+    mean, low, high = metrics.bootstrap(values.to_numpy(float))
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def words(table: pd.DataFrame) -> str:
-    """Each patient after the last stage, then the mean over the tumor patients after each stage."""
-    shown = ["tumor_dice", "dice_of_found", "recall_5", "recall_10", "precision_5", "false_5", "false_10", "liver_dice"]
-    last = table[table.stage == ABLATION[-1]]
+    """Means over the tumor patients after each stage and at each operating point, with the interval over patients; a patient's value is the mean
+    over trainings."""
+    shown = ["tumor_dice", "recall_5", "precision_5", "false_5", "liver_dice"]
     ill = table[table.lesions_5 > 0]
-    means = ill.groupby(["variant", "stage"], sort=False)[shown].mean()
-    means.insert(0, "patients", ill.groupby(["variant", "stage"], sort=False).size())
+    keys = ["variant", "liver", "within", "stage"]
+    each = ill.groupby([*keys, "patient"], sort=False)[shown].mean().reset_index()
+    rows = [
+        {**dict(zip(keys, key)), "patients": len(of), **{m: interval(of[m]) for m in shown}}
+        for key, of in each.groupby(keys, sort=False)
+    ]
+    healthy = table[(table.lesions_5 == 0) & (table.within == "points") & (table.liver == "own")]
+    false = healthy.groupby(["variant", "stage"], sort=False)[["false_5"]].mean() if len(healthy) else pd.DataFrame()
+    last = ill[(ill.within == "stages") & (ill.stage == ABLATION[-1])]
+    by = last.pivot_table(index=["variant", "liver", "seed"], columns="patient", values="tumor_dice")
     return (
-        f"{last.drop(columns='stage').to_string(index=False, float_format='%.3f')}\n\n"
-        f"Mean over patients with tumors\n{means.to_string(float_format='%.3f')}"
+        f"{pd.DataFrame(rows).to_string(index=False)}\n\nFalse positives over 5 mm in tumor-free livers\n{false.to_string(float_format='%.2f')}"
+        f"\n\nTumor Dice a patient after the last stage\n{by.assign(mean=by.mean(axis=1)).to_string(float_format='%.3f')}"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a toy of it: one patient, variants a and c, few steps")
+    parser.add_argument("--quick", action="store_true", help="a toy of it: 8 phantoms, few steps, variants a and b")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--work", type=Path, default=Path("experiments/real_ct"), help="where the pieces lie")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no new piece after these")
-    parser.add_argument("--cohort", type=Path, default=COHORT, help="manifest of the real scans")
-    parser.add_argument("--variants", default="acdb", help="which, in this order")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--measure-again", action="store_true", help="train nothing: measure again what is trained and measured"
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no new training after these")
+    parser.add_argument("--data", type=Path, default=REALDATA, help="folder with cohort.csv and livers.csv")
+    parser.add_argument("--variants", default="abced", help="which, in this order; b to e begin with a")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--phantoms", type=int, default=PHANTOMS)
     asked = parser.parse_args()
-    began, work, quick = time.monotonic(), asked.work.absolute(), asked.quick
-    if not asked.cohort.is_file():
-        print(f"no real CT at {asked.cohort}: nothing is measured")
+    began, work = time.monotonic(), asked.work.absolute()
+    if not (asked.data / "cohort.csv").is_file():
+        print(f"no real CT at {asked.data}: nothing is measured")
         return 0
-    patients = list(dict.fromkeys(c.patient for c in cohort.read_manifest(asked.cohort)))
-    variants = asked.variants
-    if quick:
-        work, patients, variants = work / "quick", patients[1:2], "ac"
-    again = asked.measure_again
-    if not again:
-        n, fresh = (16, 8) if quick else (PHANTOMS, FRESH)
-        first = cohort.write_phantoms(work / "phantoms", n, 1, "fine", 0)
-        cohort.write_phantoms(work / "fresh", fresh, 1001, "fine", 0)
-        base = Experiment.create(work / "begin", first, begin(quick), "cpu")
-        for stage in STAGES[:-1]:
-            pipeline.run(base, stage)
-    left = [(v, p) for v in variants for p in patients if (work / f"{v}-{p}.json").is_file() == again]
-    with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
-        running = []
-        while left or running:
-            while left and len(running) < asked.workers and (time.monotonic() - began) / 60 < asked.minutes:
-                running.append(pool.submit(piece, *left.pop(0), asked.cohort.absolute(), work, quick, again))
-            if not running:
-                break
-            done = next((f for f in running if f.done()), None)
-            if done is None:
-                time.sleep(1)
+    base, phantoms, variants, seeds = settings, asked.phantoms, asked.variants, asked.seeds
+    if asked.quick:
+        work, phantoms, variants, seeds = work / "quick", 12, "ab", [0]
+        base = partial(settings, tumor_steps=80, liver_steps=80)
+    work.mkdir(parents=True, exist_ok=True)
+    everybody: dict[str, list[cohort.Case]] = {}
+    for case in cohort.read_manifest(manifest(asked.data, work, True)):
+        everybody.setdefault(case.patient, []).append(case)
+    for seed in seeds:
+        for variant in variants:
+            if (time.monotonic() - began) / 60 > asked.minutes:
                 continue
-            running.remove(done)
-            print(done.result(), flush=True)
-    table = summary(work)
-    print(words(table))
-    if left and not again:
-        print(f"{len(left)} pieces are left: the same command goes on")
+            left = [job for job in everybody.items() if not (work / f"{variant}-{seed}-{job[0]}.json").is_file()]
+            if not left:
+                continue
+            made = train(work, asked.data, variant, seed, phantoms, base(seed))
+            if variant == "a":  # its nets' maps of the patients are those of b
+                train(work, asked.data, "b", seed, phantoms, base(seed))
+            maps = work / f"{'b' if variant == 'a' else variant}-{seed}"
+            ready = partial(Ready, made.folder, maps, variant)
+            for line in in_processes(ready, partial(patient_measured, variant, seed, work), left, 2):
+                print(line, flush=True)
+    held = pieces(work)
+    table = pd.concat([summary(held), summary(held, "reference")])
+    print(words(table), areas(held).to_string(index=False), sep="\n\n")
     if asked.json:
-        pieces = [json.loads(f.read_text()) for f in sorted(work.glob("?-*.json"))]
-        about = {"begin": asdict(begin(quick)), "go_on": asdict(go_on(quick)), "variants": VARIANTS}
-        held = {
+        about = {"settings": asdict(base(0)), "tune": TUNE, "variants": VARIANTS, "phantoms": phantoms}
+        found = {
             "settings": about,
-            "pieces": pieces,
+            "pieces": held,
             "summary": table.to_dict("records"),
-            "boundary_threshold": BoundarySettings().threshold,
+            "areas": areas(held).to_dict("records"),
         }
-        write_json(asked.json, metrics.json_safe(held))
+        write_json(asked.json, metrics.json_safe(found))
     return 0
 
 

@@ -459,7 +459,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(folder):
     return boundary.train(
-        [blurred_case(s) for s in range(8)], replace(SMALL, validation_share=0.25), seed=4, folder=folder
+        [blurred_case(s) for s in range(8)],
+        replace(SMALL, validation_share=0.25, validation_from=8),
+        seed=4,
+        folder=folder,
     )
 
 
@@ -498,13 +501,26 @@ def test_training_can_begin_with_a_trained_net(trained, folder):
 
 def test_a_held_out_patient_is_not_learnt_from():
     """Two scans of a patient go the same way, and what is held out for the curve changes no weight."""
-    settings = replace(SMALL, steps=2, validation_share=0.5)
+    settings = replace(SMALL, steps=2, validation_share=0.5, validation_from=2)
     cases = [blurred_case(0), blurred_case(1), blurred_case(1)._replace(image=blurred_case(2).image)]
     weights = boundary.train(cases, settings, seed=0).net.state_dict()
     held = "p0" if np.random.default_rng(0).permutation(2)[0] == 0 else "p1"
     spoiled = [c._replace(truth=~c.truth) if c.patient == held else c for c in cases]
     again = boundary.train(spoiled, settings, seed=0).net.state_dict()
     assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_of_few_patients_none_is_set_aside(monkeypatch):
+    """One of seven took part in nothing but a curve."""
+    seen = []
+    own = boundary.training._bank
+    monkeypatch.setattr(
+        boundary.training, "_bank", lambda cases, *rest: (seen.append(len(cases)), own(cases, *rest))[1]
+    )
+    cases = [blurred_case(0)._replace(patient=f"p{n}") for n in range(20)]
+    for count, split in ((7, [7, 0]), (20, [17, 3])):
+        boundary.train(cases[:count], replace(SMALL, steps=1, validation_share=0.15), seed=0)
+        assert seen[-2:] == split
 
 
 def test_a_false_candidate_is_not_learnt_from():

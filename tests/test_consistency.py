@@ -79,3 +79,11 @@ def test_what_it_says_is_what_it_did(seed):
 def test_thresholds_must_rise():
     with pytest.raises(ValueError, match="rising"):
         ConsistencySettings(low=0.7)
+
+
+def test_the_work_grid_s_rounding_does_not_toggle_the_rule():
+    """Slices asked to be 3 mm come as 2.98 or 3.02, as the field of view divides; the rule clears on both."""
+    p = torch.zeros(5, 3, 3)
+    p[2, 1, 1] = 0.5
+    cleared = [int(consistency.refine(p, mm).suppressed.sum()) for mm in (2.98, 3.0, 3.02, 3.1, 3.5)]
+    assert cleared == [1, 1, 1, 1, 0]

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import math
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from workbench import readers
-from workbench.readers import WorkbenchWarning, case_name, itk, nifti
+from workbench.readers import WorkbenchWarning, case_name, gates, itk, nifti
 from workbench.volume import Refused, Volume, canonical_affine
 
 SHAPE = (4, 6, 9)  # unequal, so that a transposition shows
@@ -628,3 +629,15 @@ def test_what_cannot_be_hu_is_described_with_a_warning(tmp_path):
         readers.read(path)
     with pytest.warns(WorkbenchWarning, match="found values from 0 to 1; expected HU"):
         readers.read(path, as_stored=True)
+
+
+@pytest.mark.parametrize(("degrees", "told"), [(0, 0), (20, 0), (40, 1), (50, 1)])
+def test_axes_far_off_the_body_s_are_warned_of(tmp_path, degrees, told):
+    """Beyond 45 degrees axes are exchanged: what is called axial is another plane."""
+    a, hu = math.radians(degrees), np.random.default_rng(0).normal(40, 300, (20, 18, 12)).astype("i2")
+    turn = np.array([[1, 0, 0, 0], [0, math.cos(a), -math.sin(a), 0], [0, math.sin(a), math.cos(a), 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(hu, turn @ np.diag([0.8, 0.8, 2.5, 1])), tmp_path / "o.nii.gz")
+    with gates.heard() as said:
+        readers.read(tmp_path / "o.nii.gz")
+    assert sum("degrees off the body's" in line for line in said) == told
+    assert degrees != 40 or "up to 40 degrees" in said[0]

@@ -1,10 +1,15 @@
 """From the work grid to the volume's own: by hand along x, each new voxel half as wide."""
 
+import math
+
+import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from workbench import segmentation
 from workbench.segmentation import Decided
+from workbench.volume import components
 
 
 def row(*values):
@@ -33,3 +38,34 @@ def test_a_mask_that_reaches_beyond_a_candidate_has_its_number():
     mask = torch.ones(2, 3, 12, dtype=torch.bool)
     mask[..., 2] = False
     assert torch.equal(segmentation._numbers_on(numbers, mask), row(*[1, 1, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]).short())
+
+
+@pytest.mark.parametrize("fine", [(30, 60, 60), (8, 33, 47), (12, 24, 24)])
+def test_small_pieces_keep_their_volume_on_another_grid(fine):
+    """A voxel, a pair, a rod and a ball: interpolation alone leaves a third, half and nine tenths of them."""
+    shape = (12, 24, 24)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[2, 3, 3] = mask[2, 12, 3:5] = mask[3:9, 20, 20] = True
+    at = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"))
+    mask |= ((at - torch.tensor([7, 10, 12]).view(3, 1, 1, 1)) ** 2).sum(0) < 6
+    ratio = math.prod(fine) / math.prod(shape)
+    carried = segmentation._carried(mask.float() - 0.5, fine)
+    number, count = components(carried)
+    assert count == 4
+    want = sorted(round(int(n) * ratio) or 1 for n in np.bincount(components(mask)[0].ravel())[1:])
+    assert sorted(np.bincount(number.ravel())[1:].tolist()) == want
+    assert fine != shape or torch.equal(carried, mask)
+
+
+def test_two_pieces_side_by_side_stay_two():
+    mask = torch.zeros(6, 12, 12, dtype=torch.bool)
+    mask[3, 5, 3:5] = mask[3, 5, 6:8] = True
+    assert components(segmentation._carried(mask.float() - 0.5, (18, 36, 36)))[1] == 2
+
+
+def test_a_large_piece_is_interpolated_as_ever():
+    at = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (16, 24, 24)), indexing="ij"))
+    mask = ((at - 10) ** 2).sum(0) < 36
+    assert int(mask.sum()) > segmentation.SMALL
+    level = mask.float() - 0.5
+    assert torch.equal(segmentation._carried(level, (32, 48, 48)), segmentation.resample(level, (32, 48, 48)) >= 0)

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Shaped
-from scipy import ndimage, spatial
+from scipy import ndimage, spatial, special
 
 from workbench.volume import Refused, Spacing
 
@@ -45,6 +45,7 @@ SIZES = ("below 10 mm", "10 to 20 mm", "above 20 mm")  # rule: LiTS's small, med
 NEIGHBOURS = {6: ndimage.generate_binary_structure(3, 1), 26: ndimage.generate_binary_structure(3, 3)}
 FACES_AND_EDGES = ndimage.generate_binary_structure(3, 2)
 DRAWS, FLIPS = 2000, 10_000  # a choice: of cases or patients drawn again, and of signs; always the same ones
+FEW = 15  # rule: below as many patients intervals are Student's
 EXACT_PAIRS = 12  # rule: up to here all sign flips are tried, 4096 at most
 
 
@@ -256,9 +257,11 @@ def breakdown(cases: list[dict]) -> pd.DataFrame:
 
 
 def bootstrap(values: Sequence[float], groups: Sequence | None = None) -> tuple[float, float, float]:
-    """Mean with its 95 % percentile interval over resampled cases, or over `groups` (patients) as a whole.
+    """Mean with its 95 % interval over cases, or over `groups` (patients) as a whole.
 
-    Undefined values (NaN) are left out: their number belongs beside the mean. All NaN when none is defined.
+    Percentiles of resampled groups; below `FEW` groups Student's t of the mean's linearised error, since percentiles of so few
+    cover 73 to 86 % (docs/log.md, 2026-11-30). Undefined values (NaN) are left out: their number belongs beside the mean. All NaN when none is
+    defined, the ends NaN when only one group is.
     """
     values = np.asarray(values, float)
     keep = ~np.isnan(values)
@@ -268,10 +271,17 @@ def bootstrap(values: Sequence[float], groups: Sequence | None = None) -> tuple[
     group = pd.factorize(group[keep])[0]
     total = np.bincount(group, values[keep])
     count = np.bincount(group).astype(float)
-    draw = np.random.default_rng(0).integers(0, len(total), (DRAWS, len(total)))
+    mean, n = float(values[keep].mean()), len(total)
+    if n < FEW:
+        if n < 2:
+            return mean, math.nan, math.nan
+        error = (total - mean * count) / count.mean()
+        half = float(special.stdtrit(n - 1, 0.975)) * float(error.std(ddof=1)) / math.sqrt(n)
+        return mean, mean - half, mean + half
+    draw = np.random.default_rng(0).integers(0, n, (DRAWS, n))
     means = total[draw].sum(1) / count[draw].sum(1)
     low, high = np.percentile(means, (2.5, 97.5))
-    return float(values[keep].mean()), float(low), float(high)
+    return mean, float(low), float(high)
 
 
 def paired(a: Sequence[float], b: Sequence[float], groups: Sequence | None = None) -> dict:

@@ -34,6 +34,7 @@ class BoundarySettings:
     noise_hu: float = 8.0
     shift_hu: float = 15.0
     validation_share: float = 0.15  # of the patients; for the curve only
+    validation_from: int = 20  # a choice: of fewer patients none is held out, all are learned from
     threshold: float = 0.4  # rule: half a lesion's expected Dice
     blend: float = 0.0  # weight of the cascade's probability beside the net's
     smooth_mm: float = 1.0

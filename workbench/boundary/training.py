@@ -191,7 +191,7 @@ def train(
     folder: Path | None = None,
     start: Path | None = None,
 ) -> BoundaryModel:
-    """Train on the bands of predicted lesions. A share of the patients is held out, for the curve only.
+    """Train on the bands of predicted lesions. Of many patients a share is held out, for the curve only.
 
     It begins with the net in the folder `start`, if one is given, else with random weights. Saves `folder/model`, and goes on from
     its checkpoint where there is one. Refused when no case has a band.
@@ -199,7 +199,8 @@ def train(
     cases = [case if isinstance(case, Case) else Case(**case) for case in cases]
     patients = sorted({case.patient for case in cases})
     order = np.random.default_rng(seed).permutation(len(patients))
-    held_out = {patients[i] for i in order[: int(settings.validation_share * len(patients))]}
+    enough = len(patients) >= settings.validation_from
+    held_out = {patients[i] for i in order[: int(settings.validation_share * len(patients) * enough)]}
     training, skipped = _bank([c for c in cases if c.patient not in held_out], settings, device)
     checking, none = _bank([c for c in cases if c.patient in held_out], settings, device)
     if not training.lesions:
