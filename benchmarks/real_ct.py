@@ -144,25 +144,27 @@ def _run(made: Experiment) -> Experiment:
 
 
 def judges(made: Experiment) -> dict[str, forest.Forest]:
-    """For each patient the forest of the others, with the operating points of the others' out-of-fold scores."""
+    """For each patient the forest of the others. Its operating points are of the others' scores by forests without this patient too, on the features
+    that were chosen without it."""
     rows, s = pipeline.forest_rows(made), made.settings.forest
-    found = forest.out_of_fold(rows.features, rows.truth, rows.patients, rows.chosen, s, rows.fold)
     table, cases, judged = rows.table, made.cases("train"), {}
     for patient in sorted(set(rows.patients)):
-        fold = int(rows.fold[rows.patients == patient][0])
-        if len(set(rows.patients[rows.fold == fold])) > 1:
+        on, held = rows.patients != patient, set(rows.fold[rows.patients == patient])
+        if held & set(rows.fold[on]):
             raise Refused(made.folder, f"a fold of several patients, {patient} among them", "one patient a fold")
-        on = rows.patients != patient
+        names = rows.chosen(np.flatnonzero(on))
+        x, truth, patients = rows.features[on][names].reset_index(drop=True), rows.truth[on], rows.patients[on]
+        scores = forest.out_of_fold(x, truth, patients, names, s, rows.fold[on]).scores
         points = forest.operating_points(
-            found.scores[on],
-            rows.truth[on],
+            scores,
+            truth,
             rows.lesions[on],
             s.recall,
             table[on][["case", "volume_ml", "shared_ml"]],
             cases[cases.patient != patient].set_index("case").tumor_ml,
         )
-        largest = float(table.volume_ml[on].max())
-        judged[patient] = replace(found.forests[fold], points=points, largest_ml=largest).at(POINT)
+        fitted = forest.fit(x, truth, forest.settled(x, truth, patients, s)[0])
+        judged[patient] = replace(fitted, points=points, largest_ml=float(table.volume_ml[on].max())).at(POINT)
     return judged
 
 
@@ -283,12 +285,17 @@ def pieces(work: Path) -> list[dict]:
     return [json.loads(f.read_text()) for f in sorted(work.glob("?-*-*.json"))]
 
 
+def with_liver(piece: dict, liver: str = "own") -> list[dict]:
+    """A piece's scans, whole ones with the liver net's `own` liver or with the `reference`; cut ones have the reference always."""
+    whole = {s["case"] for s in piece["scans"] if s["liver"] == "own"}
+    return [s for s in piece["scans"] if s["case"] not in whole or s["liver"] == liver]
+
+
 def summary(held: list[dict], liver: str = "own") -> pd.DataFrame:
     """A row a variant, seed, stage (and operating point) and patient; whole scans with the liver net's `own` liver or the `reference`."""
     rows = []
     for piece in held:
-        whole = {s["case"] for s in piece["scans"] if s["liver"] == "own"}
-        scans = [s for s in piece["scans"] if s["case"] not in whole or s["liver"] == liver]
+        scans = with_liver(piece, liver)
         about = {k: piece[k] for k in ("variant", "seed", "patient")} | {"liver": liver}
         for within in ("stages", "points") if scans else ():
             rows += [about | {"within": within, "stage": s} | of_patient(scans, s, within) for s in scans[0][within]]
@@ -301,15 +308,7 @@ def areas(held: list[dict]) -> pd.DataFrame:
     for (variant, seed), of in pd.DataFrame(
         [{"variant": p["variant"], "seed": p["seed"], "piece": p} for p in held]
     ).groupby(["variant", "seed"]):
-        seen = pd.DataFrame(
-            [
-                c
-                for p in of.piece
-                for s in p["scans"]
-                if s["liver"] == "own" or s["liver_dice"] is None
-                for c in s["candidates"]
-            ]
-        )
+        seen = pd.DataFrame([c for p in of.piece for s in with_liver(p) for c in s["candidates"]])
         if len(seen):
             rows.append(
                 {

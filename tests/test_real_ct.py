@@ -1,15 +1,17 @@
 """The benchmark on real CT: nothing of the held-out patient is learned from, and the figures are those of the lesions."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
 
 from workbench import cohort
-from workbench.volume import Refused
+from workbench.readers import nifti
 
 
 @pytest.fixture(scope="module")
@@ -22,57 +24,92 @@ def benchmark():
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    """A work folder with two fresh toys, and three other toys of two patients as the real ones."""
+def data(tmp_path_factory):
+    """A folder like the real one: three toys with tumors, of two patients, one of them cut; two without, of which one is in both tables."""
+    place = tmp_path_factory.mktemp("real")
+    table = pd.read_csv(tiny.cohort(place, 5, 0))
+    for name in table.case[3:]:
+        ct, labels = tiny.patient(int(name[-2:]))
+        ct.array[labels.array == 2] = 110
+        nifti.write(ct, place / name / "ct.nii.gz")
+        nifti.write(labels.with_array(labels.array.clamp(max=1)), place / name / "labels.nii.gz")
+    ill = table[:4].assign(patient=list("aabc"), field_of_view=["whole", "liver box", "whole", "whole"])
+    ill.assign(tumors=["2", "1", "5", "0"]).drop(columns="split").to_csv(place / "cohort.csv", index=False)
+    livers = table[2:].assign(patient=list("bcd"), tumors=["present, not labelled", "none", "none"])
+    livers.rename(columns={"labels": "liver"}).drop(columns="split").to_csv(place / "livers.csv", index=False)
+    return place
+
+
+@pytest.fixture(scope="module")
+def measured(benchmark, data, trained, tmp_path_factory):
+    """Variant b on them, from the toy experiment; the work folder."""
     work = tmp_path_factory.mktemp("work")
-    tiny.cohort(work / "fresh", 2, 0)
-    path = tiny.cohort(work / "real", 5, 0)
-    table = pd.read_csv(path).tail(3).drop(columns="split")
-    table["patient"], table["field_of_view"] = ["a", "a", "b"], ["whole", "liver box", "whole"]
-    table.to_csv(path, index=False)
-    return work, cohort.read_manifest(path)
+    tiny.copied(trained, work / "a-0")
+    with pytest.MonkeyPatch.context() as patch:
+        few = cohort.ImplantSettings(copies=2, count=(2, 4), kinds=("metastasis",))
+        own = benchmark.adapt.settings_for
+        patch.setattr(benchmark.adapt, "settings_for", lambda s, *rest: own(replace(s, implants=few), *rest))
+        made = benchmark.train(work, data, "b", 0, 0, tiny.settings())
+    cases = cohort.read_manifest(benchmark.manifest(data, work, True))
+    ready = benchmark.Ready(made.folder, made.folder, "b")
+    benchmark.patient_measured("b", 0, work, ready, ("a", [c for c in cases if c.patient == "a"]))
+    return work, made
 
 
-@pytest.mark.parametrize(("variant", "a_scan"), [("b", 2), ("c", 1), ("d", 3)])
-def test_nothing_of_the_held_out_patient_is_learned_from(benchmark, scans, variant, a_scan):
-    work, cases = scans
-    for held, scans_left in (("a", 1), ("b", 2)):
-        path = benchmark.manifest_without(held, variant, cases, work, tiny.settings())
-        read = cohort.read_manifest(path)
-        assert {c.patient for c in read} & {"a", "b"} == {"a", "b"} - {held}
-        names = [c.case for c in cases if c.patient == held]
-        assert not [c for c in read if any(name in str(c.ct) for name in names)]
-        assert len(read) == 2 + scans_left * a_scan
-        assert {c.split for c in read} == {"train"}
+def test_labels_of_tumors_are_learned_from_only_where_it_is_said(benchmark, data, tmp_path):
+    for labelled, ill in ((True, "complete"), (False, "exclude")):
+        cases = cohort.read_manifest(benchmark.manifest(data, tmp_path, labelled))
+        assert [c.tumor_labels for c in cases] == [ill] * 3 + ["none"] * 2
+        assert [c.patient for c in cases] == list("aabcd") and all(c.ct.is_file() for c in cases)
+        assert [c.field_of_view for c in cases] == ["whole", "liver box", "whole", "whole", "whole"]
 
 
-def test_made_up_lesions_come_on_top_and_real_ones_are_painted_over(benchmark, scans):
-    work, cases = scans
-    made = {v: [cohort.Case(f.name, "", f / "ct.nii.gz", f / "labels.nii.gz").read()
-                for f in benchmark.prepare(cases[2], v, work, tiny.settings(), 2)] for v in "bcd"}  # fmt: skip
-    real = made["c"][0][1].array == 2
-    for ct, labels in made["d"][1:]:
-        assert bool((labels.array == 2)[real].all()) and int((labels.array == 2).sum()) > int(real.sum())
-        assert torch.equal(ct.array[real], made["c"][0][0].array[real])
-    for ct, labels in made["b"]:
-        free = real & (labels.array == 1)
-        assert bool(free.any()) and abs(float(ct.array[free].float().median()) - 110) < 6  # it was 50
-    assert not torch.equal(made["b"][0][0].array, made["b"][1][0].array)
+def test_nothing_of_the_held_out_patient_is_in_its_forest(benchmark, measured, monkeypatch):
+    """Features, trees and operating points: each patient is a fold, and other scores of the patient change nothing."""
+    _, made = measured
+    rows = benchmark.pipeline.forest_rows(made)
+    assert len(set(rows.fold)) == len(set(rows.patients)) == 4
+    judged = benchmark.judges(made)
+    chosen = benchmark.experiment.read_json(made.path("selection") / "selected.json")
+    for patient in "abcd":
+        (fold,) = set(rows.fold[rows.patients == patient])
+        assert list(judged[patient].names) == chosen[str(fold)]
+    own = benchmark.pipeline.forest_rows
+
+    def spoiled(made):
+        found = own(made)
+        on = found.patients == "a"
+        return found._replace(
+            truth=np.where(on, ~found.truth, found.truth),
+            features=pd.DataFrame(np.where(on[:, None], 7.0, found.features), columns=found.features.columns),
+        )
+
+    monkeypatch.setattr(benchmark.pipeline, "forest_rows", spoiled)
+    again = benchmark.judges(made)["a"]
+    assert again.points == judged["a"].points and again.largest_ml == judged["a"].largest_ml
+    probe = rows.features[:5]
+    assert np.array_equal(again.score(probe), judged["a"].score(probe))
 
 
-def test_what_was_trained_with_other_settings_is_not_measured_again(benchmark, scans, trained, tmp_path):
-    (tmp_path / "begin").symlink_to(trained.folder)
-    with pytest.raises(Refused, match="other settings.*those of this benchmark"):
-        benchmark.piece("a", "a", scans[0] / "real" / "manifest.csv", tmp_path, True, again=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["begin"]
-
-
-def test_painting_over_leaves_the_rest_of_the_scan(benchmark):
-    ct, labels = tiny.patient(3)
-    hu, clean = benchmark.painted_over(ct.array.float(), labels.array, ct.spacing_mm, 0)
-    far = ~benchmark.candidates.near(labels.array == 2, ct.spacing_mm, 3.0)
-    assert int(clean.max()) == 1 and torch.equal(clean >= 1, labels.array >= 1)
-    assert torch.equal(hu[far | (labels.array == 0)], ct.array.float()[far | (labels.array == 0)])
+def test_whole_scans_are_measured_with_both_livers_and_cut_ones_with_the_reference(benchmark, measured):
+    work, _ = measured
+    (piece,) = benchmark.pieces(work)
+    assert [(s["case"], s["liver"]) for s in piece["scans"]] == [
+        ("toy-00", "own"),
+        ("toy-00", "reference"),
+        ("toy-01", "reference"),
+    ]
+    own, given, cut = piece["scans"]
+    assert own["liver_dice"] > 0.8 and given["liver_dice"] is None and cut["liver_dice"] is None
+    assert set(own["points"]) == {"recall", "dice", "f1"} and own["points"]["dice"] == own["stages"]["boundary"]
+    table = pd.concat([benchmark.summary([piece]), benchmark.summary([piece], "reference")])
+    last = table[(table.stage == "boundary")].set_index("liver").tumor_dice
+    for liver, scan in (("own", own), ("reference", given)):
+        both = [scan["stages"]["boundary"]["dice"], cut["stages"]["boundary"]["dice"]]
+        assert last[liver] == pytest.approx(np.mean(both))
+    (row,) = benchmark.areas([piece]).to_dict("records")
+    assert row["candidates"] == len(own["candidates"]) + len(cut["candidates"])
+    assert "Tumor Dice a patient" in benchmark.words(table)
 
 
 def test_what_is_compared_by_hand(benchmark):
