@@ -106,7 +106,7 @@ def test_the_tumor_net_learns_beside_the_liver_that_a_net_found_and_not_beside_t
 ):
     seen, cases = [], trained.cases("train").case
     monkeypatch.setattr(nets, "train_folds", lambda made, folder, settings, bank, only: [bank(case) for case in cases])
-    monkeypatch.setattr(tumor, "bank_case", lambda hu, labels, p, at: seen.append((p, at)))
+    monkeypatch.setattr(tumor, "bank_case", lambda hu, labels, p, at, ignore: seen.append((p, at)))
     nets.train_tumor(trained, tmp_path)
     assert len(seen) == len(cases) == 8
     for case, (p, at) in zip(cases, seen):
@@ -133,8 +133,18 @@ def test_doubt_counts_for_no_piece_beyond_what_the_forest_learnt_from(segmented,
     assert torch.equal(guessed.masks[-1], undoubted.masks[-1]) and not torch.equal(doubted.masks[-1], guessed.masks[-1])
     assert len(doubted.lesions) and not doubted.lesions.reason.str.contains("larger").any()
     assert guessed.lesions.reason.str.endswith(
-        "larger than all that the forest learnt from (0.001 ml), so its score is a guess"
+        "larger than all that the forest learned from (0.001 ml), so it is kept whatever its score"
     ).all()
+
+
+def test_what_is_larger_than_all_that_the_forest_learned_from_is_kept(segmented, models, monkeypatch):
+    """LiTS 4: a forest that knew 60 ml rejected a lesion of 968 ml, and tumor Dice fell from .91 to .03."""
+    monkeypatch.setattr(forest.Forest, "score", lambda self, table: np.zeros(len(table)))
+    volumes = segmentation.decide(segmented[0].maps, models).lesions.volume_ml
+    middle = float(volumes.median())
+    at = replace(models, forest=replace(models.forest, largest_ml=middle))
+    lesions = segmentation.decide(segmented[0].maps, at).lesions
+    assert lesions.kept.tolist() == (lesions.volume_ml > middle).tolist() and 0 < lesions.kept.sum() < len(lesions)
 
 
 def test_a_score_that_reaches_the_threshold_is_kept(segmented, models, monkeypatch):

@@ -180,8 +180,8 @@ def suspect(made: Experiment, row) -> Figure:
     hu, labels, spacing = made.work(row.case)
     region = made.array("candidates", "labels", row.case) == row.candidate
     marked = torch.where(region, 2, (labels > 0).to(torch.int16)).to(torch.uint8)
-    title = f"{row.case}, candidate {row.candidate}: {row.diameter_mm:.0f} mm, score {row.score:.2f}, marked as tumor"
-    return figures.slice_view(hu, spacing, figures.slice_with_most(region), marked, title=title)
+    title, box = f"{row.case}/{row.candidate}, score {row.score:.2f}", figures.box_around(region, spacing, 60)
+    return figures.slice_view(hu, spacing, figures.slice_with_most(region), marked, box=box, title=title)
 
 
 def summary(made: Experiment) -> dict[str, float]:

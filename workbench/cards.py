@@ -267,7 +267,7 @@ def _appearing(maps: Maps, atlas: Atlas, lower: Lower, pieces: Tensor, models: M
         z, y, x = (a + b for a, b in zip((row.z_mm, row.y_mm, row.x_mm), start))
         out.append(
             {"at": row.at, "z_mm": z, "y_mm": y, "x_mm": x, "volume_ml": row.volume_ml, "peak": row.max_probability}
-            | {"score": score, "kept": score >= models.forest.threshold.threshold}
+            | {"score": score, "kept": bool(models.forest.keeps(score, row.volume_ml))}
         )
     return out
 
@@ -285,7 +285,7 @@ def words(card: dict, threshold: float, cascade_threshold: float) -> list[str]:
     ]
     if card["beyond_ml"] is not None:
         lines.append(
-            f"It is larger than all that the forest learnt from ({card['beyond_ml']:.3g} ml): the score is a guess."
+            f"It is larger than all that the forest learned from ({card['beyond_ml']:.3g} ml), so it is kept whatever its score."
         )
     if "nearest" in card:
         turning = [f for f in card["features"] if not math.isnan(f["turns_at"])]

@@ -443,8 +443,9 @@ def card(made: Experiment, case: str, candidate: int) -> Figure:
     models = Models(made.settings, [], [], model, None, made.device, made.folder)
     pieces, features = made.array("candidates", "labels", case), made.table("radiomics", "features.csv", dtype=AS_TEXT)
     table = features.loc[features.case == case, ["case", "candidate", *model.names]].reset_index(drop=True)
-    score = model.score(table)
-    table = table.assign(forest_score=score, kept=score >= model.threshold.threshold)
+    score, found = model.score(table), made.table("candidates", "candidates.csv", dtype=AS_TEXT)
+    volume_ml = table[["case", "candidate"]].merge(found, how="left", validate="one_to_one").volume_ml
+    table = table.assign(forest_score=score, kept=model.keeps(score, volume_ml))
     kept = torch.isin(pieces, torch.as_tensor(table.candidate[table.kept].to_list(), dtype=pieces.dtype))
     one = cards.make(maps, pieces, table[table.candidate == candidate], models, case)
     return cards.draw(one, candidate, maps, pieces, kept, truth=made.work(case)[1] == 2)

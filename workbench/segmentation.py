@@ -414,12 +414,12 @@ def _judge(pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: M
     described = memory.describe(pieces.labels, maps, models)
     score = models.forest.score(described)
     threshold = models.forest.threshold.threshold
-    kept = score >= threshold
-    reason = [
-        f"score {a:.3f} {'reaches' if k else 'is below'} the threshold {threshold:.3f}" for a, k in zip(score, kept)
-    ]
     table, largest = pieces.table.reset_index(drop=True), models.forest.largest_ml
-    beyond = f"; larger than all that the forest learnt from ({largest:.3g} ml), so its score is a guess"
+    kept = models.forest.keeps(score, table.volume_ml)
+    reason = [
+        f"score {a:.3f} {'reaches' if a >= threshold else 'is below'} the threshold {threshold:.3f}" for a in score
+    ]
+    beyond = f"; larger than all that the forest learned from ({largest:.3g} ml), so it is kept whatever its score"
     reason = [r + beyond * (v > largest) for r, v in zip(reason, table.volume_ml)]
     table = table.assign(kept=kept, reason=reason, forest_score=score)
     # places from the volume's first voxel on: the work grid's first voxel has another centre

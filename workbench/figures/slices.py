@@ -290,7 +290,7 @@ def case_montage(cases, title: str = "") -> Figure:
     rows = max(1, math.ceil(len(cases) / columns))
     figure = Picture(3.1 * columns, 2.9 * rows + 0.6)
     axes, seen = figure.subplots(rows, columns, squeeze=False).flat, np.zeros(3, int)
-    for ax, (name, ct, labels, spacing_mm) in zip(axes, cases):
+    for (name, ct, labels, spacing_mm), ax in zip(cases, axes):  # in this order, so that no axis is lost
         ct, labels = as_array(ct), as_array(labels)
         present = np.intersect1d(labels, (0, 1, 2))
         seen[present] = present

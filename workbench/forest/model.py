@@ -65,6 +65,13 @@ class Forest:
             return self.model.predict_proba(table)[:, 1]
         return torch.cat([self.stored(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
+    def keeps(self, scores: ArrayLike, volume_ml: ArrayLike) -> np.ndarray:
+        """Which candidates stay, bool `[candidate]`: those that reach the threshold, and those larger than all that it learned from, which it
+        cannot judge (docs/decisions/0017)."""
+        if self.threshold is None:
+            raise Refused("forest", "no threshold", "one, chosen out of fold", "Train the forest stage.")
+        return (np.asarray(scores) >= self.threshold.threshold) | (np.asarray(volume_ml) > self.largest_ml)
+
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
         return replace(self, threshold=threshold, point=None)
 

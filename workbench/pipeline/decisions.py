@@ -172,7 +172,7 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
     if (~train).any():
         scores[~train] = model.score(features[~train])
     forest.save(model, folder)
-    kept = scores >= cut.threshold
+    kept = model.keeps(scores, table.volume_ml)
     columns = ["case", "patient", "split", "fold", "candidate", "is_lesion", "lesion", "volume_ml", "long_axis_mm"]
     write_table(folder / "scores.csv", table[columns].assign(score=scores, kept=kept))
     beside = forest.baselines(x, y, patients, simpler(), chosen, s, fold, lesions=lesions[train], known=oof)
