@@ -143,3 +143,30 @@ def models(trained):
     from workbench import segmentation
 
     return segmentation.Models.load(trained.folder, "cpu")
+
+
+@pytest.fixture(scope="session")
+def healthy(tmp_path_factory):
+    """Manifest of seven other toy patients. To learn from: two whose tumors are to be left out, one with all labelled, two whose tumors were painted over,
+    the last of them without any labels. Held out: two with all labelled."""
+    import pandas as pd
+    import tiny
+
+    from workbench import cohort
+    from workbench.readers import nifti
+
+    place = tmp_path_factory.mktemp("healthy")
+    rows = []
+    for seed, known in zip(range(100, 107), ("exclude", "exclude", "complete", "none", "none", "complete", "complete")):
+        ct, labels = tiny.patient(seed)
+        if known == "none":
+            ct.array[labels.array == 2] = 110
+            labels = labels.with_array(labels.array.clamp(max=1))
+        folder = place / ct.name
+        folder.mkdir()
+        nifti.write(ct, folder / "ct.nii.gz")
+        nifti.write(labels, folder / "labels.nii.gz")
+        told = f"{ct.name}/labels.nii.gz" if seed != 104 else ""
+        rows.append([ct.name, ct.name, f"{ct.name}/ct.nii.gz", told, known, "train" if seed < 105 else "test"])
+    pd.DataFrame(rows, columns=[*cohort.COLUMNS, "tumor_labels", "split"]).to_csv(place / "manifest.csv", index=False)
+    return place / "manifest.csv"

@@ -9,37 +9,12 @@ import pytest
 import tiny
 import torch
 
-from workbench import adapt, candidates, cohort, experiment, fit, forest, pipeline, segmentation, tumor
+from workbench import adapt, candidates, experiment, fit, forest, pipeline, segmentation, tumor
 from workbench.cohort import ImplantSettings
 from workbench.experiment import Experiment
 from workbench.readers import nifti
 from workbench.slabs import SlabBank
 from workbench.volume import Refused
-
-SCANS = range(100, 105)
-
-
-@pytest.fixture(scope="session")
-def healthy(tmp_path_factory):
-    """Manifest of five other toy patients: two whose tumors are to be left out, one with all labelled, two without labels of tumors.
-
-    The last one has no labels at all. Its tumors are painted over, so that it has none.
-    """
-    place = tmp_path_factory.mktemp("healthy")
-    rows = []
-    for seed, known in zip(SCANS, ("exclude", "exclude", "complete", "none", "none")):
-        ct, labels = tiny.patient(seed)
-        if known == "none":
-            ct.array[labels.array == 2] = 110
-            labels = labels.with_array(labels.array.clamp(max=1))
-        folder = place / ct.name
-        folder.mkdir()
-        nifti.write(ct, folder / "ct.nii.gz")
-        nifti.write(labels, folder / "labels.nii.gz")
-        told = f"{ct.name}/labels.nii.gz" if seed != SCANS[-1] else ""
-        rows.append([ct.name, ct.name, f"{ct.name}/ct.nii.gz", told, known])
-    pd.DataFrame(rows, columns=[*cohort.COLUMNS, "tumor_labels"]).to_csv(place / "manifest.csv", index=False)
-    return place / "manifest.csv"
 
 
 def small(source):
@@ -111,7 +86,7 @@ def test_nets_are_those_of_the_experiment_as_they_are(adapted, trained):
 
 
 def test_a_liver_that_nobody_labelled_is_found(adapted):
-    name = adapted.cases().query("copy_of.isna()").case.iloc[-1]
+    name = "toy-104"
     found, truth = adapted.work(name)[1] >= 1, tiny.patient(104)[1].array >= 1
     assert pipeline.dice(found, truth) > 0.9
     assert (adapted.path("adapt") / "livers.png").stat().st_size > 10_000
@@ -139,7 +114,20 @@ def test_the_adapted_experiment_segments_and_names_where_it_came_from(adapted, t
     assert second["forest_threshold"] == forest.load(adapted.path("forest")).points["recall"].threshold
     assert "1 of 1 results are there" in call(*words, "--keep-done", "--operating-point", "recall")[1]
     assert adapted.start == trained.folder and adapted.taken == ("boundary", "liver", "tumor")
-    assert adapted.patients_learned_from() == set(trained.cases("train").patient) | set(adapted.cases().patient)
+    own = set(adapted.cases("train").patient)
+    assert adapted.patients_learned_from() == set(trained.cases("train").patient) | own
+
+
+def test_the_held_out_are_told_of_before_and_after(adapted):
+    table = adapt.before_and_after(adapted)
+    assert table.stage.tolist() == ["before"] * 2 + ["after"] * 2 and set(table.case) == {"toy-105", "toy-106"}
+    last = adapted.table("metrics", "cases.csv").query("stage == 'boundary'").set_index("case")
+    after = table[table.stage == "after"].set_index("case")
+    assert np.allclose(after.tumor_dice, last.tumor_dice[after.index])
+    assert np.allclose(after.false_positives, last.false_positives[after.index])
+    text = adapt.answer(adapted, table)
+    assert "On **2 held-out patients** tumor Dice goes from" in text and "nan" not in text
+    assert "nothing is known of real lesions" in adapt.answer(adapted, table[:0])
 
 
 def test_a_region_can_be_left_out_afterwards(adapted, tmp_path):
@@ -203,6 +191,7 @@ def test_a_tuned_tumor_net_sees_no_slice_that_is_left_out_and_no_patient_of_its_
 )  # fmt: skip
 def test_what_cannot_be_adapted_to_is_refused_in_one_message(change, said, healthy, trained, tmp_path):
     table = pd.read_csv(healthy, dtype=str, keep_default_na=False)
+    table = table[table.split == "train"]
     for column in ("ct", "labels"):
         table[column] = [str(healthy.parent / p) if p else "" for p in table[column]]
     change(table).to_csv(tmp_path / "m.csv", index=False)
@@ -213,6 +202,7 @@ def test_what_cannot_be_adapted_to_is_refused_in_one_message(change, said, healt
 
 def test_a_scan_without_a_liver_is_refused_by_name(healthy, trained, tmp_path):
     table = pd.read_csv(healthy, dtype=str, keep_default_na=False)
+    table = table[table.split == "train"]
     for column in ("ct", "labels"):
         table[column] = [str(healthy.parent / p) if p else "" for p in table[column]]
     air = tiny.patient(9)[0]

@@ -34,6 +34,7 @@ ORDER = [
     "08_forest",
     "09_boundary",
     "10_metrics",
+    "11_adapt",
 ]
 
 

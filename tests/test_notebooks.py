@@ -28,6 +28,11 @@ def copied(trained, to: Path, without: tuple[str, ...] = ()) -> Path:
     return to
 
 
+def parameters_of(book: Path, healthy: Path) -> dict:
+    """Notebook 11 needs scans like those that the toy nets know."""
+    return {"manifest": str(healthy), "copies": 2} if book.stem.startswith("11") else {}
+
+
 def said(output: dict) -> str:
     """What a cell's output says as Markdown, or nothing."""
     return "".join(output.get("data", {}).get("text/markdown", ""))
@@ -35,13 +40,18 @@ def said(output: dict) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_notebook_runs_alone_and_answers_its_question(trained, tmp_path, monkeypatch):
+def test_each_notebook_runs_alone_and_answers_its_question(trained, healthy, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two kernels at a time
     folder = copied(trained, tmp_path / "experiment")
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("*/stage.json")}
     assert kept
     with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(lambda book: batch.run(book, folder, progress=False), NUMBERED))
+        outcomes = list(
+            pool.map(
+                lambda book: batch.run(book, folder, parameters_of(book, healthy), progress=False),
+                NUMBERED,
+            )
+        )
     assert [o.error for o in outcomes if o.status != "done"] == []
     assert {p: p.stat().st_mtime_ns for p in folder.glob("*/stage.json")} == kept, "a finished stage ran again"
     for outcome in outcomes:

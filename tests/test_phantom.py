@@ -45,7 +45,7 @@ def test_different_seeds_are_different_patients(cases):
 def test_the_noise_is_each_seeds_own(monkeypatch):
     """One body under two seeds: the same labels, and noise that has nothing in common."""
     plan = scanner._plan
-    monkeypatch.setattr(scanner, "_plan", lambda seed: plan(5))
+    monkeypatch.setattr(scanner, "_plan", lambda seed, *_: plan(5))
     one, other = phantom.generate(5), phantom.generate(6)
     apart = (one.ct.array.float() - other.ct.array.float())[one.labels.array == 1]
     assert torch.equal(one.labels.array, other.labels.array) and float(apart.std()) > 4

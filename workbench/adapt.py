@@ -19,10 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from workbench import cohort, figures, forest, pipeline
+from workbench import cohort, figures, forest, metrics, pipeline, review
 from workbench.experiment import NETS, Experiment, Progress, Settings
 from workbench.files import held, write_array, write_table
-from workbench.segmentation import Result
+from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused
 
 MINIMUM_PATIENTS = 3  # rule: one is left out, and selection needs two
@@ -184,6 +184,33 @@ def suspect(made: Experiment, row) -> Figure:
     return figures.slice_view(hu, spacing, figures.slice_with_most(region), marked, box=box, title=title)
 
 
+def before_and_after(made: Experiment) -> pd.DataFrame:
+    """The held-out cases by the experiment that was adapted (`before`) and by the adapted one (`after`): columns stage, case, patient, tumor_dice, lesions,
+    found, false_positives. Empty where no case is held out."""
+    held_out = [c for c in cohort.read_manifest(made.manifest) if c.split == "test"]
+    rows = []
+    for stage, folder in (("before", made.start), ("after", made.folder)) if held_out else ():
+        models = Models.load(folder, made.device)
+        for case in held_out:
+            ct, truth = case.read()
+            given = truth.array >= 1 if case.field_of_view != "whole" else None
+            labels = segment(ct, models, liver_given=given).labels
+            seen = metrics.evaluate_case(truth.array, labels, ct.spacing_mm, case.case)
+            counts = seen["detection"]["iou0"]
+            rows.append(
+                {
+                    "stage": stage,
+                    "case": case.case,
+                    "patient": case.patient,
+                    "tumor_dice": seen["tumor"]["dice"],
+                    "lesions": counts["tp"] + counts["fn"],
+                    "found": counts["tp"],
+                    "false_positives": float(counts["fp"]),
+                }
+            )
+    return pd.DataFrame(rows, columns=["stage", "case", "patient", "tumor_dice", "lesions", "found", "false_positives"])
+
+
 def summary(made: Experiment) -> dict[str, float]:
     """What the forest does out of fold at its threshold: scans, patients, copies, lesions, and for each scan the false candidates before and after."""
     scores = made.table("forest", "scores.csv", dtype={"case": str, "patient": str})
@@ -227,3 +254,23 @@ def words(made: Experiment) -> str:
             for r in table.itertuples()
         ]
     return "\n".join(lines)
+
+
+def answer(made: Experiment, compared: pd.DataFrame) -> str:
+    """The measured answer of notebook 11: out of fold, and on held-out patients where there are some (`before_and_after`)."""
+    found = summary(made)
+    text = (
+        f"On **{found['patients']} training patients** the forest keeps {found['kept_true']} of {found['candidates_true']} synthetic lesions that the "
+        f"cascade marks and brings the false positives from {found['false_before']:.1f} to {found['false_after']:.1f} a scan, out of fold."
+    )
+    if not len(compared):
+        return text + " No patient is held out, so nothing is known of real lesions yet."
+    before, after = (compared[compared.stage == stage].reset_index(drop=True) for stage in ("before", "after"))
+    dice, false = (
+        review.change(before[m], after[m], before.patient, "+.2f") for m in ("tumor_dice", "false_positives")
+    )
+    return text + (
+        f" On **{before.patient.nunique()} held-out patients** tumor Dice goes from {before.tumor_dice.mean():.3f} to {after.tumor_dice.mean():.3f} "
+        f"({dice}), false positives from {before.false_positives.mean():.1f} to {after.false_positives.mean():.1f} a scan ({false}); "
+        f"{int(before.found.sum())} of {int(before.lesions.sum())} lesions are found before, {int(after.found.sum())} after. Intervals are 95 %, over patients."
+    )

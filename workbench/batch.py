@@ -556,7 +556,8 @@ def _ready(jobs: Sequence[tuple[Path, Mapping[str, object]]], experiment: str | 
 def _lacking(source: Path, place: Path) -> list[str]:
     """The stages that a numbered notebook rests on and that are not there; 00 rests on the trained ones."""
     number = source.stem.partition("_")[0]
-    stage = ("metrics", *STAGES)[int(number)] if number.isdigit() and int(number) <= len(STAGES) else "cohort"
+    rests = ("metrics", *STAGES, "metrics")  # 11 adapts what is trained
+    stage = rests[int(number)] if number.isdigit() and int(number) < len(rests) else "cohort"
     return [need for need in NEEDS[stage] if not (place / need / "stage.json").is_file()]
 
 

@@ -48,6 +48,27 @@ def begin(folder: str | Path, preset: str = "", manifest: str | Path = "", devic
     return Experiment.create(folder, manifest, PRESETS[preset](), device)
 
 
+OTHER_SEED, OTHERS, OTHERS_HELD_OUT = (
+    50_001,
+    16,
+    8,
+)  # another scanner's phantoms: first seed, how many, of them held out
+
+
+def another_scanner(folder: Path) -> Path:
+    """Manifest of phantoms of another scanner than the demo's (preset `other`), to adapt to. Their tumors are left out of training; half of them are held
+    out with all tumors labelled."""
+    import pandas as pd
+
+    from workbench.files import write_table
+
+    manifest = cohort.write_phantoms(folder, OTHERS, OTHER_SEED, "other", OTHERS_HELD_OUT, progress=_show)
+    table = pd.read_csv(manifest, dtype=str)
+    table["tumor_labels"] = table.split.map({"train": "exclude", "test": "complete"})
+    write_table(folder / "adapt.csv", table)
+    return folder / "adapt.csv"
+
+
 def ablation(folder: Path) -> str:
     """The table of the ablation: mean with its interval over the held-out patients."""
     import pandas as pd

@@ -18,7 +18,7 @@ from workbench.volume import Box
 class Body:
     """The plan of a case: every shape and every HU. Lengths in mm, points (z, y, x), z = 0 at the porta hepatis."""
 
-    def __init__(self, draw: Draw):
+    def __init__(self, draw: Draw, phases: tuple[float, float, float] = (0.70, 0.17, 0.13)):
         d = draw
         self.frame = d.normal(1.0, 0.045)  # skeleton's size
         self.half_width = 124 * self.frame * d.normal(1.0, 0.03)
@@ -33,14 +33,14 @@ class Body:
         self.warp = [d.smooth(70, self.scan_low, self.scan_high, 3), d.smooth(30, self.scan_low, self.scan_high, 3)]
         self.warp_mm = (d.uniform(4, 7), d.uniform(1.0, 1.9))
         self.sway = d.smooth(60, self.scan_low, (210.0, -189.0, -229.0))
-        self._phase(d)
+        self._phase(d, phases)
         self._skeleton(d)
         self._liver(d)
         self._organs(d)
 
     # -- contrast phase
-    def _phase(self, d: Draw):
-        self.phase = d.pick(("portal", "arterial", "late"), (0.70, 0.17, 0.13))
+    def _phase(self, d: Draw, phases: tuple[float, float, float]):
+        self.phase = d.pick(("portal", "arterial", "late"), phases)
         hu = {"fat": d.normal(-104, 5), "muscle": d.normal(58, 6), "bowel": d.uniform(45, 85)}
         if self.phase == "portal":
             liver = d.normal(112, 11)

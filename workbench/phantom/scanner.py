@@ -32,10 +32,15 @@ class Preset:
     slices: tuple[int, int]
     sub_slice_mm: float  # thickness over which partial volume in z is averaged
     noise_hu: tuple[float, float]  # sd in the liver
+    sharpness_mm: tuple[float, float] = (0.55, 0.8)  # sd of the reconstruction kernel
+    phases: tuple[float, float, float] = (0.70, 0.17, 0.13)  # shares of portal, arterial, late
 
 
 PRESETS = {
     "demo": Preset(128, (2.3, 3.0), (3.5, 5.0), (44, 60), 2.6, (4.0, 11.0)),
+    "other": Preset(  # another scanner than the demo's: noisier, sharper, mostly arterial
+        128, (2.3, 3.0), (3.5, 5.0), (44, 60), 2.6, (10.0, 20.0), (0.35, 0.5), (0.2, 0.7, 0.1)
+    ),
     "fine": Preset(240, (1.25, 1.6), (2.5, 5.0), (44, 90), 2.6, (6.0, 15.0)),
     "full": Preset(512, (0.6, 0.9), (1.0, 5.0), (44, 300), 1.7, (12.0, 28.0)),
 }
@@ -87,9 +92,9 @@ def _noise(shape, spacing: Spacing, kernel_mm: float, overlap_mm: float, generat
     return white / white.std()
 
 
-def _plan(seed: int) -> tuple[Plan, Map, Draw]:
+def _plan(seed: int, phases: tuple[float, float, float] = Preset.phases) -> tuple[Plan, Map, Draw]:
     d = Draw(seed)
-    body = Body(d)
+    body = Body(d, phases)
     survey = fit_volume(body)
     portal, hepatic = grow_vessels(d, body, survey)
     lesions = plan_lesions(d, body, survey, portal + hepatic)
@@ -114,12 +119,12 @@ def generate(seed: int, preset: str = "demo", device: torch.device | str = "cpu"
     if seed < 0:
         raise Refused("phantom seed", str(seed), "a whole number from 0")
     scan, name = PRESETS[preset], f"phantom-{seed:04d}"
-    plan, survey, d = _plan(seed)
+    plan, survey, d = _plan(seed, scan.phases)
     body = plan.body
     z, y, x, spacing = _axes(scan, body, survey, d)
     shape = (len(z), len(y), len(x))
     noise_hu = scan.noise_hu[0] * (scan.noise_hu[1] / scan.noise_hu[0]) ** d.uniform(0, 1)
-    sharpness = d.uniform(0.55, 0.8)  # sd of the reconstruction kernel, mm
+    sharpness = d.uniform(*scan.sharpness_mm)
     kernel_mm = d.uniform(0.42, 0.62)  # noise grain
     overlap_mm = d.uniform(0.9, 2.6)  # how far slices share their noise
     y, x = y.to(device), x.to(device)
