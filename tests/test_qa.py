@@ -1,6 +1,7 @@
 """napari's layers without napari, the contact sheet, and one look at the real window."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -291,6 +292,51 @@ def test_the_panel_jumps_to_what_to_check_first(window):
     press(viewer, "K")
     panel.table.selectRow(2)
     assert viewer.dims.point == pytest.approx((45.0, 24.0, 36.0))
+
+
+def test_labels_at_another_point_by_hand():
+    """Two lesions, one of them drawn wider than its candidate; a third candidate was rejected. Kept instead: 2 and 3."""
+    labels, numbers = np.ones((1, 3, 12), np.uint8), np.zeros((1, 3, 12), np.int16)
+    labels[0, :, 0:3] = labels[0, 1, 5:7] = 2
+    numbers[0, :, 0:2], numbers[0, 1, 5:8], numbers[0, 1, 9:11] = (
+        1,
+        2,
+        3,
+    )  # the boundary stage took a voxel off the second
+    out = worklist.labels_at(labels, numbers, [2, 3])
+    assert out[0, 1].tolist() == [1, 1, 1, 1, 1, 2, 2, 1, 1, 2, 2, 1] and labels[0, 0, 0] == 2, "a copy"
+    assert np.array_equal(worklist.labels_at(labels, numbers, [1, 2]), labels)
+    lesions = pd.DataFrame({"forest_score": [0.4, 0.7, 0.1], "volume_ml": [1.0, 1.0, 90.0]})
+    info = {"operating_points": {"f1": 0.5}, "largest_ml": 60.0}
+    assert worklist.kept_at(lesions, info, "f1").tolist() == [False, True, True]
+
+
+def test_another_operating_point_is_shown_in_the_table_and_the_picture(window):
+    viewer, panel, places = window
+    assert not panel.point_row.isVisible(), "an earlier version's result names no points"
+    file = places[0] / "result.json"
+    told = {
+        "operating_point": "dice",
+        "operating_points": {"recall": 0.05, "dice": 0.5, "f1": 0.95},
+        "largest_ml": 50.0,
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | told | {"forest_threshold": 0.5}))
+    panel.show_case(0)
+    assert panel.point_row.isVisible() and panel.point.currentText() == "dice"
+    verdicts_of = lambda: dict((panel.table.item(n, 0).text(), panel.table.item(n, 4).text()) for n in range(3))
+    numbers, own = (np.asarray(folders.result(places[0]).volume(name)[0]) for name in ("candidates", "labels"))
+    assert verdicts_of()["1"] == "kept" and verdicts_of()["2"] == "rejected"
+    panel.point.setCurrentText("recall")
+    assert verdicts_of()["1"] == verdicts_of()["2"] == "kept" and not viewer.layers["labels"].visible
+    shown = np.asarray(viewer.layers["labels at recall"].data)
+    assert (shown[numbers == 2] == 2).all() and np.array_equal(shown[numbers != 2], own[numbers != 2])
+    panel.point.setCurrentText("f1")
+    assert "kept" not in verdicts_of().values() and "labels at recall" not in viewer.layers
+    assert not (np.asarray(viewer.layers["labels at f1"].data)[numbers == 1] == 2).any()
+    panel.point.setCurrentText("dice")
+    assert not [layer.name for layer in viewer.layers if layer.name.startswith("labels at")]
+    assert viewer.layers["labels"].visible and verdicts_of()["2"] == "rejected"
+    assert np.array_equal(folders.result(places[0]).volume("labels")[0], own), "the result on disk stays"
 
 
 def test_windows_stages_and_cases_are_turned_through(window):

@@ -117,12 +117,35 @@ def test_leaving_out_is_measured_beside_the_whole(trained):
 def test_the_panel_shows_what_its_headless_twin_draws(what_if):
     panel = widgets.what_if(what_if, "toy")
     start = panel.picture.value
-    assert bytes(start).startswith(b"\x89PNG") and {"threshold", "low", "keep", "score", "band_mm", "at"} == set(
-        panel.controls
-    )
+    assert bytes(start).startswith(b"\x89PNG") and {
+        "threshold",
+        "low",
+        "keep",
+        "score",
+        "point",
+        "band_mm",
+        "at",
+    } == set(panel.controls)
     panel.controls["threshold"].value = 0.9
     assert panel.picture.value != start
     words = " ".join(cell.get_text().get_text() for cell in panel.figure().axes[2].tables[0].get_celld().values())
     moved = what_if(replace(what_if.start, threshold=0.9)).measures
     assert all(f"{dice:.3f}" in words for dice in moved.dice) and "boundary" in words
     assert moved.dice.iloc[0] != what_if().measures.dice.iloc[0]
+
+
+def test_an_operating_point_sets_the_score(what_if):
+    points = what_if.models.forest.points
+    assert set(points) == {"recall", "dice", "f1"}
+    for name, point in points.items():
+        assert what_if.at(name) == replace(what_if.start, score=point.threshold)
+    panel = widgets.what_if(what_if)
+    assert panel.controls["point"].value == "recall"
+    panel.controls["point"].value = "f1"
+    assert panel.controls["score"].value == pytest.approx(points["f1"].threshold, abs=0.005)
+    kept = what_if(what_if.at("f1")).lesions.kept
+    assert kept.tolist() == (what_if(what_if.at("f1")).lesions.forest_score >= points["f1"].threshold).tolist()
+    panel.controls["score"].value = 0.985
+    assert panel.controls["point"].value == widgets.OWN_SCORE
+    with pytest.raises(Refused, match="the operating point: found best"):
+        what_if.at("best")

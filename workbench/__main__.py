@@ -239,7 +239,9 @@ def adapt(
     out: Annotated[Path, typer.Option("-o", help="Folder of the adapted experiment.")],
     copies: Annotated[int | None, typer.Option(help="Copies of each scan with synthetic lesions.")] = None,
     tumor_steps: Annotated[int, typer.Option(help="Steps for which the tumor net is tuned; 0: not at all.")] = 0,
-    operating_point: Annotated[str, typer.Option(help="recall, dice or f1: what sets the forest's threshold.")] = "",
+    operating_point: Annotated[
+        str, typer.Option(help="recall, dice or f1: what sets the forest's threshold.")
+    ] = "dice",
     exclude: Annotated[
         list[str] | None,
         typer.Option(help="CASE/NUMBER of adapt/suspects.csv: leave this region out of training; repeatable."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -214,6 +215,19 @@ def _models(experiment: Path, folder: Path) -> dict:
     }
 
 
+def _points(result: Result) -> dict:
+    """The forest's operating points by name (their thresholds), which of them was used, and the largest candidate that it learned from."""
+    if result.models is None:
+        return {}
+    of = result.models.forest
+    points = {name: point.threshold for name, point in of.points.items()}
+    return {
+        "operating_point": of.point,
+        "operating_points": points,
+        "largest_ml": of.largest_ml if math.isfinite(of.largest_ml) else None,
+    }
+
+
 def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
     volume, labels = result.volume, result.labels
     for name, array in (
@@ -251,7 +265,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),
             "forest_threshold": result.threshold,
-            "operating_point": None if result.models is None else result.models.forest.point,
+            **_points(result),
             "shape_zyx": list(volume.shape),
             "spacing_mm_zyx": list(volume.spacing_mm),
             "warnings": result.warnings,

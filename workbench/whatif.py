@@ -68,6 +68,10 @@ class WhatIf:
         c = s.consistency
         return Choice(c.threshold, c.low, c.keep, self.models.forest.threshold.threshold, s.boundary.band_mm)
 
+    def at(self, point: str) -> Choice:
+        """The experiment's own settings, at one of the forest's operating points."""
+        return replace(self.start, score=self.models.forest.at(point).threshold.threshold)
+
     def __call__(self, choice: Choice | None = None) -> Outcome:
         began = time.monotonic()
         choice = choice or self.start

@@ -324,8 +324,11 @@ def _threshold(start: float, **options: Any) -> FloatSlider:
     return FloatSlider(value=start, description="threshold", **options)
 
 
+OWN_SCORE = "as the slider says"
+
+
 def what_if(case: WhatIf, title: str = "") -> Live:
-    """Move what decides one case and see what becomes of it: ledger, contours, measures.
+    """Move what decides one case, or choose an operating point of its forest, and see what becomes of it: ledger, contours, measures.
 
     Twin: `figures.decided` of what `case(choice)` gives.
     """
@@ -355,8 +358,26 @@ def what_if(case: WhatIf, title: str = "") -> Live:
     controls["at"] = IntSlider(value=first, min=0, max=depth - 1, description="slice", continuous_update=False)
 
     decide = lru_cache(maxsize=1)(case)  # another slice is no other choice
+    hooks: dict[str, Callable[[], None]] = {}
+    points = case.models.forest.points
+    if points:
+        own = next((name for name in points if case.at(name) == start), OWN_SCORE)
+        controls["point"] = Dropdown(
+            options=[*points, OWN_SCORE], value=own, description="operating point", style=WORDS
+        )
 
-    def draw(at: int, **chosen: float) -> Figure:
+        def moved() -> None:
+            if controls["point"].value in points:
+                controls["score"].value = case.at(controls["point"].value).score
+
+        def by_hand() -> None:
+            controls["point"].value = OWN_SCORE
+
+        hooks |= {"point": moved, "score": by_hand}
+
+    def draw(at: int, point: str = "", **chosen: float) -> Figure:
+        if point in points:  # the slider shows the score in steps
+            chosen["score"] = case.at(point).score
         outcome = decide(Choice(**chosen))
         labels = case.maps.liver.to(torch.uint8)
         labels[outcome.masks["boundary"]] = 2
@@ -365,7 +386,7 @@ def what_if(case: WhatIf, title: str = "") -> Live:
             case.maps.hu, case.maps.spacing_mm, outcome.ledger, labels, case.truth, outcome.measures, at, words
         )
 
-    return Live(draw, controls)
+    return Live(draw, controls, hooks)
 
 
 def threshold(scores: pd.DataFrame, start: float = 0.5, title: str = "") -> Live:

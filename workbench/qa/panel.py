@@ -67,6 +67,7 @@ COLUMNS = {"nr": "number", "score": "forest score", "ml": "volume in ml", "mm": 
            "forest": "what the forest decided", "verdict": "what you said"}  # fmt: skip
 VEIL, VEIL_OPACITY = "liver in 3D", 0.35
 PAINTED = "painted, not kept"  # in the metadata of the layer of corrected labels
+AT_POINT, AS_MADE = "labels at ", "as made"
 ZOOM_MM = 160.0  # a jump shows at least this much of the plane
 
 
@@ -115,6 +116,7 @@ class Panel(QWidget):
             return
         self.case, self.review, self.sha = case, review, sha
         self.lesions = worklist.order(case.lesions(), case.info.get("forest_threshold"))
+        self._points()
         self._pick(self.choice, number)
         self._say("")
         if qa.CORRECTED in self.viewer.layers:
@@ -254,6 +256,15 @@ class Panel(QWidget):
             )
         )
         box.addWidget(self.state)
+        self.point, self.point_row = QComboBox(), QWidget()
+        self.point.setToolTip(
+            "what the forest would keep at another operating point; the result on disk stays as it is"
+        )
+        self.point.currentTextChanged.connect(self._point)
+        row = _row(QLabel("Forest at"), self.point)
+        row.setContentsMargins(0, 0, 0, 0)
+        self.point_row.setLayout(row)
+        box.addWidget(self.point_row)
         self.table = QTableWidget(0, len(COLUMNS))
         self.table.setHorizontalHeaderLabels(list(COLUMNS))
         for n, meaning in enumerate(COLUMNS.values()):
@@ -433,6 +444,41 @@ class Panel(QWidget):
         self.flat = [(layer, what, getattr(layer, what)) for layer, what, _ in wanted]
         for layer, what, value in wanted:
             setattr(layer, what, value)
+
+    def _points(self) -> None:
+        """The operating points of the case's forest, its own first; none where the result names none."""
+        names, own = list(self.case.info.get("operating_points") or {}), self.case.info.get("operating_point")
+        first = own if own in names else AS_MADE
+        self.filling = True
+        self.point.clear()
+        self.point.addItems([first, *(name for name in names if name != first)])
+        self.filling = False
+        self.point_row.setVisible(bool(names))
+
+    def _point(self, name: str) -> None:
+        """Show what the forest keeps at an operating point: in the table, and as labels above those of the result."""
+        if self.filling or self.case is None or not name:
+            return
+        row, chosen = self.case.lesions(), self.candidate()
+        own, info = self.point.itemText(0), self.case.info
+        for layer in [layer for layer in self.viewer.layers if layer.name.startswith(AT_POINT)]:
+            self.viewer.layers.remove(layer)
+        threshold = info.get("forest_threshold") if name == own else info["operating_points"][name]
+        if name != own:
+            row = row.assign(kept=worklist.kept_at(row, info, name))
+        self.lesions = worklist.order(row, threshold)
+        if "labels" in self.viewer.layers:
+            labels = self.viewer.layers["labels"]
+            labels.visible = name == own
+            if name != own and self.case.file("candidates").exists():
+                numbers = self.case.volume("candidates")[0]
+                data = worklist.labels_at(np.asarray(labels.data), numbers, self.lesions.candidate[self.lesions.kept])
+                self.viewer.add_labels(
+                    data, name=AT_POINT + name, colormap=dict(qa.LABEL_COLOURS), opacity=0.45, scale=labels.scale, units=labels.units
+                )  # fmt: skip
+        self._fill()
+        if chosen is not None:
+            self.table.selectRow(int(np.flatnonzero(self.lesions.candidate == chosen)[0]))
 
     def _down(self, which: str, number: int) -> None:
         self.sets[which].button(number).setChecked(True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from workbench import folders
 from workbench.readers import gates
@@ -31,6 +33,27 @@ def threshold(lesions: pd.DataFrame) -> float:
     above, below = scores[known & kept], scores[known & ~kept]
     edges = [*([above.min()] if len(above) else []), *([below.max()] if len(below) else [])]
     return float(np.mean(edges)) if edges else 0.5
+
+
+def kept_at(lesions: pd.DataFrame, info: dict, point: str) -> pd.Series:
+    """Which candidates the forest keeps at an operating point, by result.json: whatever its score, what is larger than all that it learned from."""
+    largest = info.get("largest_ml")
+    beyond = lesions.volume_ml > largest if largest is not None else False
+    return (lesions.forest_score >= info["operating_points"][point]) | beyond
+
+
+def labels_at(labels: np.ndarray, numbers: np.ndarray, kept: Collection[int]) -> np.ndarray:
+    """Labels (1 liver, 2 tumor) `[z y x]` with other candidates kept. A lesion that is there stays as it was drawn while one of its candidates is kept;
+    one that comes back has the voxels of its candidate, before the boundary stage."""
+    out = np.array(labels)
+    pieces, _ = ndimage.label(labels == 2, np.ones((3, 3, 3)))
+    for number, place in enumerate(ndimage.find_objects(pieces), 1):
+        own = pieces[place] == number
+        if not set(np.unique(numbers[place][own])) & {*kept, 0} - {0} and numbers[place][own].any():
+            out[place][own] = 1
+    there = np.unique(numbers[labels == 2])
+    out[np.isin(numbers, np.setdiff1d([*kept], there))] = 2
+    return out
 
 
 def order(lesions: pd.DataFrame, at: float | None = None) -> pd.DataFrame:
