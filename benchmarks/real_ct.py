@@ -187,7 +187,8 @@ def measure(case: cohort.Case, maps: Maps, models: Models, keep: Path | None, re
     true, _ = candidates.match(first.pieces, numbered(on_work))
     inside = segmentation.resample(maps.liver, ct.shape) >= 0.5
     shared = candidates.shared_ml(first.pieces, on_work, maps.spacing_mm)
-    seen = first.lesions[["candidate", "volume_ml", "forest_score"]].assign(true=true, shared_ml=shared)
+    names = [n for n in models.forest.names if n in first.lesions]
+    seen = first.lesions[["candidate", "volume_ml", "forest_score", *names]].assign(true=true, shared_ml=shared)
     return {
         "case": case.case,
         "patient": case.patient,
@@ -243,6 +244,58 @@ def patient_measured(variant: str, seed: int, work: Path, ready: Ready, job: tup
     seconds = round(time.monotonic() - began)
     write_json(work / f"{variant}-{seed}-{patient}.json", metrics.json_safe(about | {"seconds": seconds}))
     return f"{variant} {seed} {patient}: {seconds} s"
+
+
+# ---------------------------------------------------------------- how many patients it takes
+
+
+def seeds_with_features(held: list[dict]) -> list[int]:
+    """The seeds of variant b whose pieces hold the candidates' descriptors."""
+    return sorted(
+        {
+            p["seed"]
+            for p in held
+            if p["variant"] == "b" and any(len(c) > 5 for s in p["scans"] for c in s["candidates"])
+        }
+    )
+
+
+def patients_needed(
+    work: Path, held: list[dict], seed: int, counts: tuple[int, ...] = (1, 2, 3, 5, 7), draws: int = 3
+) -> pd.DataFrame:
+    """Forests of variant b that learned from fewer other patients: AUC on the candidates of held-out patients, and mean tumor Dice of the tumor
+    patients on the work grid, candidates kept from a score of one half on.
+
+    The descriptors of a patient's forest are those that were chosen on all other patients, so what few patients lose in selection is not in it.
+    """
+    rows = pipeline.forest_rows(Experiment(work / f"b-{seed}", "cpu"))
+    pieces_of = {p["patient"]: p for p in held if (p["variant"], p["seed"]) == ("b", seed)}
+    found, rng = [], np.random.default_rng(seed)
+    for count in counts:
+        for draw in range(draws if count < len(set(rows.patients)) - 1 else 1):
+            seen, dice = [], []
+            for patient, piece in pieces_of.items():
+                others = sorted(set(rows.patients) - {patient})
+                chosen = rng.choice(others, min(count, len(others)), replace=False)
+                names = rows.chosen(np.flatnonzero(rows.patients != patient))
+                on = np.isin(rows.patients, chosen)
+                if len(set(rows.truth[on])) < 2:  # a scan in which the nets mark nothing false teaches nothing
+                    continue
+                settings = forest.ForestSettings(min_leaf=2, min_candidates=2, min_class=1)
+                trained = forest.fit(rows.features[on][names], rows.truth[on], settings)
+                for scan in with_liver(piece):
+                    table = pd.DataFrame(scan["candidates"], columns=["volume_ml", "true", "shared_ml", *names])
+                    table = table.assign(score=trained.score(table))
+                    seen.append(table[["score", "true"]])
+                    if scan["tumor_ml"]:
+                        kept = table[table.score >= 0.5]
+                        both = float(kept.volume_ml.sum()) + scan["tumor_ml"]
+                        dice.append({"patient": patient, "dice": 2 * float(kept.shared_ml.sum()) / both})
+            together = pd.concat([t for t in seen if len(t)])
+            area = forest.auc(together.score.to_numpy(float), together.true.to_numpy(bool))
+            mean = float(pd.DataFrame(dice).groupby("patient").dice.mean().mean())
+            found.append({"seed": seed, "patients": count, "draw": draw, "auc": area, "tumor_dice": mean})
+    return pd.DataFrame(found)
 
 
 # ---------------------------------------------------------------- the summary
@@ -389,6 +442,9 @@ def main() -> int:
     held = pieces(work)
     table = pd.concat([summary(held), summary(held, "reference")])
     print(words(table), areas(held).to_string(index=False), sep="\n\n")
+    few = pd.concat([pd.DataFrame(), *(patients_needed(work, held, seed) for seed in seeds_with_features(held))])
+    if len(few):
+        print(few.groupby(["seed", "patients"])[["auc", "tumor_dice"]].mean().to_string(float_format="%.3f"))
     if asked.json:
         about = {"settings": asdict(base(0)), "tune": TUNE, "variants": VARIANTS, "phantoms": phantoms}
         found = {
@@ -396,6 +452,7 @@ def main() -> int:
             "pieces": held,
             "summary": table.to_dict("records"),
             "areas": areas(held).to_dict("records"),
+            "patients_needed": few.to_dict("records"),
         }
         write_json(asked.json, metrics.json_safe(found))
     return 0

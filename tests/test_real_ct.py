@@ -112,6 +112,18 @@ def test_whole_scans_are_measured_with_both_livers_and_cut_ones_with_the_referen
     assert "Tumor Dice a patient" in benchmark.words(table)
 
 
+def test_fewer_patients_can_be_learned_from(benchmark, measured):
+    work, made = measured
+    held = benchmark.pieces(work)
+    assert benchmark.seeds_with_features(held) == [0]
+    table = benchmark.patients_needed(work, held, 0, (1, 3), 2)
+    assert (
+        table.patients.tolist() == [1, 1, 3, 3]
+        and table.auc.between(0, 1).all()
+        and table.tumor_dice.between(0, 1).all()
+    )
+
+
 def test_what_is_compared_by_hand(benchmark):
     """Two lesions of 2 x 2 x 2 voxels of 6 mm, one found whole; a third piece touches none."""
     tumor, found = (torch.zeros(6, 12, 12, dtype=torch.bool).numpy() for _ in range(2))
