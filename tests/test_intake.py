@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import tiny
 from dicoms import PLAIN, TILTED, abdomen, series
 from pydicom.sr.codedict import codes
 
 from workbench import cohort, intake, nnunet, readers
-from workbench.readers import archive, chaos, scans
+from workbench.readers import archive, chaos, nifti, scans
 from workbench.volume import Refused
 
 AFFINE = np.diag([-0.7, -0.9, 5.0, 1.0])
@@ -840,3 +841,26 @@ def test_real_slices_in_the_layout_of_ircadb(realdata, tmp_path):
     again, labels = case.read()
     assert np.array_equal(again.array.numpy(), ct.array.numpy())
     assert np.array_equal(labels.array.numpy(), known.array.numpy())
+
+
+def test_scans_without_known_tumors_are_said_to_be_such(tmp_path, call):
+    """CHAOS's donors, and what a CSV says; a record of 0.1.0, which knew no such column, is taken along."""
+    for name in "ab":
+        ct, labels = tiny.patient(3)
+        nifti.write(ct, tmp_path / f"{name}.nii.gz")
+        nifti.write(labels.with_array(labels.array.clamp(max=1)), tmp_path / f"{name}-l.nii.gz")
+    ct, labels = tiny.patient(4)
+    nifti.write(ct, tmp_path / "b.nii.gz")
+    rows = "case,ct,labels,tumor_labels\na,a.nii.gz,a-l.nii.gz,none\nb,b.nii.gz,b-l.nii.gz,\n"
+    (tmp_path / "t.csv").write_text(rows)
+    out = tmp_path / "data"
+    assert call("import", "csv", tmp_path / "t.csv", "-o", out)[0] == 0
+    table = pd.read_csv(out / "manifest.csv").set_index("case")
+    assert table.tumor_labels.to_dict() == {"a": "none", "b": "complete"}
+    record = out / "imported" / "b.json"
+    told = json.loads(record.read_text())
+    del told["row"]["tumor_labels"]
+    record.write_text(json.dumps(told))
+    status, text, _ = call("import", "csv", tmp_path / "t.csv", "-o", out)
+    assert status == 0 and pd.read_csv(out / "manifest.csv").set_index("case").tumor_labels["b"] == "complete"
+    assert [c.tumor_labels for c in cohort.read_manifest(out / "manifest.csv")] == ["none", "complete"]

@@ -82,7 +82,7 @@ def take(kind: str, root: str | Path, out: str | Path, tell: Callable[[str], obj
 def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Callable[[str], object]) -> None:
     """Read one case, write what must be written, and its record last."""
     cohort.conform(scan.place, {"case": scan.case, "patient": scan.patient, "ct": "-", "labels": "-", "split": scan.split,
-                         "field_of_view": scan.field_of_view})  # fmt: skip
+                         "field_of_view": scan.field_of_view, "tumor_labels": scan.tumor_labels})  # fmt: skip
     with gates.heard() as doubts:
         ct, labels, said = KINDS[kind].read(scan)
     paths, wrote = {"ct": scan.ct, "labels": scan.labels}, []
@@ -93,7 +93,7 @@ def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Call
             paths[name].parent.mkdir(parents=True, exist_ok=True)
             nifti.write(volume, paths[name])
     row = {"case": scan.case, "patient": scan.patient, **{name: _relative(path, out) for name, path in paths.items()}}
-    row |= {"split": scan.split, "field_of_view": scan.field_of_view, **cohort.measure(ct, labels), "kind": kind}
+    row |= {name: getattr(scan, name) for name in cohort.OPTIONAL} | cohort.measure(ct, labels) | {"kind": kind}
     about = {"case": scan.case, "origin": origin, "inputs": inputs, "wrote": wrote, "said": said, "warnings": doubts}
     write_json(_record(out, scan.case), {**about, "version": workbench.__version__, "row": row})
     tell(f"{scan.case}: {' x '.join(map(str, ct.shape[::-1]))} voxels, liver {row['liver_ml']} ml, tumor {row['tumor_ml']} ml "
@@ -105,7 +105,7 @@ def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Call
 def _write(out: Path, rows: list[dict[str, str]]) -> Path:
     """The manifest of these rows, checked as one that is read."""
     manifest = out / "manifest.csv"
-    cases = []
+    cases, rows = [], [{"tumor_labels": "complete", **row} for row in rows]  # 0.1.0 recorded none
     for row in rows:
         cohort.conform(f"{manifest}, case {row['case']}", row)
         cases.append(cohort.Case(row["case"], row["patient"], Path(row["ct"]), Path(row["labels"]), row["split"]))
@@ -148,7 +148,8 @@ def _changes(out: Path) -> dict[str, dict[str, str]]:
 def _inputs(scan: Scan) -> str:
     """A digest of what a case is made of: names, sizes and times of its files, and how they are read."""
     digest = hashlib.sha256(repr((workbench.__version__, scan.values, scan.masks, scan.series, scan.patient)).encode())
-    digest.update(repr((scan.split, scan.field_of_view)).encode())
+    known = (scan.tumor_labels,) * (scan.tumor_labels != "complete")  # what 0.1.0 imported is not imported again
+    digest.update(repr((scan.split, scan.field_of_view, *known)).encode())
     for place in (scan.place, *scan.sources):
         for file in filter(Path.is_file, itk.parts(place)):
             about = file.stat()

@@ -38,7 +38,7 @@ def list_cases(root: str | Path) -> list[Scan]:
         name = gates.case_name(ct)
         name = f"chaos-ct-{name}" if name.isdigit() else name
         ground = place / MASKS
-        found.append(Scan(name, name, place, ct, (ground,) if ground.is_dir() else ()))
+        found.append(Scan(name, name, place, ct, (ground,) if ground.is_dir() else (), tumor_labels="none"))
     return scans.unique(found, root, LAYOUT)
 
 

@@ -39,6 +39,7 @@ class Scan:
     labels: Path | None = None
     split: str = "train"
     field_of_view: str = "whole"
+    tumor_labels: str = "complete"
     values: tuple[tuple[int, int], ...] = ()  # (value in the source, LIVER or TUMOR), where its labels are one map
     masks: tuple[tuple[Path, int], ...] = ()  # (mask, LIVER or TUMOR), where they are files of their own
     series: str = ""  # UID of the CT series, where a folder holds several

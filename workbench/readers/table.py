@@ -55,7 +55,7 @@ def _scan(path: Path, row: dict[str, str], number: int) -> Scan:
     if not row.get("case") or not row.get("ct"):
         raise Refused(subject, f"the columns {', '.join(row)} without a case or a ct", LAYOUT)
     at = path.parent
-    told = {name: row[name] for name in ("split", "field_of_view") if row.get(name)}
+    told = {name: row[name] for name in ("split", "field_of_view", "tumor_labels") if row.get(name)}
     about = {"case": row["case"], "patient": row.get("patient") or row["case"], "place": at / row["ct"], **told}
     meant = {LIVER: _several(row.get("liver", "")), TUMOR: _several(row.get("tumor", ""))}
     if not row.get("labels"):
