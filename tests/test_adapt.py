@@ -269,3 +269,23 @@ def test_own_features_may_be_chosen_and_then_score(adapted, tmp_path):
     lesions = segmentation.segment(tiny.patient(50)[0], segmentation.Models.load(made.folder, "cpu")).lesions
     for name in set(candidates.OWN) & set(model.names):
         assert np.isfinite(lesions[name]).all() and lesions.columns.is_unique
+
+
+def test_training_itself_uses_scans_without_known_tumors(healthy, tmp_path):
+    """Copies by default, none where they are turned off; a scan without labels needs nets that find its liver."""
+    table = pd.read_csv(healthy, dtype=str, keep_default_na=False)
+    for column in ("ct", "labels"):
+        table[column] = [str(healthy.parent / p) if p else "" for p in table[column]]
+    table.to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(Refused, match="case toy-104: found no labels; expected a mask of the liver, or --start"):
+        pipeline.run(Experiment.create(tmp_path / "a", tmp_path / "m.csv", small(tiny.settings()), "cpu"), "cohort")
+    table[table.labels != ""].to_csv(tmp_path / "m.csv", index=False)
+    for copies, expected in ((2, 6), (0, 0)):
+        s = small(tiny.settings())
+        s = replace(s, implants=replace(s.implants, copies=copies))
+        made = Experiment.create(tmp_path / f"e{copies}", tmp_path / "m.csv", s, "cpu")
+        pipeline.run(made, "cohort")
+        found = made.cases()
+        assert found.copy_of.notna().sum() == expected and not found[found.split == "test"].copy_of.notna().any()
+    with pytest.raises(Refused, match="implants.kinds: found gallstone"):
+        ImplantSettings(kinds=("gallstone",))

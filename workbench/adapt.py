@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -175,7 +176,7 @@ def livers(made: Experiment) -> Figure:
     return figures.case_montage(map(shown, names), f"the liver of {len(names)} scans")
 
 
-def suspect(made: Experiment, row) -> Figure:
+def suspect(made: Experiment, row: Any) -> Figure:
     """One row of `suspects`: its slice with the contour of the region."""
     hu, labels, spacing = made.work(row.case)
     region = made.array("candidates", "labels", row.case) == row.candidate
