@@ -289,3 +289,28 @@ def test_training_itself_uses_scans_without_known_tumors(healthy, tmp_path):
         assert found.copy_of.notna().sum() == expected and not found[found.split == "test"].copy_of.notna().any()
     with pytest.raises(Refused, match="implants.kinds: found gallstone"):
         ImplantSettings(kinds=("gallstone",))
+
+
+def test_the_command_adapts_names_suspects_and_a_refused_one_leaves_nothing(
+    healthy, trained, tmp_path, call, monkeypatch
+):
+    own = adapt.settings_for
+    monkeypatch.setattr(adapt, "settings_for", lambda s, *rest: own(small(s), *rest))
+    table = pd.read_csv(healthy, dtype=str, keep_default_na=False)
+    for column in ("ct", "labels"):
+        table[column] = [str(healthy.parent / p) if p else "" for p in table[column]]
+    table.assign(tumor_labels=["none", *table.tumor_labels[1:]]).to_csv(tmp_path / "m.csv", index=False)
+    words = ("adapt", trained.folder, "--cohort", tmp_path / "m.csv", "-o", tmp_path / "e", "--device", "cpu")
+    status, _, error = call(*words)
+    assert status == 2 and "expected none of it" in error and not (tmp_path / "e").exists()
+    table[table.split == "train"].to_csv(tmp_path / "m.csv", index=False)
+    status, text, _ = call(*words)
+    assert status == 0 and "5 scans of 5 patients, 8 copies" in text and "in use: dice" in text
+    stamp = (tmp_path / "e" / "forest" / "stage.json").stat().st_mtime_ns
+    assert call(*words)[0] == 0 and (tmp_path / "e" / "forest" / "stage.json").stat().st_mtime_ns == stamp, "resumes"
+    candidates_of = pd.read_csv(tmp_path / "e" / "candidates" / "candidates.csv")
+    one = candidates_of[candidates_of.case == "toy-103"].iloc[0]
+    status, text, _ = call(*words, "--exclude", f"toy-103/{one.candidate}")
+    assert status == 0 and "are left out of training" in text
+    left = pd.read_csv(tmp_path / "e" / "candidates" / "candidates.csv")
+    assert (left.case == "toy-103").sum() == (candidates_of.case == "toy-103").sum() - 1

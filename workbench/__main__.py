@@ -184,7 +184,6 @@ def train(
     """Train one stage or all; finished stages are kept, an interrupted one goes on. Also under `accelerate launch`."""
     from workbench import pipeline, processes, results, tracking
     from workbench.experiment import PRESETS, Experiment, read_settings
-    from workbench.files import held
     from workbench.folders import STAGES
     from workbench.volume import Refused
 
@@ -216,19 +215,11 @@ def train(
     new = fold is None and processes.count() == 1 and not experiment.exists()
     made = Experiment.create(experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ())
     processes.wait()
-    try:
+    with _trained(experiment, new):
         if fold is not None:
             print(pipeline.train_fold(made, stage, fold))
             return
         pipeline.train(made, stage, results.keep)
-    except Refused:
-        if new and not any((experiment / s / "stage.json").is_file() for s in STAGES):
-            with suppress(Refused), held(experiment):  # nobody else has begun there
-                shutil.rmtree(experiment)  # nothing was made: the mended command begins anew
-        raise
-    except KeyboardInterrupt:
-        print(tracking.sync(experiment), file=sys.stderr)  # what is finished, and that the run was killed
-        raise
     print(tracking.sync(experiment))
 
 
@@ -253,14 +244,12 @@ def adapt(
     from workbench import results, tracking
 
     _writable(out)
+    new = not out.exists()
     made = a.begin(models, cohort, out, device, copies, tumor_steps, operating_point)
     if exclude:
         print(*a.exclude(made, exclude), sep="\n", flush=True)
-    try:
+    with _trained(out, new):
         a.run(made, results.keep)
-    except KeyboardInterrupt:
-        print(tracking.sync(out), file=sys.stderr)
-        raise
     for line in a.phases(made):
         print(f"warning: {line}", file=sys.stderr)
     print(a.words(made))
@@ -647,6 +636,27 @@ def lesions(
     else:
         write_json(out, json.loads(table.to_json(orient="records")))
     print(f"{len(table)} candidates of {len(places)} results -> {out}")
+
+
+@contextmanager
+def _trained(experiment: Path, new: bool) -> Iterator[None]:
+    """Around training: a new experiment that is refused before any stage has finished is removed, so that the mended command can begin; a run
+    that is interrupted is on record."""
+    from workbench import tracking
+    from workbench.files import held
+    from workbench.folders import STAGES
+    from workbench.volume import Refused
+
+    try:
+        yield
+    except Refused:
+        if new and not any((experiment / s / "stage.json").is_file() for s in STAGES):
+            with suppress(Refused), held(experiment):  # nobody else has begun there
+                shutil.rmtree(experiment)
+        raise
+    except KeyboardInterrupt:
+        print(tracking.sync(experiment), file=sys.stderr)
+        raise
 
 
 def _joined(device: str) -> str:
