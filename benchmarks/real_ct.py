@@ -3,18 +3,19 @@
     python benchmarks/real_ct.py [--quick] [--json FILE] [--work FOLDER] [--seeds 0 1 2] [--variants abcd] [--minutes N] [--phantoms N]
 
 Variants: a, trained on phantoms only; b, its forest learned from other patients' scans without their tumors, and from synthetic lesions in
-them (`workbench adapt`); c, the tumor net was tuned on them too; d, as b, with the other patients' tumor labels. e, as b, the forest may choose the
+them (`workbench adapt`); c, the tumor net was tuned on them too; d, as b, with the other patients' tumor labels in place of synthetic lesions in their scans. e, as b, the forest may choose the
 candidates' own features (depth, probability). Nothing is learned from the patient that is measured: the nets of a, b, d and e saw phantoms, those of c
 are of the other fold, and selection, forest and operating points leave the patient out. In a, b, c and e a tumor label serves to leave its region out.
 Scans cut to the liver's box get the reference liver; whole scans the liver net's own and, beside it, the reference.
 
-A training is a seed: phantoms, nets, implants and forest. Each (variant, seed, patient) leaves a JSON in the work folder, and a rerun resumes. Lesions
+A training is a seed of nets, implants and folds; all learn from the same phantoms. Each (variant, seed, patient) leaves a JSON in the work folder, and a rerun resumes. Lesions
 are 26-connected and found when a voxel is shared; a false positive shares none; diameters are of the ball of the same volume.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -42,7 +43,7 @@ VARIANTS = {
     "a": "phantoms only",
     "b": "+ healthy tissue and implants in the forest",
     "c": "+ in the tumor net",
-    "d": "b + other patients' labels",
+    "d": "b, with the other patients' labels in place of synthetic lesions in them",
     "e": "b + the candidates' own features",
 }
 PHANTOMS, TUNE = 160, 400  # phantoms of a training; steps of the tumor net in c
@@ -212,6 +213,12 @@ def compared(tumor: np.ndarray, found: np.ndarray, spacing_mm: Spacing) -> dict:
     }
 
 
+def digest(variant: str, seed: int, phantoms: int, base: Settings) -> str:
+    """What a piece rests on; a piece of other settings is measured again."""
+    rests = [variant, seed, phantoms, TUNE, POINT, asdict(base)]
+    return hashlib.sha256(json.dumps(rests).encode()).hexdigest()[:16]
+
+
 class Ready:
     """What a process measures with: the maps' experiment, its models, and for each patient the forest that decides."""
 
@@ -221,7 +228,9 @@ class Ready:
         self.judges = {} if variant == "a" else judges(Experiment(made, "cpu"))
 
 
-def patient_measured(variant: str, seed: int, work: Path, ready: Ready, job: tuple[str, list[cohort.Case]]) -> str:
+def patient_measured(
+    variant: str, seed: int, work: Path, rests: str, ready: Ready, job: tuple[str, list[cohort.Case]]
+) -> str:
     """Measure a patient's scans; leaves `work/VARIANT-SEED-PATIENT.json`."""
     (patient, cases), began, scans = job, time.monotonic(), []
     place = work / "predictions"
@@ -240,7 +249,7 @@ def patient_measured(variant: str, seed: int, work: Path, ready: Ready, job: tup
             nets = Models.load(ready.maps.start, "cpu")  # as they are, with the reference liver
             maps = segmentation.look(ct, nets, liver_given=truth.array >= 1)
             scans.append(measure(case, maps, models, None, True))
-    about = {"variant": variant, "seed": seed, "patient": patient, "scans": scans}
+    about = {"variant": variant, "seed": seed, "patient": patient, "rests": rests, "scans": scans}
     seconds = round(time.monotonic() - began)
     write_json(work / f"{variant}-{seed}-{patient}.json", metrics.json_safe(about | {"seconds": seconds}))
     return f"{variant} {seed} {patient}: {seconds} s"
@@ -334,6 +343,10 @@ def of_patient(scans: list[dict], stage: str, within: str = "stages") -> dict:
     return row
 
 
+def measured(file: Path, rests: str) -> bool:
+    return file.is_file() and json.loads(file.read_text()).get("rests") == rests
+
+
 def pieces(work: Path) -> list[dict]:
     return [json.loads(f.read_text()) for f in sorted(work.glob("?-*-*.json"))]
 
@@ -404,7 +417,7 @@ def words(table: pd.DataFrame) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a toy of it: 8 phantoms, few steps, variants a and b")
+    parser.add_argument("--quick", action="store_true", help="a toy of it: 12 phantoms, few steps, variants a and b")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--work", type=Path, default=Path("experiments/real_ct"), help="where the pieces lie")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no new training after these")
@@ -429,7 +442,8 @@ def main() -> int:
         for variant in variants:
             if (time.monotonic() - began) / 60 > asked.minutes:
                 continue
-            left = [job for job in everybody.items() if not (work / f"{variant}-{seed}-{job[0]}.json").is_file()]
+            rests = digest(variant, seed, phantoms, base(seed))
+            left = [job for job in everybody.items() if not measured(work / f"{variant}-{seed}-{job[0]}.json", rests)]
             if not left:
                 continue
             made = train(work, asked.data, variant, seed, phantoms, base(seed))
@@ -437,7 +451,7 @@ def main() -> int:
                 train(work, asked.data, "b", seed, phantoms, base(seed))
             maps = work / f"{'b' if variant == 'a' else variant}-{seed}"
             ready = partial(Ready, made.folder, maps, variant)
-            for line in in_processes(ready, partial(patient_measured, variant, seed, work), left, 2):
+            for line in in_processes(ready, partial(patient_measured, variant, seed, work, rests), left, 2):
                 print(line, flush=True)
     held = pieces(work)
     table = pd.concat([summary(held), summary(held, "reference")])

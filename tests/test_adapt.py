@@ -114,8 +114,7 @@ def test_the_adapted_experiment_segments_and_names_where_it_came_from(adapted, t
     assert second["forest_threshold"] == forest.load(adapted.path("forest")).points["recall"].threshold
     assert "1 of 1 results are there" in call(*words, "--keep-done", "--operating-point", "recall")[1]
     assert adapted.start == trained.folder and adapted.taken == ("boundary", "liver", "tumor")
-    own = set(adapted.cases("train").patient)
-    assert adapted.patients_learned_from() == set(trained.cases("train").patient) | own
+    assert adapted.patients_learned_from() == set(trained.cases("train").patient), "its nets are those, as they are"
 
 
 def test_the_held_out_are_told_of_before_and_after(adapted):
@@ -130,24 +129,34 @@ def test_the_held_out_are_told_of_before_and_after(adapted):
     assert "nothing is known of real lesions" in adapt.answer(adapted, table[:0])
 
 
-def test_a_region_can_be_left_out_afterwards(adapted, tmp_path):
+def test_a_region_can_be_left_out_afterwards_once_and_by_a_name_that_stays(adapted, tmp_path):
     made = Experiment(tiny.copied(adapted, tmp_path / "e"), "cpu")
     table = made.table("candidates", "candidates.csv", dtype={"case": str})
-    real = table[table.case.isin(adapt.scans(made).case) & ~table.is_lesion].iloc[0]
-    before = len(table[table.case == real.case])
+    false = table[table.case.isin(adapt.scans(made).case) & ~table.is_lesion]
+    case = false.case.value_counts().idxmax()
+    first, second = (f"{case}/{n}" for n in false.number[false.case == case].iloc[:2])
+    before, numbers = len(table[table.case == case]), set(table.number[table.case == case])
     assert made.finished("candidates")
-    assert "are left out of training" in adapt.exclude(made, [f"{real.case}/{real.candidate}"])[0]
+    assert "are left out of training" in adapt.exclude(made, [first])[0]
     assert not made.finished("candidates") and made.finished("tumor")
+    assert adapt.exclude(made, [first]) == [f"{first}: is left out of training already"], "also before it has run again"
     pipeline.run(made, "candidates")
+    adapt.exclude(made, [first])
+    assert made.finished("candidates"), "the same name leaves nothing else out"
     again = made.table("candidates", "candidates.csv", dtype={"case": str})
-    assert len(again[again.case == real.case]) == before - 1
-    copies = made.cases().query("copy_of == @real.case").case
-    where = torch.from_numpy(np.load(made.path("exclusions") / f"{real.case}.npy"))
-    for name in [real.case, *copies]:
+    assert len(again[again.case == case]) == before - 1
+    assert numbers - set(again.number[again.case == case]) == {int(first.rpartition("/")[2])}
+    copies = made.cases().query("copy_of == @case").case
+    where = torch.from_numpy(np.load(made.path("exclusions") / f"{case}.npy"))
+    for name in [case, *copies]:
         own = again[(again.case == name) & ~again.is_lesion].candidate
         inside = made.array("candidates", "labels", name)[where]
         assert not set(inside.unique().tolist()) & set(own), name
-    for wrong in ("nobody/1", f"{real.case}/0", f"{real.case}/999", "x"):
+    adapt.exclude(made, [first, second])
+    pipeline.run(made, "candidates")
+    assert (made.table("candidates", "candidates.csv").case == case).sum() == before - 2
+    lesion = table[table.is_lesion & table.case.isin(adapt.scans(made).case)].iloc[0]
+    for wrong in ("nobody/1", f"{case}/0", f"{case}/999", "x", f"{lesion.case}/{lesion.number}"):
         with pytest.raises(Refused, match="--exclude"):
             adapt.exclude(made, [wrong])
 
@@ -158,16 +167,17 @@ def test_suspects_are_false_ones_of_scans_as_they_are(adapted):
     assert set(table.case) <= set(adapt.scans(adapted).case)
     for row in table.itertuples():
         assert scores.kept[row.case, row.candidate] and not scores.is_lesion[row.case, row.candidate]
-        assert (adapted.path("adapt") / f"suspect-{row.case}-{row.candidate}.png").is_file()
+        assert (adapted.path("adapt") / f"suspect-{row.case}-{row.number}.png").is_file()
     text = adapt.words(adapted)
     assert "5 scans of 5 patients, 8 copies" in text and ("look like tumors" in text) == bool(len(table))
 
 
-def test_a_tuned_tumor_net_sees_no_slice_that_is_left_out_and_no_patient_of_its_fold(healthy, trained, tmp_path):
+def test_a_tuned_tumor_net_sees_no_slice_that_is_left_out(healthy, trained, tmp_path):
     made = adapt.begin(trained.folder, healthy, tmp_path / "e", "cpu", 1, 4)
     assert made.taken == ("boundary", "liver") and made.settings.tumor.cascade.fit.steps == 4
     for stage in ("cohort", "liver", "tumor"):
         pipeline.run(made, stage)
+    assert made.patients_learned_from() == set(trained.cases("train").patient) | set(made.cases("train").patient)
     own, theirs = (fit.load_tensors(m.path("tumor") / "fold0")[0] for m in (made, trained))
     assert any(not torch.equal(own[k], theirs[k]) for k in own)
     name = made.cases().query("tumor_labels == 'exclude'").case.iloc[0]
@@ -310,7 +320,7 @@ def test_the_command_adapts_names_suspects_and_a_refused_one_leaves_nothing(
     assert call(*words)[0] == 0 and (tmp_path / "e" / "forest" / "stage.json").stat().st_mtime_ns == stamp, "resumes"
     candidates_of = pd.read_csv(tmp_path / "e" / "candidates" / "candidates.csv")
     one = candidates_of[candidates_of.case == "toy-103"].iloc[0]
-    status, text, _ = call(*words, "--exclude", f"toy-103/{one.candidate}")
+    status, text, _ = call(*words, "--exclude", f"toy-103/{one.number}")
     assert status == 0 and "are left out of training" in text
     left = pd.read_csv(tmp_path / "e" / "candidates" / "candidates.csv")
     assert (left.case == "toy-103").sum() == (candidates_of.case == "toy-103").sum() - 1

@@ -238,3 +238,22 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path):
 def test_rate_rises_and_falls_to_zero():
     rates = [fit.rate_at(s, FitSettings(steps=100, rate=1.0, warmup=0.1)) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.001
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_up(tmp_path, capsys):
+    """Settings that it does not know yet are at their defaults; where today's differ from those, it begins again and says so."""
+    whole, _ = train(tmp_path / "whole")
+    for late, said in ((SETTINGS, False), (replace(SETTINGS, weight_decay=0.02), True)):
+        cut = tmp_path / f"cut{said}"
+        with pytest.raises(KeyboardInterrupt):
+            train(cut, stop_at=9, settings=late)
+        file = cut / "net-resume.json"
+        about = json.loads(file.read_text())
+        del about["config"]["fit"]["compile"], about["config"]["fit"]["weight_decay"]
+        file.write_text(json.dumps(about))
+        seen = []
+        again, _ = train(cut, settings=late, progress=lambda name, step, *_, seen=seen: seen.append(step))
+        assert seen[0] == (0 if said else 9)
+        assert ("a checkpoint of other settings" in capsys.readouterr().out) == said
+        same = all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+        assert same != said

@@ -106,6 +106,8 @@ def test_a_notebook_says_what_is_missing(trained, tmp_path):
 
 
 def test_the_words_of_numbers():
+    assert review.mean([1.0], ["a"]) == "1.000 (one patient)"
+    assert review.change([0.0], [0.5], ["a"], "+.1f") == "+0.5, one patient and so no interval"
     assert review.mean([1.0, 1.0], ["a", "b"]) == "1.000 [1.000, 1.000]"
     assert review.mean([math.nan], ["a"]) == "undefined"
     assert review.share(0, 4) == "0 of 4 (0% [0%, 49%])" and review.share(0, 0) == "none of 0"

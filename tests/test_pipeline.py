@@ -360,6 +360,10 @@ def test_a_stage_of_another_format_is_not_taken_for_done(trained, tmp_path, monk
     assert made.finished("metrics")
     monkeypatch.setitem(experiment.FORMATS, "metrics", 2)
     assert not made.finished("metrics") and made.finished("boundary")
+    before = (made.path("metrics") / "stage.json").read_bytes()
+    with pytest.raises(Refused, match="a finished stage of format 1; expected format 2.*It is kept"):
+        pipeline.run(made, "metrics")
+    assert (made.path("metrics") / "stage.json").read_bytes() == before
 
 
 def test_an_earlier_stage_is_asked_for(tmp_path, toy_cohort):

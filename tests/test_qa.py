@@ -303,9 +303,12 @@ def test_labels_at_another_point_by_hand():
         2,
         3,
     )  # the boundary stage took a voxel off the second
-    out = worklist.labels_at(labels, numbers, [2, 3])
+    out = worklist.labels_at(labels, numbers, [1, 2], [2, 3])
     assert out[0, 1].tolist() == [1, 1, 1, 1, 1, 2, 2, 1, 1, 2, 2, 1] and labels[0, 0, 0] == 2, "a copy"
-    assert np.array_equal(worklist.labels_at(labels, numbers, [1, 2]), labels)
+    assert np.array_equal(worklist.labels_at(labels, numbers, [1, 2], [1, 2]), labels)
+    numbers[0, 0, 2] = 3  # the first lesion was drawn into a voxel of the third candidate
+    out = worklist.labels_at(labels, numbers, [1, 2], [2, 3])
+    assert out[0, 1, 9] == 2 and out[0, 0, :3].tolist() == [1, 1, 2]
     lesions = pd.DataFrame({"forest_score": [0.4, 0.7, 0.1], "volume_ml": [1.0, 1.0, 90.0]})
     info = {"operating_points": {"f1": 0.5}, "largest_ml": 60.0}
     assert worklist.kept_at(lesions, info, "f1").tolist() == [False, True, True]

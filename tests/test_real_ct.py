@@ -52,7 +52,7 @@ def measured(benchmark, data, trained, tmp_path_factory):
         made = benchmark.train(work, data, "b", 0, 0, tiny.settings())
     cases = cohort.read_manifest(benchmark.manifest(data, work, True))
     ready = benchmark.Ready(made.folder, made.folder, "b")
-    benchmark.patient_measured("b", 0, work, ready, ("a", [c for c in cases if c.patient == "a"]))
+    benchmark.patient_measured("b", 0, work, "digest", ready, ("a", [c for c in cases if c.patient == "a"]))
     return work, made
 
 
@@ -94,6 +94,9 @@ def test_nothing_of_the_held_out_patient_is_in_its_forest(benchmark, measured, m
 def test_whole_scans_are_measured_with_both_livers_and_cut_ones_with_the_reference(benchmark, measured):
     work, _ = measured
     (piece,) = benchmark.pieces(work)
+    assert benchmark.measured(work / "b-0-a.json", "digest") and not benchmark.measured(work / "b-0-a.json", "other")
+    s = tiny.settings()
+    assert benchmark.digest("b", 0, 160, s) != benchmark.digest("b", 0, 160, replace(s, pixel_mm=2.0))
     assert [(s["case"], s["liver"]) for s in piece["scans"]] == [
         ("toy-00", "own"),
         ("toy-00", "reference"),

@@ -8,7 +8,7 @@ whose `start` names where it came from. No tumor label is needed; labelled scans
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from workbench import cohort, figures, forest, metrics, pipeline, review
 from workbench.experiment import NETS, Experiment, Progress, Settings
-from workbench.files import held, write_array, write_table
+from workbench.files import held, read_json, write_array, write_json, write_table
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused
 
@@ -97,7 +97,7 @@ def run(made: Experiment, keep: Callable[[Result, Path], object] | None = None) 
     for old in place.glob("suspect-*.png"):
         old.unlink()
     for row in table.itertuples():
-        figures.save(suspect(made, row), place / f"suspect-{row.case}-{row.candidate}.png")
+        figures.save(suspect(made, row), place / f"suspect-{row.case}-{row.number}.png")
 
 
 def scans(made: Experiment) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def scans(made: Experiment) -> pd.DataFrame:
 def suspects(made: Experiment) -> pd.DataFrame:
     """Regions of scans without known tumors that the forest takes for a lesion out of fold, the highest score first.
 
-    Columns case, candidate, score, volume_ml, diameter_mm, z_mm, y_mm, x_mm. They are false positives, or tumors that nobody knew of.
+    Columns case, number (its name for `exclude`), candidate, score, volume_ml, diameter_mm, z_mm, y_mm, x_mm. They are false positives, or tumors that nobody knew of.
     """
     table, found = (
         made.table("forest", "scores.csv", dtype={"case": str}),
@@ -118,27 +118,34 @@ def suspects(made: Experiment) -> pd.DataFrame:
     healthy = scans(made)
     table = table[table.kept & ~table.is_lesion & table.case.isin(healthy.case[healthy.tumor_labels != "complete"])]
     table = table.assign(diameter_mm=(6000 / np.pi * table.volume_ml) ** (1 / 3))
-    places = found[["case", "candidate", "z_mm", "y_mm", "x_mm"]]
+    places = found[["case", "candidate", "number", "z_mm", "y_mm", "x_mm"]]
     table = table[table.diameter_mm >= SUSPECT_MM].merge(places, on=["case", "candidate"])
-    columns = ["case", "candidate", "score", "volume_ml", "diameter_mm", "z_mm", "y_mm", "x_mm"]
+    columns = ["case", "number", "candidate", "score", "volume_ml", "diameter_mm", "z_mm", "y_mm", "x_mm"]
     return table.sort_values("score", ascending=False, kind="stable")[columns].head(SHOWN).reset_index(drop=True)
 
 
 def exclude(made: Experiment, names: Sequence[str]) -> list[str]:
-    """Leave regions out of training, each named CASE/CANDIDATE as in `suspects`; a line for each. The stages from candidates on run again."""
-    made.need("candidates")
-    lines, cases = [], set(scans(made).case)
-    with held(made.folder):
-        for name in names:
-            case, _, number = name.rpartition("/")
-            labels = made.array("candidates", "labels", case) if case in cases else torch.zeros(1)
-            if not re.fullmatch(r"[1-9]\d*", number) or not bool((where := labels == int(number)).any()):
-                raise Refused("--exclude", name, "CASE/NUMBER of a candidate, as in adapt/suspects.csv")
-            file = made.path("exclusions") / f"{case}.npy"
-            before = torch.from_numpy(np.load(file, allow_pickle=False)) if file.is_file() else torch.zeros_like(where)
-            write_array(file, before | where)
-            ml = int(where.sum()) * float(np.prod(made.work(case)[2])) / 1000
-            lines.append(f"{name}: {ml:.3g} ml are left out of training")
+    """Leave regions out of training, each named CASE/NUMBER as in `suspects`; a line for each. The stages from candidates on run again. A region that is left
+    out already stays so: its name means the same region for ever."""
+    record = made.path("exclusions") / "exclusions.json"
+    known = read_json(record) if record.is_file() else {}
+    lines = [f"{name}: is left out of training already" for name in names if name in known]
+    if new := [name for name in names if name not in known]:
+        made.need("candidates")
+        table, cases = made.table("candidates", "candidates.csv", dtype={"case": str}), set(scans(made).case)
+        with held(made.folder):
+            for name in new:
+                case, _, number = name.rpartition("/")
+                row = table[(table.case == case) & (table.number.astype(str) == number)]
+                if case not in cases or not len(row) or bool(row.is_lesion.iloc[0]):
+                    raise Refused("--exclude", name, "CASE/NUMBER of a false candidate, as in adapt/suspects.csv")
+                where = made.array("candidates", "labels", case) == int(row.candidate.iloc[0])
+                file, ml = made.path("exclusions") / f"{case}.npy", float(row.volume_ml.iloc[0])
+                before = torch.from_numpy(np.load(file, allow_pickle=False)) if file.is_file() else False
+                write_array(file, where | before)
+                known[name] = round(ml, 3)
+                write_json(record, known)
+                lines.append(f"{name}: {ml:.3g} ml are left out of training")
     return lines
 
 
@@ -150,7 +157,9 @@ def _liver_hu(made: Experiment, case: str) -> float:
 
 def phases(made: Experiment, most: int = 40) -> list[str]:
     """A line for each scan whose liver is darker or brighter than those that the nets were trained on: another contrast phase, perhaps."""
-    origin = Experiment(made.start, "cpu") if made.start else made
+    origin = made
+    while origin.start and (origin is made or set(NETS) <= set(origin.taken)):  # whose nets they are
+        origin = Experiment(origin.start, "cpu")
     known = [n for n in origin.cases("train").case if (origin.path("cohort") / "hu" / f"{n}.npy").is_file()]
     known = known[:: max(1, len(known) // most)]
     if not known:
@@ -161,7 +170,7 @@ def phases(made: Experiment, most: int = 40) -> list[str]:
     return [
         f"{name}: the liver's median is {hu:.0f} HU; the nets were trained on {low:.0f} to {high:.0f} HU. Is it another contrast phase?"
         for name, hu in own.items()
-        if not low - PHASE_HU <= hu <= high + PHASE_HU
+        if math.isfinite(hu) and not low - PHASE_HU <= hu <= high + PHASE_HU
     ]
 
 
@@ -181,7 +190,7 @@ def suspect(made: Experiment, row: Any) -> Figure:
     hu, labels, spacing = made.work(row.case)
     region = made.array("candidates", "labels", row.case) == row.candidate
     marked = torch.where(region, 2, (labels > 0).to(torch.int16)).to(torch.uint8)
-    title, box = f"{row.case}/{row.candidate}, score {row.score:.2f}", figures.box_around(region, spacing, 60)
+    title, box = f"{row.case}/{row.number}, score {row.score:.2f}", figures.box_around(region, spacing, 60)
     return figures.slice_view(hu, spacing, figures.slice_with_most(region), marked, box=box, title=title)
 
 
@@ -223,7 +232,7 @@ def summary(made: Experiment) -> dict[str, float]:
         "scans": len(real),
         "patients": real.patient.nunique(),
         "copies": len(table) - len(real),
-        "lesions": int(table.tumors_on_work_grid.sum()),
+        "lesions": int(table.tumors_on_work_grid[table.copy_of.notna()].sum()),
         "candidates_true": true.name.nunique(),
         "kept_true": true[true.kept].name.nunique(),
         "false_before": len(false) / max(1, len(real)),
@@ -250,8 +259,8 @@ def words(made: Experiment) -> str:
             f"{len(table)} regions look like tumors in scans without known ones. If one is a tumor, run again with --exclude CASE/NUMBER:"
         )
         lines += [
-            f"  {r.case}/{r.candidate}: {r.diameter_mm:.0f} mm, {r.volume_ml:.2f} ml, score {r.score:.2f}, "
-            f"at z {r.z_mm:.0f} y {r.y_mm:.0f} x {r.x_mm:.0f} mm, {made.path('adapt') / f'suspect-{r.case}-{r.candidate}.png'}"
+            f"  {r.case}/{r.number}: {r.diameter_mm:.0f} mm, {r.volume_ml:.2f} ml, score {r.score:.2f}, "
+            f"at z {r.z_mm:.0f} y {r.y_mm:.0f} x {r.x_mm:.0f} mm, {made.path('adapt') / f'suspect-{r.case}-{r.number}.png'}"
             for r in table.itertuples()
         ]
     return "\n".join(lines)
@@ -261,7 +270,7 @@ def answer(made: Experiment, compared: pd.DataFrame) -> str:
     """The measured answer of notebook 11: out of fold, and on held-out patients where there are some (`before_and_after`)."""
     found = summary(made)
     text = (
-        f"On **{found['patients']} training patients** the forest keeps {found['kept_true']} of {found['candidates_true']} synthetic lesions that the "
+        f"On **{found['patients']} training patients** the forest keeps {found['kept_true']} of {found['candidates_true']} lesions that the "
         f"cascade marks and brings the false positives from {found['false_before']:.1f} to {found['false_after']:.1f} a scan, out of fold."
     )
     if not len(compared):

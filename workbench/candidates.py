@@ -78,15 +78,16 @@ def without(
     found: Candidates, excluded: Tensor, reference: Tensor, settings: CandidateSettings = CandidateSettings()
 ) -> Candidates:
     """The candidates less those that lie in an `excluded` region (at least `overlap` of them) and are no true lesion of the `reference`, both
-    bool [z y x]; numbered again."""
+    bool [z y x]; numbered again. The column `number` keeps the number that each had before."""
+    found = found._replace(table=found.table.assign(number=found.table.candidate))
     if not len(found.table) or not bool(excluded.any()):
         return found
     true = match(found.labels, reference.int(), settings)[0]
     gone = match(found.labels, excluded.int(), settings)[0] & ~true
-    number = torch.zeros(len(gone) + 1, dtype=torch.int16, device=found.labels.device)
-    number[1:][torch.from_numpy(~gone).to(number.device)] = torch.arange(1, int((~gone).sum()) + 1, dtype=torch.int16)
+    renumber = torch.from_numpy(np.concatenate([[0], np.where(gone, 0, np.cumsum(~gone))]).astype(np.int16))
     table = found.table[~gone].reset_index(drop=True)
-    return Candidates(number[found.labels.long()], table.assign(candidate=range(1, len(table) + 1)), found.dropped)
+    labels = renumber.to(found.labels.device)[found.labels.long()]
+    return Candidates(labels, table.assign(candidate=range(1, len(table) + 1)), found.dropped)
 
 
 def shared_ml(labels: Tensor, reference: Tensor, spacing_mm: Spacing) -> np.ndarray:

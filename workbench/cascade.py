@@ -76,6 +76,9 @@ def train_fold(
         noise_hu=0.0,
         blur=0.0,
         blobs=0.0,
+        prior_fade=0.0,
+        prior_bite=0.0,
+        prior_drop=0.0,
     )
     check = (
         slabs.SlabBank(held_out, device, resident).draw(still, settings.network.slices, 64, seed, 0)
@@ -109,6 +112,7 @@ def train_fold(
         device,
         progress,
         "inner_dice" if choosing else None,
+        {"network": asdict(NetworkSettings()), "slabs": asdict(slabs.SlabSettings())},
     )
 
 

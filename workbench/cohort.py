@@ -154,6 +154,11 @@ def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
             raise Refused(
                 f"{path}, line {number}", "tumor_labels exclude of a held-out case", "complete or none, to measure it"
             )
+        if labelled and labels is None and view != "whole":
+            raise Refused(
+                f"{path}, line {number}", f"no labels, and field_of_view {view}",
+                "a mask of the liver: no net finds it in a scan that is cut to it",
+            )  # fmt: skip
         for file in (ct, labels):
             if file and not os.path.exists(file):
                 raise Refused(f"{path}, case {case.case}", f"no file {file}", "CT and labels of each case")

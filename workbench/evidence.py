@@ -597,7 +597,7 @@ def _real(held: dict) -> tuple[list[str], Figure]:
         "## Real CT, one patient held out at a time",
         "Scans that are cut to the liver's box (LiTS) are given the reference liver; whole scans (3D-IRCADb, CHAOS) have the liver net's own. "
         + (
-            f"Each patient's value is the mean over {trainings} trainings (phantoms, nets, implants and forest drawn again); intervals and tests hold the patients only."
+            f"Each patient's value is the mean over {trainings} trainings (nets, implants and folds drawn again, from the same phantoms); intervals and tests hold the patients only."
             if trainings > 1
             else "One training was measured: intervals and tests hold the patients only, given this training. Another training moves a mean Dice by .04 to .08."
         ),

@@ -212,7 +212,13 @@ class Experiment:
             "version": workbench.__version__,
             "seed": settings.seed,
             "start": None if start is None else os.path.relpath(cls(start, "cpu").folder, folder),
-        } | ({"taken": sorted(take)} if take else {})
+        }
+        if start is not None:  # kept here, so that it is known also where that experiment is gone
+            about["patients_before"] = sorted(cls(start, "cpu").patients_learned_from())
+        if take:
+            about["taken"] = sorted(take)
+        if start is not None and any(case.labels is None for case in cases):
+            about["liver_by_start"] = True
         file = folder / "experiment.json"
         if file.is_file():
             stored = read_json(file)
@@ -288,10 +294,13 @@ class Experiment:
         return tuple(self.about.get("taken") or ())
 
     def patients_learned_from(self) -> set[str]:
-        """The patients of its training cases, and of those of the experiments with whose nets it began."""
-        return set(self.cases("train").patient) | (
-            Experiment(self.start, "cpu").patients_learned_from() if self.start else set()
-        )
+        """The patients that its nets have seen: those of its training cases, unless all nets are another's, and those of the experiments with whose nets it
+        began."""
+        own = set() if set(NETS) <= set(self.taken) else set(self.cases("train").patient)
+        before = self.about.get("patients_before")
+        if before is None and self.start:  # written by 0.1.0, which looked one experiment back
+            before = Experiment(self.start, "cpu").cases("train").patient
+        return own | set(before or ())
 
     @property
     def corrections(self) -> dict[str, corrections.Correction]:
@@ -343,6 +352,8 @@ class Experiment:
         inputs: dict[str, object] = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
         if self.start and stage in NETS:
             inputs["start"] = sha256(self.start / stage / "stage.json")
+        if stage == "cohort" and self.about.get("liver_by_start"):
+            inputs = {"manifest": self.manifest_sha256, "start": sha256(self.start / "liver" / "stage.json")}
         if stage in self.taken:
             inputs["taken"] = True
         inputs = inputs or {"manifest": self.manifest_sha256}
@@ -368,6 +379,8 @@ class Experiment:
         if first < last:
             found += f", on which {stage} rests"
             fix = f"Run notebooks {first:02d} to {last:02d}, or `workbench train all`, first."
+        if self.taken:
+            fix = "Run the same `workbench adapt` command again."
         raise Refused(self.folder, found, "it finished", fix)
 
 

@@ -137,6 +137,7 @@ def fit(
     device: torch.device | str = "cpu",
     progress: Callable[[str, int, int, dict], None] | None = None,
     best: str | None = None,
+    defaults: dict | None = None,
 ) -> pd.DataFrame:
     """Train `net` in place and return its curve (step, loss, seconds and what `validate` gives).
 
@@ -144,6 +145,7 @@ def fit(
     checkpoint `folder/name-resume` on the way, from which an interrupted run goes on; without a folder it keeps nothing.
     validate(net, whole) gives figures for the curve, those of whole volumes where it is asked for them. `best` names the
     one whose highest value decides which weights are kept, with the last ones in `folder/name-last`; else the last are kept.
+    defaults: parts of the `config` by name, whose values stand for what an earlier version's checkpoint does not name.
     progress(name, step, steps, row) is told each row of the curve, and every `TELL_S` how far it is.
     """
     processes.join_norms(net)
@@ -160,7 +162,13 @@ def fit(
     point = None if folder is None else folder / f"{name}-resume"
     if point is not None and point.with_suffix(".json").is_file():
         tensors, saved = load_tensors(point)
-        if saved.get("config") == json.loads(json.dumps(config)):
+        stored, wanted = _filled(saved.get("config"), defaults or {}), json.loads(json.dumps(config))
+        if stored != wanted:
+            print(
+                f"{point}: a checkpoint of other settings, which is not used: {name} begins at its first step",
+                flush=True,
+            )
+        else:
             _restore(optimiser, net, tensors)
             average, top_weights = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
             start, rows, spent, running = (
@@ -226,6 +234,16 @@ def fit(
             old.unlink()
     processes.wait()
     return pd.DataFrame(rows)
+
+
+def _filled(stored: dict | None, defaults: dict) -> dict:
+    """A checkpoint's settings, at their defaults where its version did not know them yet."""
+    known = {"fit": asdict(FitSettings()), **defaults}
+    out = dict(stored or {})
+    for part, values in json.loads(json.dumps(known)).items():
+        if isinstance(out.get(part), dict):
+            out[part] = {**values, **out[part]}
+    return out
 
 
 @contextmanager

@@ -88,6 +88,12 @@ def splits(fold: dict[str, int]) -> list[dict[str, list[str]]]:
 def _write_case(case: cohort.Case, place: Path, name: str) -> tuple[float, str]:
     """CT and labels of one case; gives its tumor in ml and its voxel hash."""
     images, masks = (place / part for part in SIDES[case.split])
+    if case.labels is None or case.tumor_labels == "exclude":
+        found = "no labels" if case.labels is None else "tumor_labels exclude"
+        raise Refused(
+            f"case {case.case}", found, "all of its liver and tumors labelled: nnU-Net ignores no region",
+            "Leave it out of the manifest, or label it.",
+        )  # fmt: skip
     ct, labels = case.read()
     for part in (images, masks):
         part.mkdir(parents=True, exist_ok=True)

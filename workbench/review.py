@@ -51,7 +51,9 @@ def mean(values: Sequence[float], patients: Sequence, form: str = ".3f") -> str:
     """A mean with its interval over patients: `0.953 [0.940, 0.966]`; says so when nothing is defined."""
     form = form.replace(".", "z.")  # 0.000, not -0.000
     middle, low, high = metrics.bootstrap(values, groups=patients)
-    return "undefined" if math.isnan(middle) else f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+    if math.isnan(middle):
+        return "undefined"
+    return f"{middle:{form}}" + (" (one patient)" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 def share(hits: int, n: int) -> str:
@@ -67,6 +69,8 @@ def change(before: Sequence[float], after: Sequence[float], patients: Sequence, 
     found = metrics.paired(before, after, groups=patients)
     if found["n"] == 0:
         return "undefined (n = 0)"
+    if found["n"] == 1 or math.isnan(found["low"]):
+        return f"{found['difference']:{form}}, one patient and so no interval"
     interval = f"[{found['low']:{form}}, {found['high']:{form}}]"
     return f"{found['difference']:{form}} {interval}, p = {found['p']:.2g}, n = {found['n']}"
 

@@ -290,7 +290,8 @@ def _carried(level: Tensor, shape: tuple[int, int, int]) -> Tensor:
         near, far = (resample_labels(F.max_pool3d(m[None].float(), 3, 1, 1)[0] > 0, size) for m in (mine, other))
         free = near & ~(far & ~resample_labels(mine, size))
         drawn = int((free & out[at]).sum())  # more than its volume where its edge is known more finely
-        wanted = min(max(1, round(int(voxels[number]) * ratio), drawn), int(free.sum()))
+        least = int(ratio >= 1)  # on a coarser grid less than half a voxel is none
+        wanted = min(max(least, round(int(voxels[number]) * ratio), drawn), int(free.sum()))
         value = torch.where(free, fine[at], -math.inf)
         chosen = value.flatten().topk(wanted).indices
         kept = torch.zeros(value.numel(), dtype=torch.bool, device=level.device)

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workbench.volume import Refused
+
 AIR = -1024
 AT_ONCE = {"cpu": 500_000, "cuda": 1_500_000}  # rule: pixels in one batch; the paper preset takes about 4 kB for each
 SHARE = 0.5  # a choice: of the free memory, for slices
@@ -145,6 +147,10 @@ class SlabBank:
         self.plain = torch.cat(
             [torch.ones(len(c.hu)) if c.ignore is None else (~c.ignore).float().cpu() for c in cases]
         )
+        if not bool(self.plain.any()):
+            raise Refused(
+                "slices to learn from", "all of them left out", "some without an excluded region", "Add scans."
+            )
         self.shown, self.wanted, self.centre = self._sections(cases, h, w)
         self.wanted = self.wanted * self.plain[self.shown]
 

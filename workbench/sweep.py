@@ -168,6 +168,13 @@ def take(source: Experiment, made: Experiment, stages: Iterable[str], without: S
         write_json(folder / "stage.json", {**about, **made._identity(stage), "outputs": outputs})
 
 
+def _said_by_hand(source: Experiment, made: Experiment) -> None:
+    """Copy what readers corrected and what was left out of training."""
+    for name in ("corrections", "exclusions"):
+        if source.path(name).is_dir() and not made.path(name).is_dir():
+            shutil.copytree(source.path(name), made.path(name))
+
+
 def _link(origin: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
@@ -197,10 +204,14 @@ def _without_held_out(experiment: Experiment, folder: Path, stages: Sequence[str
     if not (folder / "manifest.csv").is_file():
         write_table(folder / "manifest.csv", table)
     base = Experiment.create(
-        folder / "base", folder / "manifest.csv", experiment.settings, str(experiment.device), start=experiment.start
+        folder / "base",
+        folder / "manifest.csv",
+        experiment.settings,
+        str(experiment.device),
+        start=experiment.start,
+        take=experiment.taken,
     )
-    if experiment.path("corrections").is_dir() and not base.path("corrections").is_dir():
-        shutil.copytree(experiment.path("corrections"), base.path("corrections"))
+    _said_by_hand(experiment, base)
     take(experiment, base, stages, [c.case for c in cases if c.split != "train"])
     return base
 
@@ -509,10 +520,15 @@ def _one(plan: Plan, study: Any, trial: Any, device: str) -> None:
     try:
         base = Experiment(plan.folder / "base", device)
         made = Experiment.create(
-            folder, base.manifest, changed(base.settings, values), device, progress=lambda *_: None, start=base.start
+            folder,
+            base.manifest,
+            changed(base.settings, values),
+            device,
+            progress=lambda *_: None,
+            start=base.start,
+            take=[stage for stage in base.taken if stage != plan.first],
         )
-        if base.path("corrections").is_dir() and not made.path("corrections").is_dir():
-            shutil.copytree(base.path("corrections"), made.path("corrections"))
+        _said_by_hand(base, made)
         take(base, made, STAGES[: STAGES.index(plan.first)])
         dice = score(made, plan.first, plan.after, report)
     except TrialPruned:

@@ -235,5 +235,6 @@ def train(
         (lambda net, _: _errors(net, checking)) if checking.parts else None,
         device,
         progress,
+        defaults={"settings": asdict(BoundarySettings())},
     )
     return BoundaryModel(net, settings, curves, skipped + none)

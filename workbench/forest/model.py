@@ -80,7 +80,7 @@ class Forest:
         if point not in self.points:
             raise Refused(
                 "the operating point", point, ", ".join(self.points) or "none: this forest stores no points",
-                "Train the forest stage again to have all of them.",
+                "An earlier version made it: remove the experiment's folders candidates to boundary, and train again, to have all of them.",
             )  # fmt: skip
         return replace(self, threshold=self.points[point], point=point)
 

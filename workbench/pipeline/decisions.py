@@ -182,8 +182,7 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
     out = {
         "min_leaf": own.min_leaf,
         "threshold": cut.threshold,
-        "threshold_low": ends.threshold_low,
-        "threshold_high": ends.threshold_high,
+        **{f"threshold_{end}": ends[f"threshold_{end}"] if point == "recall" else math.nan for end in ("low", "high")},
         "recall": cut.recall,
         "recall_low": cut.recall_low,
         "recall_high": cut.recall_high,

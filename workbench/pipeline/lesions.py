@@ -140,4 +140,11 @@ def tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = candidate_table(experiment)
     features = experiment.table("radiomics", "features.csv", dtype={"case": str})
     joined = table[["case", "candidate"]].merge(features, on=["case", "candidate"], how="left", validate="one_to_one")
+    if missing := [name for name in names if name not in joined]:
+        raise Refused(
+            experiment.path("radiomics") / "features.csv",
+            f"no column {missing[0]}, made by an earlier version",
+            "the candidates' own features",
+            "Remove the folders radiomics, selection, forest and boundary, and train again.",
+        )
     return table.reset_index(drop=True), joined[names]

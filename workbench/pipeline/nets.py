@@ -57,6 +57,7 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
                 "field_of_view": case.field_of_view,
                 "tumor_labels": case.tumor_labels,
                 "copy_of": "",
+                "liver_found": case.labels is None and not corrected,
                 "corrected": corrected,
                 "phantom": cohort.is_phantom(case.ct),
                 "slices": ct.shape[0],
@@ -126,7 +127,13 @@ def _implanted(
     (hu, labels, spacing), s = scan, experiment.settings.implants
     first = int(hashlib.sha256(f"{case.case} {experiment.settings.seed}".encode()).hexdigest()[:6], 16)
     for n in range(1, s.copies + 1):
-        made = phantom.implant(hu, labels.clamp(max=2), spacing, first + n, s.count, s.kinds)
+        try:
+            made = phantom.implant(hu, labels.clamp(max=2), spacing, first + n, s.count, s.kinds)
+        except Refused as error:
+            raise Refused(
+                f"case {case.case}", f"no place for synthetic lesions ({error})", "a whole liver",
+                "Leave the case out, choose smaller lesions (implants.kinds), or set implants.copies to 0.",
+            ) from error  # fmt: skip
         out = torch.where(labels == 3, labels, made.labels)
         name = f"{case.case}-implants-{n}"
         write_array(folder / "hu" / f"{name}.npy", made.hu)
@@ -296,7 +303,7 @@ def run_liver(experiment: Experiment, folder: Path) -> dict:
                 "patient": row.patient,
                 "split": row.split,
                 "fold": row.fold,
-                "dice": math.nan if row.case in cut else dice(found, labels >= 1),
+                "dice": math.nan if row.case in cut or getattr(row, "liver_found", False) else dice(found, labels >= 1),
             }
         )
     write_table(folder / "cases.csv", pd.DataFrame(rows))

@@ -77,7 +77,12 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
 def begin(experiment: Experiment, stage: str) -> dict:
     """Make a stage's folder ready and say what it is made from; what other settings or inputs left there goes."""
     folder, identity = experiment.path(stage), experiment._identity(stage)
-    mark = folder / "started.json"
+    mark, done = folder / "started.json", folder / "stage.json"
+    if done.is_file() and (was := read_json(done).get("format", 1)) != identity["format"]:
+        raise Refused(
+            folder, f"a finished stage of format {was}", f"format {identity['format']}, which computes something else",
+            "It is kept. Remove the folder to have the stage run again.",
+        )  # fmt: skip
     if mark.is_file() and not experiment.holds(stage, read_json(mark)):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

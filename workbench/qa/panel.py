@@ -184,6 +184,7 @@ class Panel(QWidget):
         """A layer to paint corrected labels on: those kept, or a copy of the result's."""
         if self.case is None or "labels" not in self.viewer.layers:
             return
+        self._as_made()
         if self.drawn is None:
             labels = self.viewer.layers["labels"]
             made = self.viewer.add_labels(
@@ -376,6 +377,7 @@ class Panel(QWidget):
     # ------------------------------------------------------------------------------------------ inside
 
     def _stage(self, name: str) -> None:
+        self._as_made()
         shown = set(STAGES[name])
         if qa.CORRECTED in shown and self.drawn is not None:
             shown.discard("labels")
@@ -455,6 +457,11 @@ class Panel(QWidget):
         self.filling = False
         self.point_row.setVisible(bool(names))
 
+    def _as_made(self) -> None:
+        """Back to the operating point of the result."""
+        if self.point.currentIndex() > 0:
+            self.point.setCurrentIndex(0)
+
     def _point(self, name: str) -> None:
         """Show what the forest keeps at an operating point: in the table, and as labels above those of the result."""
         if self.filling or self.case is None or not name:
@@ -469,10 +476,12 @@ class Panel(QWidget):
         self.lesions = worklist.order(row, threshold)
         if "labels" in self.viewer.layers:
             labels = self.viewer.layers["labels"]
-            labels.visible = name == own
+            labels.visible = name == own and self.drawn is None
             if name != own and self.case.file("candidates").exists():
                 numbers = self.case.volume("candidates")[0]
-                data = worklist.labels_at(np.asarray(labels.data), numbers, self.lesions.candidate[self.lesions.kept])
+                made = self.case.lesions()
+                before, kept = (set(table.candidate[table.kept]) for table in (made, self.lesions))
+                data = worklist.labels_at(np.asarray(labels.data), numbers, before, kept)
                 self.viewer.add_labels(
                     data, name=AT_POINT + name, colormap=dict(qa.LABEL_COLOURS), opacity=0.45, scale=labels.scale, units=labels.units
                 )  # fmt: skip

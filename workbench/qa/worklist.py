@@ -42,17 +42,17 @@ def kept_at(lesions: pd.DataFrame, info: dict, point: str) -> pd.Series:
     return (lesions.forest_score >= info["operating_points"][point]) | beyond
 
 
-def labels_at(labels: np.ndarray, numbers: np.ndarray, kept: Collection[int]) -> np.ndarray:
-    """Labels (1 liver, 2 tumor) `[z y x]` with other candidates kept. A lesion that is there stays as it was drawn while one of its candidates is kept;
-    one that comes back has the voxels of its candidate, before the boundary stage."""
+def labels_at(labels: np.ndarray, numbers: np.ndarray, before: Collection[int], kept: Collection[int]) -> np.ndarray:
+    """Labels (1 liver, 2 tumor) `[z y x]` with other candidates kept than `before`. A lesion that is there stays as it was drawn while one of its
+    candidates is kept; one that comes back has the voxels of its candidate, before the boundary stage."""
     out = np.array(labels)
     pieces, _ = ndimage.label(labels == 2, np.ones((3, 3, 3)))
     for number, place in enumerate(ndimage.find_objects(pieces), 1):
         own = pieces[place] == number
-        if not set(np.unique(numbers[place][own])) & {*kept, 0} - {0} and numbers[place][own].any():
+        owners = set(np.unique(numbers[place][own])) & {*before}
+        if owners and not owners & {*kept}:
             out[place][own] = 1
-    there = np.unique(numbers[labels == 2])
-    out[np.isin(numbers, np.setdiff1d([*kept], there))] = 2
+    out[np.isin(numbers, [*({*kept} - {*before})])] = 2
     return out
 
 
