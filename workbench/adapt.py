@@ -30,7 +30,7 @@ MINIMUM_PATIENTS = 3  # rule: one is left out, and selection needs two
 SUSPECT_MM = 5.0  # a choice: smaller regions are not shown to anybody
 SHOWN = 20  # a choice: of the suspects, those with the highest scores
 PHASE_HU = 15.0  # a choice: how far a liver may lie outside the range that the experiment knows
-DEFAULT_POINT = "dice"  # empirical (docs/decisions/0017): on patients the same Dice as at `recall`, with a fifth of its false positives
+DEFAULT_POINT = "dice"  # empirical (docs/decisions/0017): on patients the same Dice as at `recall`, with a quarter of its false positives
 SLOWER = 0.3  # a choice: learning rate of a tumor net that is tuned, as a share of its own
 
 
