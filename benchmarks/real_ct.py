@@ -463,6 +463,7 @@ def main() -> int:
         about = {"settings": asdict(base(0)), "tune": TUNE, "variants": VARIANTS, "phantoms": phantoms}
         found = {
             "settings": about,
+            "boundary_threshold": base(0).boundary.threshold,
             "pieces": held,
             "summary": table.to_dict("records"),
             "areas": areas(held).to_dict("records"),

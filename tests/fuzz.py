@@ -219,7 +219,18 @@ def of_dicom(folder: Path) -> Try:
 
 def of_manifest(folder: Path) -> Try:
     (folder / "ct.nii.gz").touch()
-    rows = [[f"c{n}", f"p{n}", "ct.nii.gz", "ct.nii.gz", "test" if n > 2 else "train", "whole"] for n in range(5)]
+    rows = [
+        [
+            f"c{n}",
+            f"p{n}",
+            "ct.nii.gz",
+            "ct.nii.gz",
+            "test" if n > 2 else "train",
+            "whole",
+            "none" if n == 1 else "complete",
+        ]
+        for n in range(5)
+    ]
     sound = pd.DataFrame(rows, columns=[*cohort.COLUMNS, *cohort.OPTIONAL]).to_csv(index=False)
 
     def one(rng: random.Random) -> object:

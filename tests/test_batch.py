@@ -217,7 +217,7 @@ def test_a_device_or_case_that_is_not_there_is_refused_on_an_experiment_that_is(
 def test_a_preset_begins_an_experiment_for_the_notebooks_after_the_first(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(batch, "run", lambda path, *_, **__: ran.append(path) or batch.Outcome(path.stem, path, "done"))
-    assert len(batch.run_all(tmp_path / "e", {"preset": "demo"}, progress=False)) == len(ran) == 11
+    assert len(batch.run_all(tmp_path / "e", {"preset": "demo"}, progress=False)) == len(ran) == 12
 
 
 def test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped(trained, tmp_path, monkeypatch):
@@ -230,9 +230,9 @@ def test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped(trained, 
 
     monkeypatch.setattr(batch, "run", run)
     outcomes = batch.run_all(tmp_path / "e", progress=False)
-    assert ran == ["01", "02", "03", "06", "07", "08"], "04, 05 need tumor; 09, 10 and 00 tumor and forest"
+    assert ran == ["01", "02", "03", "06", "07", "08"], "04, 05 need tumor; 09, 10, 11 and 00 tumor and forest"
     skipped = {o.notebook[:2]: o.error for o in outcomes if o.status == "skipped"}
-    assert list(skipped) == ["04", "05", "09", "10", "00"] and not any(o.ok for o in outcomes if o.error)
+    assert list(skipped) == ["04", "05", "09", "10", "11", "00"] and not any(o.ok for o in outcomes if o.error)
     assert skipped["04"] == "04_consistency: the stage tumor is not there"
 
 

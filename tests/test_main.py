@@ -403,7 +403,7 @@ def test_help_names_the_presets(call, command):
 
 
 def test_phantom_refuses_an_unknown_preset(call, tmp_path):
-    refused(call("phantom", tmp_path / "p", "--cases", "1", "--preset", "huge"), "demo or fine or full")
+    refused(call("phantom", tmp_path / "p", "--cases", "1", "--preset", "huge"), "demo or other or fine or full")
     refused(call("phantom", tmp_path / "p", "--cases", "0"), "1 or more")
 
 

@@ -70,7 +70,7 @@ def phantom(
     out: Path,
     cases: Annotated[int, typer.Option(help="How many cases.")] = 12,
     seed: int = 0,
-    preset: Annotated[str, typer.Option(help="demo, fine or full")] = "demo",
+    preset: Annotated[str, typer.Option(help="demo, other (another scanner than the demo's), fine or full")] = "demo",
     device: Device = "auto",
 ) -> None:
     """Generate a cohort of phantom CTs with known truth; the last third is held out."""
