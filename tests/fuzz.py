@@ -415,7 +415,8 @@ def campaign(kind: str, count: int, seed: int, first: int = 0) -> dict:
             except Refused as refused:
                 found["refused"] += 1
                 said = str(refused)
-                if "\n" in said or "found " not in said or any(name in said for name in NAMED):
+                names = NAMED if kind == "dicom" else NAMED[:2]  # a hash elsewhere may hold 4711 by chance
+                if "\n" in said or "found " not in said or any(name in said for name in names):
                     found["escaped"].append([number, "Refused, not in one line or by a name", said[:300]])
             except (Exception, Hung) as error:
                 at = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-6:]]
