@@ -103,7 +103,7 @@ OWN = ("own_depth", "own_mean_probability", "own_peak_probability")  # a candida
 def own_features(labels: Tensor, probability: Tensor, liver: Tensor, spacing_mm: Spacing) -> pd.DataFrame:
     """`OWN` of each candidate 1..n: mean depth below the liver's surface in mm (0 outside it), mean and peak of the tumor probability.
 
-    labels int, probability and liver [z y x]. Empirical (docs/log.md, 2026-11-30): they carry over from phantoms to patients better than texture does.
+    labels int, probability and liver [z y x]. Empirical (docs/log.md, 2026-11-30): they carry over to patients, and add nothing to the 728 there.
     """
     count, box = int(labels.max()) if labels.numel() else 0, bounding_box(liver, spacing_mm, 3 * max(spacing_mm))
     depth = torch.zeros(labels.shape)
