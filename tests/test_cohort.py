@@ -317,17 +317,11 @@ def test_phantoms_are_kept_and_held_out(tmp_path):
     assert {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("*/ct.nii.gz")} == first
 
 
-def test_a_phantom_of_another_seed_preset_or_version_is_made_anew(tmp_path, monkeypatch, small_phantom):
+def test_a_phantom_of_another_seed_preset_or_format_is_made_anew(tmp_path, monkeypatch, small_phantom):
     made = []
     monkeypatch.setattr(cohort.phantom, "generate", lambda *of: made.append(of) or small_phantom)
-    for seed, preset, version in [
-        (7, "demo", "1"),
-        (7, "demo", "1"),
-        (8, "demo", "1"),
-        (8, "fine", "1"),
-        (8, "fine", "2"),
-    ]:
-        monkeypatch.setattr(cohort.workbench, "__version__", version)
+    for seed, preset, number in [(7, "demo", 1), (7, "demo", 1), (8, "demo", 1), (8, "fine", 1), (8, "fine", 2)]:
+        monkeypatch.setattr(cohort.phantom, "FORMAT", number)
         cohort._write_phantom(None, (tmp_path / "p", seed, preset, "cpu"))
     assert made == [(7, "demo", "cpu"), (8, "demo", "cpu"), (8, "fine", "cpu"), (8, "fine", "cpu")]
     (tmp_path / "p" / cohort.PHANTOM).unlink()  # as where it was cut off

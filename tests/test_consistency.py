@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench import consistency
+from workbench import consistency, review
 from workbench.consistency import ConsistencySettings
 
 HALF = ConsistencySettings(threshold=0.5, low=0.25, keep=0.8, restore_only_above_mm=6.0)
@@ -87,3 +90,32 @@ def test_the_work_grid_s_rounding_does_not_toggle_the_rule():
     p[2, 1, 1] = 0.5
     cleared = [int(consistency.refine(p, mm).suppressed.sum()) for mm in (2.98, 3.0, 3.02, 3.1, 3.5)]
     assert cleared == [1, 1, 1, 1, 0]
+
+
+def test_the_review_counts_thin_and_thick_slices_apart():
+    settings = ConsistencySettings()
+    tables = {
+        "consistency": pd.DataFrame(
+            {
+                "case": ["a", "b", "c"],
+                "split": ["test", "test", "train"],
+                "restored": [4, 3, 0],
+                "restored_right": [3, 0, 0],
+            }
+            | {"suppressed": [2, 0, 5], "suppressed_right": [2, 0, 1]}
+        ),
+        "cohort": pd.DataFrame({"case": ["a", "b", "c"], "work_z_mm": [3.02, 5.0, 3.0]}),
+    }
+    made = SimpleNamespace(
+        table=lambda stage, *_, **__: tables[stage],
+        cases=lambda: tables["cohort"],
+        settings=SimpleNamespace(consistency=settings),
+    )
+    table = review.consistency(made)
+    assert table.slices.tolist() == ["thin", "thick", "thin"] and table.changed.tolist() == [6, 3, 5]
+    assert review.changes(table).T.to_dict("list") == {
+        "restored, thick, held out": [0, 3],
+        "restored, thin, held out": [3, 1],
+        "suppressed, thin, held out": [2, 0],
+        "suppressed, thin, out of fold": [1, 4],
+    }

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from workbench import phantom
 from workbench.phantom import painting, scanner
@@ -160,7 +161,27 @@ def test_lookalikes_never_touch_a_lesions_label(cases):
                 base = case.ct.array[(case.labels.array == 1) & (case.decoys == 0)].float().median()
                 assert float(case.ct.array[mask].float().mean()) < float(base) - 4
         kinds |= set(case.lookalikes.kind)
-    assert {"gallbladder", "focal fat", "perfusion", "beam hardening", "dark vessel"} <= kinds
+    assert {"gallbladder", "focal fat", "perfusion", "beam hardening", "dark vessel", "fissure", "notch"} <= kinds
+
+
+def test_fissures_and_notches_are_dark_and_lie_at_the_capsule(cases):
+    """As half of the false candidates in patients do: within 8 mm of the capsule."""
+    depths = []
+    for case in cases:
+        labels = case.labels.array
+        liver = np.pad((labels > 0).numpy(), 1)  # the ends of the scan count as outside
+        depth = ndimage.distance_transform_edt(liver, sampling=case.ct.spacing_mm)[1:-1, 1:-1, 1:-1]
+        plain = case.ct.array[(labels == 1) & (case.decoys == 0)].float().median()
+        for row in case.lookalikes[case.lookalikes.kind.isin(["fissure", "notch"])].itertuples():
+            mask = (case.decoys == row.lookalike).numpy()
+            depths.append(np.median(depth[mask]))
+            assert row.volume_ml < 0.3 or case.ct.array[mask].float().mean() < plain - 4
+    assert len(depths) >= 8 and np.quantile(depths, 0.9) < 10 and np.mean(np.array(depths) < 8) > 0.7
+
+
+def test_demo_slices_are_thin_and_thick():
+    thick = [phantom.generate(seed).ct.spacing_mm[0] for seed in range(20, 32)]
+    assert min(thick) < 2 and max(thick) > 4 and max(thick) <= 5 and min(thick) >= 1
 
 
 def test_hu_contrast_and_noise_are_those_of_real_scans(cases):

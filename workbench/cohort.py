@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-import workbench
 from workbench import phantom
 from workbench.files import write_atomic, write_table
 from workbench.threads import cores, in_processes
@@ -361,7 +360,7 @@ def write_phantoms(
 ) -> Path:
     """Generate `cases` phantoms below `out` and their manifest; the last third is held out by default.
 
-    Cases that are there already, of the same seed, preset and version, are kept. On a CPU the cores share the cases.
+    Cases that are there already, of the same seed, preset and format, are kept. On a CPU the cores share the cases.
     """
     out = Path(out)
     if cases < 1:
@@ -394,7 +393,7 @@ def _write_phantom(_: None, job: tuple[Path, int, str, str]) -> str:
     from workbench.readers import nifti
 
     folder, seed, preset, device = job
-    about = {"seed": seed, "preset": preset, "version": workbench.__version__, "device": torch.device(device).type}
+    about = {"seed": seed, "preset": preset, "format": phantom.FORMAT, "device": torch.device(device).type}
     mark = folder / PHANTOM
     if mark.is_file() and json.loads(mark.read_text()) == about:
         return folder.name

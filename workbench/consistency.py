@@ -37,6 +37,10 @@ class ConsistencySettings:
             found = f"low {self.low}, threshold {self.threshold}, keep {self.keep}"
             raise Refused("consistency", found, "them in rising order in [0, 1]")
 
+    def clears(self, slice_mm: float) -> bool:
+        """Whether slices of this thickness are thin enough for clearing."""
+        return slice_mm <= self.restore_only_above_mm * ROUNDING
+
 
 class Refined(NamedTuple):
     mask: Tensor
@@ -53,6 +57,6 @@ def refine(
     above = torch.cat([mask[1:], mask[-1:]])
     restored = ~mask & below & above & (probability >= settings.low)
     suppressed = mask & ~below & ~above & (probability < settings.keep)
-    if slice_mm > settings.restore_only_above_mm * ROUNDING:
+    if not settings.clears(slice_mm):
         suppressed = torch.zeros_like(suppressed)
     return Refined((mask | restored) & ~suppressed, restored, suppressed)

@@ -55,7 +55,7 @@ class Settings:
 
     preset: str = "demo"
     pixel_mm: float | None = 2.5  # rule: the work grid's pixel; None keeps the scan's own
-    slice_mm: float | None = 3.5  # rule: thinner slices are averaged up to this, thicker ones stay
+    slice_mm: float | None = 3.0  # rule: thinner slices are averaged up to this, thicker ones stay
     folds: int = 3
     seed: int = 0
     implants: cohort.ImplantSettings = field(default_factory=cohort.ImplantSettings)

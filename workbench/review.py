@@ -256,15 +256,22 @@ def cascade_reports(made: Experiment) -> list[dict]:
     return reports
 
 
-def consistency(table: pd.DataFrame) -> pd.DataFrame:
-    """Voxels restored and suppressed, right and wrong, out of fold and held out, from the stage's cases.csv."""
+def consistency(made: Experiment) -> pd.DataFrame:
+    """The consistency stage's cases.csv with `slices`: thin where the rule may clear, else thick; and `changed` voxels."""
+    table = made.table("consistency", "cases.csv", dtype=AS_TEXT).merge(made.cases()[["case", "work_z_mm"]], on="case")
+    thin = table.work_z_mm.map(made.settings.consistency.clears)
+    return table.assign(slices=np.where(thin, "thin", "thick")).eval("changed = restored + suppressed")
+
+
+def changes(table: pd.DataFrame) -> pd.DataFrame:
+    """Voxels restored and suppressed, right and wrong, in thin and thick slices, from the table of `consistency`."""
     rows = {}
-    for what in ("restored", "suppressed"):
-        for split, name in (("train", "out of fold"), ("test", "held out")):
-            part = table[table.split == split]
+    for (slices, split), part in table.groupby(["slices", "split"], sort=False):
+        for what in ("restored", "suppressed"):
             right, done = part[f"{what}_right"].sum(), part[what].sum()
-            rows[f"{what}, {name}"] = {"right": right, "wrong": done - right}
-    return pd.DataFrame(rows).T
+            if done:
+                rows[f"{what}, {slices}, {'held out' if split == 'test' else 'out of fold'}"] = [right, done - right]
+    return pd.DataFrame.from_dict(rows, "index", columns=["right", "wrong"]).sort_index()
 
 
 # --- candidates --------------------------------------------------------------------------------------------------

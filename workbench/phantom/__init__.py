@@ -13,6 +13,6 @@ HU figures are *empirical*: next to the real scans named in docs/log.md (2026-11
 from workbench.phantom.implants import IMPLANTS, Implanted, implant
 from workbench.phantom.lesions import KINDS
 from workbench.phantom.painting import ORGANS
-from workbench.phantom.scanner import PRESETS, Phantom, Preset, generate
+from workbench.phantom.scanner import FORMAT, PRESETS, Phantom, Preset, generate
 
-__all__ = ["IMPLANTS", "KINDS", "ORGANS", "PRESETS", "Implanted", "Phantom", "Preset", "generate", "implant"]
+__all__ = ["FORMAT", "IMPLANTS", "KINDS", "ORGANS", "PRESETS", "Implanted", "Phantom", "Preset", "generate", "implant"]

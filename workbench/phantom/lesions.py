@@ -184,7 +184,7 @@ class Decoy:
 
     kind: str
     hu: float
-    shapes: tuple  # ellipsoids (focal fat), capsules (vessel loop)
+    shapes: tuple  # ellipsoids (focal fat, fissure, notch), capsules (vessel loop)
     cone: tuple | None = None  # apex, axis, half angle: perfusion wedges
     edge_mm: float = 1.5
     band: tuple | None = None  # origin (y, x), angle, width, z, half height: beam hardening
@@ -283,4 +283,40 @@ def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list
                 band=(origin, math.radians(angle), d.uniform(4, 8), d.uniform(-40, 60), d.uniform(5, 11)),
             )
         )
+    return found + _shallow(d, body, survey, lesions)
+
+
+def _shallow(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
+    """Sharp look-alikes at the capsule: plates of fat in fissures, and notches of the diaphragm's slips and of partial volume.
+
+    In patients half of what a net marks wrongly lies within 8 mm of the capsule, with sharp edges (*empirical*, docs/log.md, 2026-11-30).
+    """
+    found = []
+    kinds = ["fissure"] * d.pick((0, 1, 2), (0.3, 0.45, 0.25)) + ["notch"] * d.pick(
+        range(5), (0.2, 0.3, 0.25, 0.15, 0.1)
+    )
+    for kind in kinds:
+        for _ in range(8):
+            at = survey.point(d, -4, 0)
+            if at is None:
+                break
+            if kind == "fissure":
+                inward, deep, wide, thin = d.uniform(0.3, 0.7), d.uniform(8, 20), d.uniform(6, 14), d.uniform(1.2, 3)
+            else:
+                inward, deep, wide, thin = d.uniform(0.2, 0.6), d.uniform(3, 6), d.uniform(3, 9), d.uniform(2.5, 7)
+            uphill = np.array([survey(at + step) - survey(at - step) for step in np.eye(3) * survey.step])
+            if not 1 < np.linalg.norm(uphill) < 50:
+                continue  # the survey's edge
+            down = -uphill / np.linalg.norm(uphill)
+            centre = at + inward * deep * down
+            if not _clear(centre, max(deep, wide), lesions):
+                continue
+            side = np.cross(down, d.direction())
+            side /= max(np.linalg.norm(side), 1e-6)
+            plate = Ellipsoid(
+                tuple(float(c) for c in centre), (deep, wide, thin), np.stack([down, side, np.cross(down, side)])
+            )
+            hu = -d.uniform(35, 110) if kind == "fissure" else -d.uniform(25, 60) * (0.7 if body.fatty else 1)
+            found.append(Decoy(kind, hu, (plate,), edge_mm=d.uniform(0.3, 1.2)))
+            break
     return found

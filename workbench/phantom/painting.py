@@ -384,7 +384,10 @@ def _paint_liver(slab: _Slab, plan: Plan, wall: Tensor, chest: Tensor) -> tuple[
     inside = (sdf < 0) & (clear > 2.0)
     marks = decoy_map[box]
     for row, decoy in enumerate(plan.decoys, 1):
-        if decoy.kind in ("focal fat", "perfusion") and (effect := _decoy_effect(decoy, slab, box)) is not None:
+        if (
+            decoy.kind in ("focal fat", "perfusion", "fissure", "notch")
+            and (effect := _decoy_effect(decoy, slab, box)) is not None
+        ):
             tissue += effect[0] * fade
             marks.masked_fill_(effect[1] & inside & (fade > 0.5), row)
     for name, tubes in (("hepatic", plan.hepatic), ("portal", plan.portal)):
