@@ -170,7 +170,9 @@ def train(
             help="A JSON file of settings, such as a sweep's best.json: all of them, or some to lay over --preset."
         ),
     ] = None,
-    start: Annotated[Path | None, typer.Option(help="An experiment whose nets these begin with.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="An experiment, or the name of a model, whose nets these begin with.")
+    ] = None,
     fold: Annotated[int | None, typer.Option(help="Of liver or tumor, the net of this fold alone.")] = None,
     with_corrections: Annotated[
         list[Path] | None,
@@ -182,7 +184,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train one stage or all; finished stages are kept, an interrupted one goes on. Also under `accelerate launch`."""
-    from workbench import pipeline, processes, results, tracking
+    from workbench import models, pipeline, processes, results, tracking
     from workbench.experiment import PRESETS, Experiment, read_settings
     from workbench.folders import STAGES
     from workbench.volume import Refused
@@ -213,7 +215,8 @@ def train(
     else:
         wanted = PRESETS[preset or "demo"]()
     new = fold is None and processes.count() == 1 and not experiment.exists()
-    made = Experiment.create(experiment, cohort, wanted, device, start=start, with_corrections=with_corrections or ())
+    origin = None if start is None else models.find(start)
+    made = Experiment.create(experiment, cohort, wanted, device, start=origin, with_corrections=with_corrections or ())
     processes.wait()
     with _trained(experiment, new):
         if fold is not None:
@@ -223,9 +226,32 @@ def train(
     print(tracking.sync(experiment))
 
 
+@app.command("models")
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """The models that come with the workbench: what each learned from, its figures on patients, operating points, licence."""
+    from workbench import models
+
+    print(models.as_json() if as_json else "\n\n".join(map(models.words, models.listed())))
+
+
+@app.command()
+def pack(
+    experiment: Path,
+    out: Annotated[Path, typer.Option("-o", help="Folder of the model; its name is the model's.")],
+    about: Annotated[
+        Path, typer.Option(help="JSON: version, trained_on, measured_on, licence, attribution, intended_use.")
+    ],
+) -> None:
+    """Pack a trained experiment as a model without its scans, with a hash of each file."""
+    from workbench import models
+    from workbench.files import read_json
+
+    print(models.pack(experiment, out, read_json(about)))
+
+
 @app.command()
 def adapt(
-    models: Annotated[Path, typer.Argument(help="A trained experiment.")],
+    models: Annotated[str, typer.Argument(help="A trained experiment, or the name of a model.")],
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV) with a column tumor_labels: none, exclude or complete.")],
     out: Annotated[Path, typer.Option("-o", help="Folder of the adapted experiment.")],
     copies: Annotated[int | None, typer.Option(help="Copies of each scan with synthetic lesions.")] = None,
@@ -241,11 +267,12 @@ def adapt(
 ) -> None:
     """Adapt an experiment to your scanner with scans that have no known tumors. The same command resumes."""
     from workbench import adapt as a
+    from workbench import models as known
     from workbench import results, tracking
 
     _writable(out)
     new = not out.exists()
-    made = a.begin(models, cohort, out, device, copies, tumor_steps, operating_point)
+    made = a.begin(known.find(models), cohort, out, device, copies, tumor_steps, operating_point)
     if exclude:
         print(*a.exclude(made, exclude), sep="\n", flush=True)
     with _trained(out, new):
@@ -259,8 +286,13 @@ def adapt(
 @app.command()
 def segment(
     inputs: list[Path],
-    models: Annotated[Path, typer.Option(help="A trained experiment.")],
     out: Annotated[Path, typer.Option("-o", help="Where the results go, a folder a case.")],
+    models: Annotated[
+        str, typer.Option(help="A trained experiment, or the name of a model that comes with the workbench.")
+    ] = "clinical",
+    liver: Annotated[
+        Path | None, typer.Option(help="A liver mask on the CT's grid, of one input; in place of the liver net's.")
+    ] = None,
     device: Device = "auto",
     operating_point: Annotated[
         str, typer.Option(help="recall, dice or f1: the forest's threshold; by default the one it was trained for.")
@@ -273,6 +305,7 @@ def segment(
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
     from workbench import cohort, readers, results, segmentation
+    from workbench import models as known
     from workbench.experiment import pick_device
     from workbench.threads import at_once, in_processes
     from workbench.volume import Refused
@@ -283,7 +316,10 @@ def segment(
         raise Refused("--name", f"{len(inputs)} inputs", "one input")
     if name and not cohort.fits("case", name):
         raise Refused("--name", repr(name[:100]), cohort.SCHEMA["case"][1])
-    for path in inputs:  # all are there before the first is worked on
+    if liver is not None and len(inputs) > 1:
+        raise Refused("--liver", f"{len(inputs)} inputs", "one input")
+    place = known.find(models)
+    for path in [*inputs, *([liver] if liver else [])]:  # all are there before the first is worked on
         readers.gates.existing(path)
     _writable(out)
     names = _each_its_own([name or readers.case_name(path) for path in inputs])
@@ -291,11 +327,11 @@ def segment(
         workers = at_once(pick_device(device)) if len(inputs) > 2 else 1
     jobs, refused = [(path, out / case) for path, case in zip(inputs, names)], 0
     if keep_done:
-        there = [job for job in jobs if results.holds(*job, models, operating_point)]
+        there = [job for job in jobs if results.holds(*job, place, operating_point, liver)]
         jobs = [job for job in jobs if job not in there]
         print(f"{len(there)} of {len(inputs)} results are there already", flush=True)
-    make = partial(segmentation.Models.load, models, device, operating_point)
-    for said, line, error in in_processes(make, results.from_file, jobs, workers):
+    make = partial(segmentation.Models.load, place, device, operating_point)
+    for said, line, error in in_processes(make, partial(results.from_file, liver=liver), jobs, workers):
         for told in said:
             print(f"warning: {told}", file=sys.stderr)
         if error:  # the others are segmented all the same

@@ -45,6 +45,7 @@ NEEDS = {
 # What a stage's files mean and how they are computed. Raise a number only when the stage computes something else than before; stages that
 # recorded none were written by 0.1.0, which had format 1. The version of the package takes no part.
 FORMATS = dict.fromkeys(STAGES, 1)
+PACKED = "model.json"  # in the folder of a packed model, which has no scans
 NETS = ("liver", "tumor", "boundary")  # the stages that train a network
 Progress = Callable[[str, int, int, dict], None]
 
@@ -215,6 +216,10 @@ class Experiment:
         }
         if start is not None:  # kept here, so that it is known also where that experiment is gone
             about["patients_before"] = sorted(cls(start, "cpu").patients_learned_from())
+            if (
+                cls(start, "cpu").folder / PACKED
+            ).is_file():  # another version of the workbench may have another of this name
+                about["start_stages"] = {stage: sha256(Path(start) / stage / "stage.json") for stage in NETS}
         if take:
             about["taken"] = sorted(take)
         if start is not None and any(case.labels is None for case in cases):
@@ -299,7 +304,7 @@ class Experiment:
         own = set() if set(NETS) <= set(self.taken) else set(self.cases("train").patient)
         before = self.about.get("patients_before")
         if before is None and self.start:  # written by 0.1.0, which looked one experiment back
-            before = Experiment(self.start, "cpu").cases("train").patient
+            before = list(Experiment(self.start, "cpu").cases("train").patient)
         return own | set(before or ())
 
     @property
@@ -351,9 +356,9 @@ class Experiment:
         } | ({"implants": stored["implants"]} if "implants" in stored else {})  # 0.1.0 knew none
         inputs: dict[str, object] = {need: sha256(self.path(need) / "stage.json") for need in NEEDS[stage]}
         if self.start and stage in NETS:
-            inputs["start"] = sha256(self.start / stage / "stage.json")
+            inputs["start"] = self._start_sha256(stage)
         if stage == "cohort" and self.about.get("liver_by_start"):
-            inputs = {"manifest": self.manifest_sha256, "start": sha256(self.start / "liver" / "stage.json")}
+            inputs = {"manifest": self.manifest_sha256, "start": self._start_sha256("liver")}
         if stage in self.taken:
             inputs["taken"] = True
         inputs = inputs or {"manifest": self.manifest_sha256}
@@ -367,6 +372,10 @@ class Experiment:
             "settings": own,
             "inputs": inputs,
         }
+
+    def _start_sha256(self, stage: str) -> str:
+        known = self.about.get("start_stages") or {}
+        return known.get(stage) or sha256(self.start / stage / "stage.json")
 
     def need(self, stage: str) -> None:
         """Refuse where a stage has not run, naming the first that has not on the way to it: each rests on all before."""

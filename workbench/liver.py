@@ -71,9 +71,13 @@ def mask(probability: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> T
     sizes = np.bincount(pieces.ravel())[1:]
     if sizes.max() * np.prod(spacing_mm) / 1000 < settings.minimum_ml:
         return torch.zeros_like(probability, dtype=torch.bool)
-    liver = pieces == 1 + int(sizes.argmax())
-    liver = np.stack([ndimage.binary_fill_holes(s) if s.any() else s for s in liver])
-    return torch.from_numpy(liver).to(probability.device)
+    return filled(torch.from_numpy(pieces == 1 + int(sizes.argmax()))).to(probability.device)
+
+
+def filled(mask: Tensor) -> Tensor:
+    """A mask bool [z y x] with its holes filled slice by slice: tumors and vessels that it leaves out belong to the liver."""
+    slices = [ndimage.binary_fill_holes(s) if s.any() else s for s in mask.cpu().numpy()]
+    return torch.from_numpy(np.stack(slices)).to(mask.device)
 
 
 def doubts(liver: Tensor, spacing_mm: Spacing) -> list[str]:

@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 import workbench
 from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.cohort import is_phantom
-from workbench.experiment import versions
+from workbench.experiment import PACKED, versions
 from workbench.files import read_json, remove, sweep, write_json, write_table
 from workbench.readers import itk, nifti
 from workbench.segmentation import Models, Result, segment
-from workbench.volume import Refused, Spacing
+from workbench.volume import Refused, Spacing, Volume
 
 OWN = re.compile(  # all that the workbench writes there; what a reader said (`verdicts`) is the reader's
     r"(labels|liver_probability|tumor_probability|ledger|candidates)\.nii\.gz|lesions\.csv|(result|cards)\.json"
@@ -109,19 +110,21 @@ def _making(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.part")
 
 
-def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, str]:
+def from_file(models: Models, job: tuple[Path, Path], liver: Path | None = None) -> tuple[list[str], str, str]:
     """Segment one CT (a path) into a folder: what is to be warned of, and the line that says how it went or why it was refused.
 
-    The case is named as the folder.
+    The case is named as the folder. `liver`: a mask on the CT's grid, every value but 0, in place of the liver net's.
     """
     path, folder = job
     tell = lambda stage, *_: print(f"  {folder.name}  {stage}", file=sys.stderr, flush=True)
     with readers.gates.heard() as said:
         try:
             volume = readers.read(path)
+            given = None if liver is None else _given(liver, volume)
             free(folder)
             with claimed(folder):
-                result = segment(replace(volume, name=folder.name), models, tell)
+                result = segment(replace(volume, name=folder.name), models, tell, given)
+                result.liver_given = liver
                 if models.phantoms and not is_phantom(path):
                     result.warnings.append(
                         f"the models have learnt from {models.phantoms} phantoms and no patient: expect little of them on a patient's scan"
@@ -136,6 +139,14 @@ def from_file(models: Models, job: tuple[Path, Path]) -> tuple[list[str], str, s
         f"{sum(result.timings.values()):.1f} s -> {folder}"
     )
     return [*doubts, *said], line, ""
+
+
+def _given(liver: Path, volume: Volume) -> Tensor:
+    """A liver mask for a CT, bool [z y x]; refused when it is empty."""
+    mask = readers.read_labels(liver, like=volume).array > 0
+    if not bool(mask.any()):
+        raise Refused(liver, "no voxel of a liver", "a mask of the liver on the CT's grid")
+    return mask
 
 
 def lesion_table(places: list[Path]) -> pd.DataFrame:
@@ -168,8 +179,9 @@ def _in_the_world(lesions: pd.DataFrame, spacing_mm: Spacing, affine: np.ndarray
     return pd.concat([lesions.iloc[:, :at], places, lesions.iloc[:, at:]], axis=1)
 
 
-def holds(path: Path, folder: Path, models: Path, operating_point: str = "") -> bool:
-    """Whether the models of an experiment, at an operating point, and this version made the result in a folder of the CT at `path`, as both are now."""
+def holds(path: Path, folder: Path, models: Path, operating_point: str = "", liver: Path | None = None) -> bool:
+    """Whether the models of an experiment, at an operating point, and this version made the result in a folder of the CT at `path`, with this
+    liver mask if one is given, as all are now."""
     if not (folder / "result.json").is_file():
         return False
     try:
@@ -181,6 +193,8 @@ def holds(path: Path, folder: Path, models: Path, operating_point: str = "") -> 
     if info.get("forest_threshold") != cut["threshold"]:
         return False
     same = info.get("input") is not None and (folder / info["input"]).resolve() == path.resolve()
+    if info.get("liver_given_state") != (None if liver is None else _state(liver)):
+        return False
     made_by = (info.get("models") or {}).get("stages") == _models(models, folder)["stages"]
     return same and made_by and info.get("input_state") == _state(path) and info.get("version") == workbench.__version__
 
@@ -209,7 +223,9 @@ def free(folder: Path) -> None:
 def _models(experiment: Path, folder: Path) -> dict:
     """Which models made a result: their experiment, and the hash of the stage.json of each stage."""
     hashes = folders.stage_hashes(experiment)
-    return {
+    packed = read_json(experiment / PACKED) if (experiment / PACKED).is_file() else {}
+    named = {"name": f"{packed['name']} {packed['version']}"} if packed else {}
+    return named | {
         "experiment": os.path.relpath(experiment.resolve(), folder.resolve()),
         "stages": {stage: hashes[stage] for stage in folders.MODEL_STAGES if stage in hashes},
     }
@@ -246,6 +262,10 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "status": result.status,
             "case": volume.name,
             "input": None if source is None else os.path.relpath(Path(source).resolve(), folder.resolve()),
+            "liver_given": None
+            if result.liver_given is None
+            else os.path.relpath(result.liver_given.resolve(), folder.resolve()),
+            "liver_given_state": None if result.liver_given is None else _state(result.liver_given),
             "input_state": None if source is None or not Path(source).exists() else _state(Path(source)),
             "version": workbench.__version__,
             "versions": versions(),

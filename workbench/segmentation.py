@@ -99,6 +99,7 @@ class Result:
         default_factory=dict
     )  # by the boundary stage; by its smoothing, on the work grid
     models: Models | None = None
+    liver_given: Path | None = None  # the file of the mask that took the place of the liver net's
 
     @property
     def labels(self) -> Tensor:
@@ -334,7 +335,7 @@ def look(
             p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
         else:
             p_liver = (resample(liver_given, shape) >= 0.5).float()
-        found = liver.mask(p_liver, spacing, s.liver)
+        found = liver.mask(p_liver, spacing, s.liver) if liver_given is None else liver.filled(p_liver >= 0.5)
     with timed("tumor"):
         p = tumor.probability(models.tumor, hu, p_liver, tumor.box(found, spacing, s.tumor), s.tumor, models.device)
     return Maps(hu, p_liver, found, p, spacing)
@@ -349,8 +350,8 @@ def segment(
 ) -> Result:
     """All stages on one CT. Nets and decisions work on the settings' work grid; masks and maps come back on the volume's own.
 
-    `liver_given`: bool [z y x] that takes the place of the liver net's map, for a scan cut to the liver's box. `memory` as
-    in `decide`.
+    `liver_given`: bool [z y x] that takes the place of the liver net's map: a reader's mask, another program's, or the reference of a
+    scan cut to the liver's box. Its holes are filled slice by slice. `memory` as in `decide`.
     """
     s, show = models.settings, progress or (lambda *_: None)
     timings: dict[str, float] = {}
@@ -372,7 +373,10 @@ def segment(
     decided = decide(maps, models, volume.spacing_mm, (), timed, memory)
     with timed("own grid"):
         masks = on_own_grid(decided, volume.shape)
-        liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0
+        if liver_given is None:
+            liver_mask = resample(_agree(maps.p_liver - s.liver.threshold, maps.liver), volume.shape) >= 0
+        else:
+            liver_mask = liver.filled(liver_given)
         history = ledger.write(masks, liver_mask)
     doubts = liver.doubts(liver_mask, volume.spacing_mm) if liver_given is None else []
     numbers = _numbers_on(decided.pieces, masks[2])

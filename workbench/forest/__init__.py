@@ -16,7 +16,7 @@ name only the types listed here, and both must give the stored scores of the sto
 them. The tensors score; scikit-learn's model is built when somebody asks for it.
 """
 
-from workbench.forest.disk import load, save
+from workbench.forest.disk import load, pack, save
 from workbench.forest.fitting import Choose, OutOfFold, boosted, fit, grouped_folds, out_of_fold, settled
 from workbench.forest.judging import baselines, importance
 from workbench.forest.measures import (
@@ -51,6 +51,7 @@ __all__ = [
     "grouped_folds",
     "importance",
     "load",
+    "pack",
     "operating_points",
     "out_of_fold",
     "save",

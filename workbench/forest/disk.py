@@ -86,13 +86,25 @@ def save(forest: Forest, folder: str | Path) -> None:
     write_atomic(folder / INFO_FILE, (json.dumps(info, indent=1) + "\n").encode())
 
 
+def pack(source: Path, folder: Path) -> None:
+    """Copy a saved forest without scikit-learn's model, which is large: the flat tensors score alike."""
+    info = read_json(source / INFO_FILE, sha256=dict)
+    info["sha256"].pop(MODEL_FILE, None)
+    write_atomic(folder / TENSOR_FILE, (source / TENSOR_FILE).read_bytes())
+    write_atomic(folder / INFO_FILE, (json.dumps(info, indent=1) + "\n").encode())
+
+
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise Refused(file, "no file", "a forest that was saved here", "Train the forest stage.")
+    return file
+
+
 def load(folder: str | Path) -> Forest:
     """Read what `save` wrote. Refused: a missing file, another checksum, a type that no forest holds, a tree that does not end,
-    other scores. scikit-learn's model itself is built when it is asked for."""
+    other scores. scikit-learn's model itself is built when it is asked for; a packed forest (`pack`) has none."""
     folder = Path(folder)
-    for name in (INFO_FILE, MODEL_FILE, TENSOR_FILE):
-        if not (folder / name).is_file():
-            raise Refused(folder / name, "no file", "a forest that was saved here", "Train the forest stage.")
+    _there(folder / INFO_FILE)
     try:
         info = read_json(folder / INFO_FILE, "threshold", sha256=dict, probe=dict, names=list, versions=dict | None)
         names, medians = tuple(map(str, info["names"])), np.array(info["medians"], dtype=np.float32)
@@ -115,8 +127,8 @@ def load(folder: str | Path) -> Forest:
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise Refused(folder / INFO_FILE, f"{type(error).__name__} {error}", "the description of a forest") from error
     held = {}
-    for name in (MODEL_FILE, TENSOR_FILE):
-        held[name] = (folder / name).read_bytes()
+    for name in [MODEL_FILE] * (MODEL_FILE in info["sha256"]) + [TENSOR_FILE]:
+        held[name] = _there(folder / name).read_bytes()
         checksum, stated = hashlib.sha256(held[name]).hexdigest(), info["sha256"].get(name)
         if checksum != stated:
             raise Refused(
@@ -125,7 +137,8 @@ def load(folder: str | Path) -> Forest:
                 f"{str(stated)[:12]} as {INFO_FILE} states",
                 "The file is damaged or of another run: restore it or train the forest stage.",
             )
-    _refuse_unknown_types(folder / MODEL_FILE, held[MODEL_FILE])
+    if MODEL_FILE in held:
+        _refuse_unknown_types(folder / MODEL_FILE, held[MODEL_FILE])
     flat = TensorForest.unpacked(folder / TENSOR_FILE, held[TENSOR_FILE], names, medians)
     if rows.ndim != 2 or rows.shape[1] != len(names):
         raise Refused(folder / INFO_FILE, f"a probe of shape {rows.shape}", f"rows of {len(names)} features")
@@ -139,7 +152,7 @@ def _built(folder: Path, names: tuple[str, ...]) -> RandomForestClassifier:
     import skops.io
     from sklearn.ensemble import RandomForestClassifier
 
-    data, info = (folder / MODEL_FILE).read_bytes(), read_json(folder / INFO_FILE, sha256=dict, probe=dict)
+    data, info = _there(folder / MODEL_FILE).read_bytes(), read_json(folder / INFO_FILE, sha256=dict, probe=dict)
     _refuse_unknown_types(folder / MODEL_FILE, data)
     try:
         model = skops.io.loads(data, trusted=list(_BEYOND_SKOPS))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import workbench
 from workbench import cohort, processes
-from workbench.experiment import NEEDS, Experiment, versions
+from workbench.experiment import NEEDS, PACKED, Experiment, versions
 from workbench.files import held, read_json, sha256, sweep, write_json
 from workbench.folders import STAGES
 from workbench.pipeline.decisions import run_boundary, run_forest, run_selection, train_boundary
@@ -32,6 +32,11 @@ def run(experiment: Experiment, stage: str, keep: Callable[[Result, Path], objec
     folders of the held-out cases (stage metrics), which processes share on a CPU."""
     if stage not in STAGES:
         raise Refused("stage", stage, ", ".join(STAGES))
+    if (experiment.folder / PACKED).is_file():
+        raise Refused(
+            experiment.folder, "a packed model, without its scans", "an experiment, to train a stage of",
+            "`workbench adapt` or `workbench train --start` make one that begins with this model.",
+        )  # fmt: skip
     for need in NEEDS[stage]:
         experiment.need(need)
     folder = experiment.path(stage)
