@@ -123,7 +123,62 @@ def paper() -> Settings:
     )
 
 
-PRESETS = {"demo": demo, "paper": paper}
+def clinical() -> Settings:
+    """The model that comes with the workbench: for patients, hours on two cores or minutes on a GPU. Learns from phantoms and patients together.
+
+    What differs from the demo was measured on patients (docs/log.md, 2026-11-30): a finer grid, a liver net that knows large and bright tumors,
+    stronger augmentation with more steps, and a tumor net that does not rely on the liver's map.
+    """
+    base = demo()
+
+    def stage(of, steps: int, **slabs):
+        fit = replace(of.cascade.fit, steps=steps, rate=3e-3, batch=16, check_every=200)
+        return replace(of, cascade=replace(of.cascade, fit=fit, slabs=replace(of.cascade.slabs, **slabs)))
+
+    return replace(
+        base,
+        preset="clinical",
+        pixel_mm=1.5,
+        slice_mm=3.0,
+        folds=3,
+        implants=replace(base.implants, copies=5),
+        liver=stage(
+            replace(base.liver, pixel_mm=2.5),
+            1500,
+            crop=(112, 112),
+            blobs=0.75,
+            blob_pixels=(2.0, 28.0),
+            blob_hu=((-60.0, 170.0), (-60.0, 170.0), (100.0, 400.0)),
+            blob_slices=(0.5, 1.1),
+            scale=0.2,
+            rotate_degrees=15.0,
+            elastic=2.0,
+            shift_hu=30.0,
+            contrast=0.25,
+            noise_hu=15.0,
+        ),
+        tumor=stage(
+            base.tumor,
+            2000,
+            crop=(128, 128),
+            blob_pixels=(1.5, 14.0),
+            blob_slices=(0.25, 0.6),
+            scale=0.25,
+            rotate_degrees=20.0,
+            elastic=2.0,
+            thick=0.3,
+            contrast=0.3,
+            noise_hu=20.0,
+            blur=0.4,
+            prior_fade=0.4,
+            prior_bite=0.3,
+            prior_drop=0.1,
+        ),
+        boundary=replace(base.boundary, grid_mm=(3.0, 1.5, 1.5)),  # as fine as what it corrects
+    )
+
+
+PRESETS = {"demo": demo, "paper": paper, "clinical": clinical}
 
 
 def read_settings(path: str | Path, preset: str | None = None) -> Settings:

@@ -53,6 +53,7 @@ class SelectionSettings:
 
     keep: int = 20  # fixed: stated by the paper
     own_features: bool = False  # whether the candidates' own (depth, probability) may be chosen beside the 728
+    patients_first: bool = True  # phantoms are not learned from where there are patients enough (docs/decisions/0016)
     icc_bound: float = 0.5  # empirical (docs/decisions/0005): "moderate" (Koo & Li 2016), of the interval's lower end
     icc_step: float = 0.05  # by how much the bound is lowered at a time
     icc_floor: float = 0.0  # under it a feature repeats no better than chance: the bound never goes lower

@@ -19,7 +19,7 @@ from workbench import boundary, forest, radiomics, selection
 from workbench.experiment import Experiment
 from workbench.files import read_json, write_json, write_table
 from workbench.fit import copy_tensors
-from workbench.pipeline.lesions import tables
+from workbench.pipeline.lesions import learned_from, tables
 from workbench.threads import in_processes
 from workbench.volume import Refused
 
@@ -162,7 +162,7 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
         lesions[train],
         s.recall,
         None if "shared_ml" not in table else own_rows[["case", "volume_ml", "shared_ml"]],  # 0.1.0 did not keep it
-        experiment.cases("train").set_index("case").tumor_ml,
+        learned_from(experiment).set_index("case").tumor_ml,
     )
     cut = points[point := s.operating_point if s.operating_point in points else "recall"]
     own, tried = forest.settled(x[names["all"]], y, patients, s)
@@ -188,7 +188,7 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
         "recall_high": cut.recall_high,
         **{f"{name}_point_{k}": getattr(p, k) for name, p in points.items() for k in ("threshold", "recall")},
     }
-    for split, on in (("train", train), ("test", ~train)):
+    for split, on in (("train", train), ("test", (table.split == "test").to_numpy())):
         out |= {
             f"{split}_false": int((~y & on).sum()),
             f"{split}_false_removed": int((~y & ~kept & on).sum()),

@@ -135,7 +135,10 @@ def run_radiomics(experiment: Experiment, folder: Path) -> dict:
 
 
 def tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Candidates and their features, row by row the same lesions: the 728 descriptors, and the candidates' own where the settings ask."""
+    """Candidates and their features, row by row the same lesions: the 728 descriptors, and the candidates' own where the settings ask.
+
+    The split of a phantom that is not learned from, since patients are there, is `phantom`.
+    """
     names = [*radiomics.NAMES, *candidates.OWN * experiment.settings.selection.own_features]
     table = candidate_table(experiment)
     features = experiment.table("radiomics", "features.csv", dtype={"case": str})
@@ -147,4 +150,16 @@ def tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
             "the candidates' own features",
             "Remove the folders radiomics, selection, forest and boundary, and train again.",
         )
-    return table.reset_index(drop=True), joined[names]
+    table = table.reset_index(drop=True)
+    if experiment.settings.selection.patients_first:
+        aside = (table.split == "train") & ~table.case.isin(learned_from(experiment).case)
+        table.loc[aside, "split"] = "phantom"
+    return table, joined[names]
+
+
+def learned_from(experiment: Experiment) -> pd.DataFrame:
+    """The training cases that selection and forest learn from: phantoms only where there are too few patients (`selection.patients_first`)."""
+    cases = experiment.cases("train")
+    s, real = experiment.settings.selection, ~cases.get("phantom", pd.Series(False, cases.index))
+    enough = s.patients_first and not real.all() and cases.patient[real].nunique() >= max(s.min_patients, 3)
+    return cases[real].reset_index(drop=True) if enough else cases

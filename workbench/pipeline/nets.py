@@ -87,7 +87,17 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
         name = table.case[table.case.duplicated()].iloc[0]
         raise Refused(experiment.manifest, f"a case {name}, the name of an implanted copy", "another name for it")
     tumor_ml |= table.groupby(table.copy_of.where(table.copy_of != "", table.case)).tumor_ml.sum().to_dict()
-    of = cohort.folds([c for c in cases if c.split == "train"], tumor_ml, settings.folds)
+    of = {}
+    training = [c for c in cases if c.split == "train"]
+    made = set(table.case[table.phantom])
+    apart = [[c for c in training if (c.case in made) is of_phantoms] for of_phantoms in (False, True)]
+    # patients and phantoms each spread evenly; too few of a kind go with the others
+    for some in (
+        apart
+        if min(len({c.patient for c in part}) for part in apart) >= max(settings.folds, cohort.MINIMUM_PATIENTS)
+        else [training]
+    ):
+        of |= cohort.folds(some, tumor_ml, settings.folds)
     table.insert(3, "fold", [of.get(r.copy_of or r.case, -1) for r in table.itertuples()])
     cohort.each_scan_once(experiment.manifest, hashes)
     _enough(experiment, table[table.split == "train"])
