@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from workbench import adapt, candidates, experiment, fit, forest, pipeline, segmentation, tumor
+from workbench import adapt, candidates, domain, experiment, fit, forest, pipeline, segmentation, tumor
 from workbench.cohort import ImplantSettings
 from workbench.experiment import Experiment
+from workbench.files import write_table
 from workbench.readers import nifti
 from workbench.slabs import SlabBank
 from workbench.volume import Refused
@@ -223,12 +224,15 @@ def test_a_scan_without_a_liver_is_refused_by_name(healthy, trained, tmp_path):
         pipeline.run(adapt.begin(trained.folder, tmp_path / "m.csv", tmp_path / "e", "cpu"), "cohort")
 
 
-def test_another_phase_is_told_of(adapted, monkeypatch):
+def test_another_phase_is_told_of(adapted, tmp_path):
     assert adapt.phases(adapted) == []
-    own = adapt._liver_hu
-    monkeypatch.setattr(adapt, "_liver_hu", lambda made, case: own(made, case) - 60 * (case == "toy-103"))
-    (line,) = adapt.phases(adapted)
-    assert line.startswith("toy-103: the liver's median is 50 HU") and "phase" in line
+    made = Experiment(tiny.copied(adapted, tmp_path / "copy"), "cpu")
+    table = made.table("liver", domain.DOMAIN)
+    write_table(
+        made.path("liver") / domain.DOMAIN, table.assign(liver_hu=table.liver_hu - 60 * (table.case == "toy-103"))
+    )
+    (line,) = adapt.phases(made)
+    assert line.startswith("toy-103: the liver's median is 50 HU; the model learned from") and "phase" in line
 
 
 def test_points_by_hand():

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 
-from workbench import adapt, cards, experiment, forest, models, pipeline, readers, segmentation
+from workbench import adapt, cards, cohort, experiment, forest, models, pipeline, readers, segmentation
 from workbench.experiment import STAGES, Experiment
 from workbench.metrics import json_safe
+from workbench.pipeline.lesions import learned_from
 from workbench.volume import Refused, Volume
 
 SAYS = {
@@ -165,3 +169,28 @@ def test_a_liver_that_is_given_takes_the_place_of_the_nets(call, tmp_path, train
 
 def test_a_copy_of_the_settings_is_that_of_the_experiment(trained, packed):
     assert Experiment(packed, "cpu").settings == trained.settings == tiny.settings()
+
+
+def test_patients_come_before_phantoms(tmp_path):
+    """Where there are patients enough, selection and forest learn from them alone; nets and folds hold both kinds evenly."""
+    manifest = tiny.cohort(tmp_path / "cohort")
+    rows = pd.read_csv(manifest, dtype=str)
+    synthetic = list(rows.case[rows.split == "train"][::2])
+    for case in synthetic:
+        (manifest.parent / case / cohort.PHANTOM).write_text("{}")
+    made = Experiment.create(tmp_path / "made", manifest, tiny.settings(), "cpu")
+    for stage in STAGES[: STAGES.index("boundary")]:
+        pipeline.run(made, stage)
+    cases = made.cases("train")
+    assert sorted(cases.case[cases.phantom]) == sorted(synthetic) and len(synthetic) == 4
+    assert cases.groupby(["fold", "phantom"]).size().tolist() == [2, 2, 2, 2]
+    scores = made.table("forest", "scores.csv")
+    assert set(scores.case[scores.split == "phantom"]) == set(synthetic)
+    assert set(made.table("selection", "folds.csv").case) == set(scores.case[scores.split == "train"])
+    assert not set(synthetic) & set(scores.case[scores.split == "train"]) and scores.score.notna().all()
+    known = cards.Known.of(SimpleNamespace(folder=made.folder, forest=forest.load(made.path("forest"))))
+    assert set(known.table.case) == set(scores.case[scores.split == "train"])
+    few = replace(made.settings, selection=replace(made.settings.selection, min_patients=5))
+    assert len(learned_from(SimpleNamespace(settings=few, cases=made.cases))) == 8
+    both = replace(made.settings, selection=replace(made.settings.selection, patients_first=False))
+    assert len(learned_from(SimpleNamespace(settings=both, cases=made.cases))) == 8

@@ -8,7 +8,6 @@ whose `start` names where it came from. No tumor label is needed; labelled scans
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from workbench import cohort, figures, forest, metrics, pipeline, review
+from workbench import cohort, domain, figures, forest, metrics, pipeline, review
 from workbench.experiment import NETS, Experiment, Progress, Settings
-from workbench.files import held, read_json, write_array, write_json, write_table
+from workbench.files import held, read_json, read_table, write_array, write_json, write_table
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused
 
 MINIMUM_PATIENTS = 3  # rule: one is left out, and selection needs two
 SUSPECT_MM = 5.0  # a choice: smaller regions are not shown to anybody
 SHOWN = 20  # a choice: of the suspects, those with the highest scores
-PHASE_HU = 15.0  # a choice: how far a liver may lie outside the range that the experiment knows
 DEFAULT_POINT = "dice"  # empirical (docs/decisions/0017): on patients the same Dice as at `recall`, with a quarter of its false positives
 SLOWER = 0.3  # a choice: learning rate of a tumor net that is tuned, as a share of its own
 
@@ -149,29 +147,20 @@ def exclude(made: Experiment, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _liver_hu(made: Experiment, case: str) -> float:
-    hu, labels, _ = made.work(case)
-    inside = hu[labels == 1]
-    return float(inside.float().median()) if len(inside) else float("nan")
-
-
-def phases(made: Experiment, most: int = 40) -> list[str]:
-    """A line for each scan whose liver is darker or brighter than those that the nets were trained on: another contrast phase, perhaps."""
+def phases(made: Experiment) -> list[str]:
+    """A line for each scan, and each way in which it is unlike those that the nets have learned from (`domain`): another contrast phase, perhaps."""
     origin = made
     while origin.start and (origin is made or set(NETS) <= set(origin.taken)):  # whose nets they are
         origin = Experiment(origin.start, "cpu")
-    known = [n for n in origin.cases("train").case if (origin.path("cohort") / "hu" / f"{n}.npy").is_file()]
-    known = known[:: max(1, len(known) // most)]
-    if not known:
+    seen = origin.path("liver") / domain.DOMAIN
+    if not seen.is_file():  # 0.1.0 did not measure them
         return []
-    levels = [_liver_hu(origin, name) for name in known]
-    low, high = np.nanmin(levels), np.nanmax(levels)
-    own = {name: _liver_hu(made, name) for name in scans(made).case}
-    return [
-        f"{name}: the liver's median is {hu:.0f} HU; the nets were trained on {low:.0f} to {high:.0f} HU. Is it another contrast phase?"
-        for name, hu in own.items()
-        if math.isfinite(hu) and not low - PHASE_HU <= hu <= high + PHASE_HU
-    ]
+    known, own = (
+        read_table(seen, "phantom", dtype={"case": str}),
+        made.table("liver", domain.DOMAIN, dtype={"case": str}),
+    )
+    own = own[own.case.isin(scans(made).case)]
+    return [f"{row['case']}: {line}" for row in own.to_dict("records") for line in domain.doubts(row, known, False)]
 
 
 def livers(made: Experiment) -> Figure:

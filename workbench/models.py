@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import forest
+from workbench.domain import DOMAIN
 from workbench.experiment import NETS, PACKED, Experiment
 from workbench.files import read_json, sha256, write_json, write_table
 from workbench.folders import STAGES
@@ -107,7 +108,7 @@ def _pack_stage(made: Experiment, stage: str, to: Path) -> None:
     if stage in NETS:
         heads = [p for p in source.glob("*.json") if p.with_suffix("").name.startswith(("fold", "model"))]
         kept += [p.name for p in heads] + [read_json(p, file=str)["file"] for p in heads]
-        kept += [p.name for p in source.glob("domain.json")]
+        kept += [p.name for p in source.glob(DOMAIN)]
     to.mkdir()
     for name in kept:
         shutil.copyfile(source / name, to / name)

@@ -24,6 +24,7 @@ from workbench import cards, figures, folders, ledger, readers, report, verdicts
 from workbench.cohort import is_phantom
 from workbench.experiment import PACKED, versions
 from workbench.files import read_json, remove, sweep, write_json, write_table
+from workbench.metrics import json_safe
 from workbench.readers import itk, nifti
 from workbench.segmentation import Models, Result, segment
 from workbench.volume import Refused, Spacing, Volume
@@ -281,6 +282,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             },
             "liver_ml": float((labels > 0).sum()) * volume.voxel_ml,
             "tumor_ml": float((labels == 2).sum()) * volume.voxel_ml,
+            "scan": json_safe(result.scan),
             "change_ml": result.change_ml,
             "lesions": int(result.lesions.kept.sum()),
             "candidates": len(result.lesions),

@@ -24,6 +24,7 @@ from workbench import (
     candidates,
     cascade,
     consistency,
+    domain,
     forest,
     ledger,
     liver,
@@ -36,6 +37,7 @@ from workbench.experiment import (
     Progress,
     Settings,
 )
+from workbench.files import read_table
 from workbench.readers import gates
 from workbench.volume import Refused, Spacing, Volume, components, resample, resample_labels
 
@@ -54,6 +56,7 @@ class Models:
     device: torch.device
     folder: Path
     phantoms: int = 0  # that they have learnt from, where nothing else was there
+    scans: pd.DataFrame | None = None  # that they have learnt from, measured (`domain`)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "auto", operating_point: str = "") -> Models:
@@ -73,6 +76,9 @@ class Models:
             on,
             experiment.folder,
             len(learnt) if "phantom" in learnt and learnt.phantom.all() else 0,
+            read_table(seen, "phantom", dtype={"case": str, "patient": str})
+            if (seen := experiment.path("liver") / domain.DOMAIN).is_file()
+            else None,
         )
 
 
@@ -99,6 +105,7 @@ class Result:
         default_factory=dict
     )  # by the boundary stage; by its smoothing, on the work grid
     models: Models | None = None
+    scan: dict = field(default_factory=dict)  # what the scan is like (`domain.measure`)
     liver_given: Path | None = None  # the file of the mask that took the place of the liver net's
 
     @property
@@ -358,7 +365,7 @@ def segment(
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
-        show(stage, len(timings), 8, {})
+        show(stage, len(timings), 9, {})
         began = time.monotonic()
         try:
             yield
@@ -379,6 +386,10 @@ def segment(
             liver_mask = liver.filled(liver_given)
         history = ledger.write(masks, liver_mask)
     doubts = liver.doubts(liver_mask, volume.spacing_mm) if liver_given is None else []
+    with timed("scan"):
+        scan = domain.measure(maps.hu, maps.liver, maps.spacing_mm, volume.spacing_mm)
+        if models.scans is not None and bool(maps.liver.any()):
+            doubts += domain.doubts(scan, models.scans, liver_given is None)
     numbers = _numbers_on(decided.pieces, masks[2])
     kept = decided.lesions[decided.lesions.kept]
     lost = kept[~np.isin(kept.candidate, numbers.unique().numpy())]
@@ -408,6 +419,7 @@ def segment(
             "smoothing": decided.smoothing_ml,
         },
         models=models,
+        scan=scan,
     )
 
 

@@ -49,7 +49,8 @@ def _given(folder: Path, device: str) -> _Given:
     fold = forest.grouped_folds(table.is_lesion, table.patient, folds, s.seed)  # the maps are out of fold already
     row_of = {key: row for row, key in enumerate(zip(table.case, table.candidate))}
     again = experiment.table("radiomics", "repeats.csv", dtype={"case": str})
-    again = np.array([row_of[key] for key in zip(again.case, again.candidate)])
+    again = np.array([row_of.get(key, -1) for key in zip(again.case, again.candidate)])
+    repeats, again = repeats[:, again >= 0], again[again >= 0]  # those of phantoms that are not learned from go
     if own:
         same = features[own].to_numpy()[again]
         repeats = np.concatenate([repeats, np.broadcast_to(same, (len(repeats), *same.shape))], 2)

@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench import cascade, cohort, corrections, liver, phantom, processes, readers, slabs, tumor
+from workbench import cascade, cohort, corrections, domain, liver, phantom, processes, readers, slabs, tumor
+from workbench.domain import DOMAIN
 from workbench.experiment import Experiment, Progress
-from workbench.files import write_array, write_table
+from workbench.files import read_table, write_array, write_table
 from workbench.fit import copy_tensors
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing, components, resample, resample_labels
@@ -87,7 +88,7 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
         name = table.case[table.case.duplicated()].iloc[0]
         raise Refused(experiment.manifest, f"a case {name}, the name of an implanted copy", "another name for it")
     tumor_ml |= table.groupby(table.copy_of.where(table.copy_of != "", table.case)).tumor_ml.sum().to_dict()
-    of = {}
+    of: dict[str, int] = {}
     training = [c for c in cases if c.split == "train"]
     made = set(table.case[table.phantom])
     apart = [[c for c in training if (c.case in made) is of_phantoms] for of_phantoms in (False, True)]
@@ -317,7 +318,23 @@ def run_liver(experiment: Experiment, folder: Path) -> dict:
             }
         )
     write_table(folder / "cases.csv", pd.DataFrame(rows))
+    write_table(folder / DOMAIN, measured(experiment))
     return by_split(pd.DataFrame(rows), "dice")
+
+
+def measured(experiment: Experiment) -> pd.DataFrame:
+    """What the training scans are like (`domain.measure`), with those of the experiment that this one began with."""
+    before = experiment.start / "liver" / DOMAIN if experiment.start else None
+    tables = [read_table(before, dtype={"case": str, "patient": str})] if before and before.is_file() else []
+    cases = experiment.cases("train")
+    scans = cases[cases.copy_of.isna()] if "copy_of" in cases else cases
+    rows = []
+    for row in scans.itertuples():
+        hu, labels, spacing = experiment.work(row.case)
+        own = (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm)
+        about = {"case": row.case, "patient": row.patient, "phantom": bool(getattr(row, "phantom", False))}
+        rows.append(about | domain.measure(hu, labels >= 1, spacing, own))
+    return pd.concat([*tables, pd.DataFrame(rows)], ignore_index=True)
 
 
 def train_tumor(experiment: Experiment, folder: Path, only: int | None = None) -> None:
