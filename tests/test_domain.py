@@ -25,13 +25,8 @@ LIKE = table({"liver_hu": 90}, {}, {"liver_hu": 140, "slice_mm": 5.0})
 
 def test_a_scan_like_those_that_were_learned_from_has_no_warning():
     assert domain.doubts(SCAN, LIKE) == []
-    assert (
-        domain.doubts(
-            SCAN | {"liver_hu": 72.0, "slice_mm": 1.0, "phase": "", "aorta_hu": math.nan},
-            table({}, {}, {"slice_mm": 1}),
-        )
-        == []
-    )
+    near = SCAN | {"liver_hu": 72.0, "slice_mm": 5.5, "phase": "", "aorta_hu": math.nan}
+    assert domain.doubts(near, LIKE) == []
 
 
 @pytest.mark.parametrize(
@@ -101,9 +96,9 @@ def test_noise_is_that_of_the_voxels_and_not_of_slow_changes():
 @pytest.mark.parametrize(
     "ct, labels, phase",
     [
-        ("ircadb01-17/ct.nii.gz", "ircadb01-17/labels.nii.gz", "portal venous"),
+        ("ircadb01-17/ct.nii.gz", "ircadb01-17/liver.nii.gz", "portal venous"),
         ("ircadb01-08/ct.nii.gz", "ircadb01-08/liver.nii.gz", "portal venous"),
-        ("chaos-ct-03/dicom", "chaos-ct-03/liver.nii.gz", "portal venous"),
+        ("chaos-ct-03/DICOM_anon", "chaos-ct-03/liver.nii.gz", "portal venous"),
         ("totalseg-example/example_ct.nii.gz", "totalseg-example/example_ct_liver.nii.gz", "without contrast"),
     ],
 )
