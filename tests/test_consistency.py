@@ -119,3 +119,7 @@ def test_the_review_counts_thin_and_thick_slices_apart():
         "suppressed, thin, held out": [2, 0],
         "suppressed, thin, out of fold": [1, 4],
     }
+    held = table[table.split == "test"].assign(patient=["a", "b"], dice_before=[0.5, 0.6], dice_after=[0.55, 0.6])
+    said = review.three_slices(held).splitlines()
+    assert said[0].startswith("- **thin slices** (3.0 to 3.0 mm, 1 held-out patients): 3 of 4") and "2 of 2" in said[0]
+    assert said[1].startswith("- **thick slices** (5.0 to 5.0 mm") and "no voxel is suppressed" in said[1]

@@ -162,7 +162,7 @@ def train(
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV).")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
     preset: Annotated[
-        str | None, typer.Option(help="demo or paper; by default what the experiment began with, else demo.")
+        str | None, typer.Option(help="demo, clinical or paper; by default what the experiment began with, else demo.")
     ] = None,
     settings: Annotated[
         Path | None,
@@ -527,9 +527,10 @@ def cohort(
     manifest: Path,
     out: Annotated[Path, typer.Option("-o", help="Where checks, results, evaluation and logs go.")],
     models: Annotated[
-        Path | None, typer.Option(help="A trained experiment; without it the train split is learnt from.")
+        str | None,
+        typer.Option(help="A trained experiment, or the name of a model; without it the train split is learnt from."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="demo or paper, of what is learnt.")] = "demo",
+    preset: Annotated[str, typer.Option(help="demo, clinical or paper, of what is learnt.")] = "demo",
     device: Device = "auto",
     cores: Annotated[int | None, typer.Option(help="Jobs at once on this machine; all cores by default.")] = None,
     profile: Annotated[str, typer.Option(help="local, slurm or a folder with a Snakemake profile.")] = "local",

@@ -18,6 +18,7 @@ import pandas as pd
 from workbench import cohort, metrics
 from workbench.experiment import PRESETS, Experiment
 from workbench.files import CHECKOUT, held, read_json, write_json, write_table
+from workbench.models import find
 from workbench.volume import Refused
 
 CONFIG = "config.json"
@@ -62,7 +63,7 @@ def run(
     if models is None:
         about |= {"preset": preset, "folds": PRESETS[preset]().folds}
     else:
-        made = Experiment(models, "cpu")
+        made = Experiment(find(models), "cpu")
         for stage in ("liver", "tumor", "forest", "boundary"):
             made.need(stage)
         about["models"] = made.folder.resolve()

@@ -67,7 +67,7 @@ class Organs:
 
 def organs(hu: Tensor, liver: Tensor, spacing_mm: Spacing) -> Organs:
     """HU of aorta, liver and spleen of a scan `hu` [z y x] with its liver mask, canonical axes."""
-    shape = shape_at(tuple(hu.shape), spacing_mm, (None, GRID_MM, GRID_MM))
+    shape = shape_at((len(hu), hu.shape[1], hu.shape[2]), spacing_mm, (None, GRID_MM, GRID_MM))
     if not bool(liver.any()):
         return Organs(math.nan, math.nan, math.nan)
     level = float(hu[liver].float().median())

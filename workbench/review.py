@@ -274,6 +274,24 @@ def changes(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index", columns=["right", "wrong"]).sort_index()
 
 
+def three_slices(held: pd.DataFrame) -> str:
+    """The measured answer of notebook 04: held-out cases of the table of `consistency`, thin and thick slices apart."""
+    lines = []
+    for slices, part in held.groupby("slices", sort=False):
+        right = [
+            f"{share(part[f'{what}_right'].sum(), total)} of the {what} voxels are right"
+            if (total := part[what].sum())
+            else f"no voxel is {what}"
+            for what in ("restored", "suppressed")
+        ]
+        lines.append(
+            f"- **{slices} slices** ({part.work_z_mm.min():.1f} to {part.work_z_mm.max():.1f} mm, {part.patient.nunique()} held-out "
+            f"patients): {', '.join(right)}. **Tumor Dice changes by "
+            f"{change(part.dice_before, part.dice_after, part.patient, '+.4f')}** (95 % interval over patients)."
+        )
+    return "\n".join([*lines, "", "On the work grid. Restored is right inside the reference, suppressed outside it."])
+
+
 # --- candidates --------------------------------------------------------------------------------------------------
 
 
