@@ -194,3 +194,24 @@ def test_patients_come_before_phantoms(tmp_path):
     assert len(learned_from(SimpleNamespace(settings=few, cases=made.cases))) == 8
     both = replace(made.settings, selection=replace(made.settings.selection, patients_first=False))
     assert len(learned_from(SimpleNamespace(settings=both, cases=made.cases))) == 8
+
+
+def test_training_that_begins_with_a_model_takes_its_settings(shipped, healthy, tmp_path, call):
+    """The same nets and grid, fewer and slower steps: a preset of another grid would spoil the nets."""
+    status, _, err = call(
+        "train", "liver", "--cohort", healthy, "-o", tmp_path / "own", "--start", "toy", "--device", "cpu"
+    )
+    assert status == 2 and "the stage cohort has not run" in err
+    status, _, err = call(
+        "train", "cohort", "--cohort", healthy, "-o", tmp_path / "own", "--start", "toy", "--device", "cpu"
+    )
+    assert status == 0, err
+    own, of = Experiment(tmp_path / "own", "cpu").settings, Experiment(shipped, "cpu").settings
+    assert (own.pixel_mm, own.slice_mm, own.folds) == (of.pixel_mm, of.slice_mm, of.folds)
+    for stage in ("liver", "tumor"):
+        one, other = getattr(own, stage).cascade, getattr(of, stage).cascade
+        assert one.network == other.network and one.fit.steps == other.fit.steps // 4 and one.fit.rate < other.fit.rate
+    status, _, err = call(
+        "train", "cohort", "--cohort", healthy, "-o", tmp_path / "own", "--start", "toy", "--device", "cpu"
+    )
+    assert status == 0, err  # the same command goes on

@@ -162,7 +162,10 @@ def train(
     cohort: Annotated[Path, typer.Option(help="Manifest (CSV).")],
     experiment: Annotated[Path, typer.Option("-o", help="Experiment folder.")],
     preset: Annotated[
-        str | None, typer.Option(help="demo, clinical or paper; by default what the experiment began with, else demo.")
+        str | None,
+        typer.Option(
+            help="demo, clinical or paper; by default what the experiment, or --start, began with, else demo."
+        ),
     ] = None,
     settings: Annotated[
         Path | None,
@@ -184,7 +187,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train one stage or all; finished stages are kept, an interrupted one goes on. Also under `accelerate launch`."""
-    from workbench import models, pipeline, processes, results, tracking
+    from workbench import adapt, models, pipeline, processes, results, tracking
     from workbench.experiment import PRESETS, Experiment, read_settings
     from workbench.folders import STAGES
     from workbench.volume import Refused
@@ -212,6 +215,8 @@ def train(
         wanted = read_settings(settings, preset)
     elif preset is None and (experiment / "experiment.json").is_file():
         wanted = Experiment(experiment, "cpu").settings  # goes on as it began
+    elif preset is None and start is not None:
+        wanted = adapt.fine_tuning(Experiment(models.find(start), "cpu").settings)
     else:
         wanted = PRESETS[preset or "demo"]()
     new = fold is None and processes.count() == 1 and not experiment.exists()

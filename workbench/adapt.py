@@ -29,7 +29,8 @@ MINIMUM_PATIENTS = 3  # rule: one is left out, and selection needs two
 SUSPECT_MM = 5.0  # a choice: smaller regions are not shown to anybody
 SHOWN = 20  # a choice: of the suspects, those with the highest scores
 DEFAULT_POINT = "dice"  # empirical (docs/decisions/0017): on patients the same Dice as at `recall`, with a quarter of its false positives
-SLOWER = 0.3  # a choice: learning rate of a tumor net that is tuned, as a share of its own
+SLOWER = 0.3  # a choice: learning rate of a net that is tuned, as a share of its own
+SHORTER = 4  # a choice: nets that begin with trained ones take so many times fewer steps
 
 
 def settings_for(source: Settings, copies: int | None, tumor_steps: int, operating_point: str) -> Settings:
@@ -43,6 +44,18 @@ def settings_for(source: Settings, copies: int | None, tumor_steps: int, operati
         fit = replace(fit, steps=tumor_steps, rate=SLOWER * fit.rate)
         s = replace(s, tumor=replace(s.tumor, cascade=replace(s.tumor.cascade, fit=fit)))
     return replace(s, selection=replace(s.selection, min_patients=2))
+
+
+def fine_tuning(source: Settings) -> Settings:
+    """The settings with which `train --start` goes on: the same nets and grid, a quarter of the steps, a slower rate; selection as for few patients."""
+
+    def slower(of):
+        fit = of.cascade.fit
+        fit = replace(fit, steps=max(1, fit.steps // SHORTER), rate=SLOWER * fit.rate)
+        return replace(of, cascade=replace(of.cascade, fit=fit))
+
+    selection = replace(source.selection, min_patients=2)
+    return replace(source, liver=slower(source.liver), tumor=slower(source.tumor), selection=selection)
 
 
 def begin(
