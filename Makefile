@@ -22,7 +22,7 @@ export QT_API := pyside6
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: help .venv demo evidence test lint lab mlflow view bench clean
+.PHONY: help .venv demo model evidence test lint lab mlflow view bench clean
 
 help: ## this list
 	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 10
@@ -47,6 +47,9 @@ $(STAMP): pyproject.toml requirements.lock workbench/radiomics/loops.c
 
 demo: .venv ## a phantom cohort, all stages trained and evaluated, one report
 	$(BIN)/workbench demo
+
+model: .venv ## the model that comes with the workbench, trained again from phantoms and the scans of data/licensed (hours on two cores)
+	$(BIN)/python benchmarks/clinical/model.py
 
 EXPERIMENT ?= experiments/demo
 REAL_CT ?= $(wildcard experiments/real_ct.json)

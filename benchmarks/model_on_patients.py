@@ -99,7 +99,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--data", type=Path, default=real_ct.REALDATA)
     parser.add_argument("--work", type=Path, default=Path("experiments/model_on_patients"))
-    parser.add_argument("--livers", action="store_true")
+    parser.add_argument("--livers", action="store_true", help="the liver stage alone")
+    parser.add_argument("--quick", action="store_true", help="the liver stage of two scans")
     asked = parser.parse_args()
     if not (asked.data / "cohort.csv").is_file():
         print(f"no real CT at {asked.data}: nothing is measured")
@@ -108,6 +109,7 @@ def main() -> int:
     folder = models.find(asked.models)
     make, point = partial(load, folder), Models.load(folder, "cpu").forest.point
     rows = pd.read_csv(asked.data / "livers.csv", dtype=str, keep_default_na=False).to_dict("records")
+    rows, asked.livers = (rows[:2], True) if asked.quick else (rows, asked.livers)
     livers = pd.DataFrame(list(in_processes(make, partial(liver_of, asked.data), rows, 2)))
     pieces = []
     if not asked.livers:

@@ -22,7 +22,19 @@ import torch
 from torch import Tensor
 
 import workbench
-from workbench import boundary, candidates, cascade, cohort, consistency, corrections, forest, liver, selection, tumor
+from workbench import (
+    boundary,
+    candidates,
+    cascade,
+    cohort,
+    consistency,
+    corrections,
+    forest,
+    liver,
+    radiomics,
+    selection,
+    tumor,
+)
 from workbench.files import flat, from_dict, held, read_json, read_table, sha256, write_json
 from workbench.fit import FitSettings
 from workbench.folders import STAGES
@@ -64,6 +76,7 @@ class Settings:
     tumor: tumor.TumorSettings = field(default_factory=tumor.TumorSettings)
     consistency: consistency.ConsistencySettings = field(default_factory=consistency.ConsistencySettings)
     candidates: candidates.CandidateSettings = field(default_factory=candidates.CandidateSettings)
+    radiomics: radiomics.RadiomicsSettings = field(default_factory=radiomics.RadiomicsSettings)
     selection: selection.SelectionSettings = field(default_factory=selection.SelectionSettings)
     forest: forest.ForestSettings = field(default_factory=forest.ForestSettings)
     boundary: boundary.BoundarySettings = field(default_factory=boundary.BoundarySettings)
@@ -119,6 +132,7 @@ def paper() -> Settings:
                 train,
             )
         ),
+        radiomics=radiomics.RadiomicsSettings(grid_mm=(2.0, 1.0, 1.0), resolution=True),
         boundary=boundary.PAPER,
     )
 

@@ -157,7 +157,12 @@ def describe(pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
     names = models.forest.names
     image, labels, inside = (t.to(models.device) for t in (maps.hu, pieces.long(), maps.liver))
     table, _ = radiomics.steady(
-        image, labels, maps.spacing_mm, inside, [n for n in names if n not in candidates.OWN] or radiomics.NAMES[:1]
+        image,
+        labels,
+        maps.spacing_mm,
+        inside,
+        [n for n in names if n not in candidates.OWN] or radiomics.NAMES[:1],
+        models.settings.radiomics,
     )
     if set(names) & set(candidates.OWN):
         own = candidates.own_features(pieces, maps.p, maps.liver, maps.spacing_mm).set_index("candidate")

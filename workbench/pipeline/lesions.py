@@ -15,7 +15,7 @@ from workbench import candidates, consistency, corrections, radiomics, selection
 from workbench.experiment import Experiment
 from workbench.files import write_array, write_json, write_table
 from workbench.pipeline.nets import dice, may_train
-from workbench.radiomics import perturb
+from workbench.radiomics import fixed, perturb
 from workbench.volume import Refused, numbered
 
 
@@ -96,7 +96,7 @@ def candidate_table(experiment: Experiment) -> pd.DataFrame:
 
 def run_radiomics(experiment: Experiment, folder: Path) -> dict:
     """The descriptors of all candidates, and those of the training candidates under each perturbation."""
-    table, on = candidate_table(experiment), experiment.device
+    table, on, s = candidate_table(experiment), experiment.device, experiment.settings.radiomics
     if not (table.split == "train").any():
         raise Refused(
             experiment.folder,
@@ -111,7 +111,7 @@ def run_radiomics(experiment: Experiment, folder: Path) -> dict:
         hu, _, spacing = experiment.work(case)
         scan = (hu, experiment.array("candidates", "labels", case).long(), experiment.array("liver", "masks", case))
         image, labels, inside = (part.to(on) for part in scan)
-        described, values = radiomics.steady(image, labels, spacing, inside)
+        described, values = radiomics.steady(image, labels, spacing, inside, settings=s, resolution=s.resolution)
         own = candidates.own_features(labels, experiment.array("tumor", "maps", case).float(), inside, spacing)
         described = described.rename(columns={"label": "candidate"}).assign(case=case).merge(own, how="left")
         rows.append(described)
@@ -124,11 +124,12 @@ def run_radiomics(experiment: Experiment, folder: Path) -> dict:
     write_table(folder / "repeats.csv", pd.concat(which))
     write_array(folder / "repeats.npy", torch.from_numpy(np.concatenate(repeats, 1)))
     kinds = [("none", selection.UNPERTURBED), *((p.name, p.kind) for p in perturb.PERTURBATIONS)]
+    kinds += [fixed.RESOLUTION] * s.resolution
     write_json(folder / "perturbations.json", [{"name": name, "kind": kind} for name, kind in kinds])
     return {
         "candidates": len(features),
-        "perturbations": len(perturb.PERTURBATIONS),
-        "described": len(features) * (1 + len(perturb.PERTURBATIONS)),
+        "perturbations": len(kinds) - 1,
+        "described": len(features) * len(kinds),
         "undefined_share": float(features[list(radiomics.NAMES)].isna().mean().mean()),
         "seconds": time.monotonic() - seconds,
     }

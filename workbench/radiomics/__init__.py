@@ -14,13 +14,14 @@ import pandas as pd
 from torch import Tensor
 
 from workbench.radiomics import engine as engine_
-from workbench.radiomics import perturb, ragged, reference
+from workbench.radiomics import fixed, perturb, ragged, reference
 from workbench.radiomics.catalogue import BANDS, CATALOGUE, GROUPS, NAMES, named
 from workbench.radiomics.discretise import BIN_WIDTH
+from workbench.radiomics.fixed import RadiomicsSettings
 from workbench.threads import side_by_side
 from workbench.volume import Refused, Spacing
 
-__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "describe", "named", "steady"]
+__all__ = ["BANDS", "CATALOGUE", "GROUPS", "NAMES", "RadiomicsSettings", "describe", "named", "steady"]
 
 ENGINES = ("torch", "pyradiomics")
 
@@ -89,21 +90,37 @@ def describe(
 
 
 def steady(
-    image: Tensor, lesions: Tensor, spacing_mm: Spacing, liver: Tensor | None = None, names: Collection[str] = NAMES
+    image: Tensor,
+    lesions: Tensor,
+    spacing_mm: Spacing,
+    liver: Tensor | None = None,
+    names: Collection[str] = NAMES,
+    settings: RadiomicsSettings | None = None,
+    resolution: bool = False,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Descriptors, all or some by their `names`, averaged over each lesion and its perturbed copies, and the values behind the averages.
 
     The table as `describe` gives it; a descriptor that is not defined for the lesion itself stays NaN, a copy for
     which it is not defined is left out. The values `[1 + perturbation lesion 728]`, the lesion's own first, then
-    those under `perturb.PERTURBATIONS`.
+    those under `perturb.PERTURBATIONS`, and with `resolution` those on coarser voxels, which are not averaged.
     """
+    scan = fixed.Scan(image, lesions, spacing_mm, liver).on(settings.grid_mm if settings else None)
+    image, lesions, spacing_mm, liver = scan.image, scan.lesions, scan.spacing_mm, scan.liver
     changes = (*perturb.PERTURBATIONS, perturb.UNCHANGED)
     values, reasons = perturb.describe_perturbed(image, lesions, spacing_mm, liver, changes, names=names)
     own, values = values[-1], np.roll(values, 1, axis=0)
     known = np.isfinite(values)
     average = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
     average = np.where(np.isfinite(own), average, own)
-    return table(ragged.find(lesions).labels.tolist(), average, reasons[-1], names), values
+    labels = ragged.find(lesions).labels.tolist()
+    if resolution:
+        coarse = scan.coarser()
+        seen = describe(coarse.image, coarse.lesions, coarse.spacing_mm, coarse.liver, names=names)
+        asked = CATALOGUE["name"].isin(names).to_numpy()
+        other = np.full((len(seen), len(NAMES)), np.nan)
+        other[:, asked] = seen[list(CATALOGUE["name"][asked])].to_numpy()
+        values = fixed.joined(values, labels, other, seen.label.tolist())
+    return table(labels, average, reasons[-1], names), values
 
 
 def table(labels: list[int], values: np.ndarray, reasons: list[str], names: Collection[str] = NAMES) -> pd.DataFrame:
