@@ -235,6 +235,20 @@ def test_another_phase_is_told_of(adapted, tmp_path):
     assert line.startswith("toy-103: the liver's median is 50 HU; the model learned from") and "phase" in line
 
 
+def test_nets_of_phantoms_stay_so_when_the_forest_is_adapted(adapted, trained, tmp_path):
+    made = Experiment(tiny.copied(adapted, tmp_path / "adapted"), "cpu")
+    source = Experiment(tiny.copied(trained, tmp_path / "trained"), "cpu")
+    for folder, start in ((source.folder, None), (made.folder, source.folder)):
+        about = experiment.read_json(folder / "experiment.json")
+        experiment.write_json(folder / "experiment.json", about | {"start": str(start) if start else None})
+    table = source.cases()
+    write_table(source.path("cohort") / "cases.csv", table.assign(phantom=True))
+    made = Experiment(made.folder, "cpu")
+    assert made.of_nets().folder == source.folder and source.of_nets().folder == source.folder
+    assert segmentation.Models.load(made.folder, "cpu").phantoms == len(source.cases("train"))
+    assert segmentation.Models.load(adapted.folder, "cpu").phantoms == 0
+
+
 def test_points_by_hand():
     """Six candidates of two cases; lesion x lies in two pieces. By hand: from which score each purpose is served best."""
     scores = np.array([0.9, 0.7, 0.6, 0.5, 0.3, 0.2])

@@ -162,10 +162,7 @@ def exclude(made: Experiment, names: Sequence[str]) -> list[str]:
 
 def phases(made: Experiment) -> list[str]:
     """A line for each scan, and each way in which it is unlike those that the nets have learned from (`domain`): another contrast phase, perhaps."""
-    origin = made
-    while origin.start and (origin is made or set(NETS) <= set(origin.taken)):  # whose nets they are
-        origin = Experiment(origin.start, "cpu")
-    seen = origin.path("liver") / domain.DOMAIN
+    seen = Experiment(made.start, "cpu").of_nets().path("liver") / domain.DOMAIN
     if not seen.is_file():  # 0.1.0 did not measure them
         return []
     known, own = (

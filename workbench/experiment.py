@@ -367,6 +367,13 @@ class Experiment:
         """The stages whose nets are those of `start` as they are."""
         return tuple(self.about.get("taken") or ())
 
+    def of_nets(self) -> Experiment:
+        """The experiment that trained the nets: this one, or the first before it where all nets were taken as they are."""
+        made = self
+        while made.start and set(NETS) <= set(made.taken) and (made.start / "experiment.json").is_file():
+            made = Experiment(made.start, "cpu")
+        return made
+
     def patients_learned_from(self) -> set[str]:
         """The patients that its nets have seen: those of its training cases, unless all nets are another's, and those of the experiments with whose nets it
         began."""

@@ -55,7 +55,7 @@ class Models:
     boundary: boundary.BoundaryModel
     device: torch.device
     folder: Path
-    phantoms: int = 0  # that they have learnt from, where nothing else was there
+    phantoms: int = 0  # that the nets have learnt from, where nothing else was there
     scans: pd.DataFrame | None = None  # that they have learnt from, measured (`domain`)
 
     @classmethod
@@ -65,7 +65,7 @@ class Models:
         for stage in ("liver", "tumor", "forest", "boundary"):
             experiment.need(stage)
         s, on = experiment.settings, experiment.device
-        learnt = experiment.cases("train")
+        learnt = experiment.of_nets().cases("train")
         trees = forest.load(experiment.path("forest"))
         return cls(
             s,
