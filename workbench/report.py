@@ -189,6 +189,21 @@ def _ledger_table(case: folders.ResultFolder) -> dict:
     return _table(pd.DataFrame(rows, columns=["colour", "code", "meaning", "voxels", "ml"], dtype=object))
 
 
+SCAN = {
+    "phase": "contrast phase, estimated",
+    "liver_hu": "liver, median HU",
+    "aorta_hu": "aorta, HU",
+    "spleen_hu": "spleen, HU",
+    "noise_hu": "noise in the liver, HU",
+    "slice_mm": "slices, mm apart",
+    "pixel_mm": "pixels, mm",
+    "width_mm": "width of the body, mm",
+    "liver_ml": "liver, ml",
+    "metal_ml": "metal beside the liver, ml",
+    "cut_cm2": "liver on the outermost slice, cm2",
+}
+
+
 def case_report(folder: str | Path) -> str:
     """The HTML of a result folder."""
     case = folders.result(folder)
@@ -204,6 +219,10 @@ def case_report(folder: str | Path) -> str:
         f"workbench {info.get('version', '?')}",
         f"device: {info.get('device', '?')}",
     ]
+    if name := (info.get("models") or {}).get("name"):
+        facts.insert(1, f"model: {name}")
+    if info.get("liver_given"):
+        facts.append(f"liver given: {info['liver_given']}")
     facts += [
         f"{name.replace('_ml', '')}: {info[name]:.4g} ml"
         for name in ("liver_ml", "tumor_ml")
@@ -244,6 +263,17 @@ def case_report(folder: str | Path) -> str:
                 [_models(info)],
                 words="The trained stages that decided here; `workbench lineage` leads to their runs in MLflow.",
                 missing="result.json does not name its models.",
+            ),
+            _section(
+                "Scan",
+                [
+                    _pairs(
+                        {SCAN[k]: v for k, v in info.get("scan", {}).items() if k in SCAN and v is not None},
+                        ("measure", "value"),
+                    )
+                ],
+                words="What the scan is like, measured on the work grid. A warning says where it is unlike those that the model learned from.",
+                missing="result.json does not say.",
             ),
             _section("Timings", [_pairs(info.get("timings", {}), ("stage", "seconds"))]),
             _section("Versions", [_pairs({"workbench": info.get("version"), **info.get("versions", {})}, PARTS)]),
