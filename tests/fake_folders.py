@@ -137,6 +137,7 @@ def result(folder: Path, case: str = "case 1", oblique: bool = False, with_ct: b
         "tumor_ml": 3.2,
         "lesions": 1,
         "warnings": ["spacing <suspect>"],
+        "scan": {"phase": "portal venous", "liver_hu": 104.25, "aorta_hu": None, "new": 1},
     }
     (folder / "result.json").write_text(json.dumps(info))
     (folder / "preview.png").write_bytes(PREVIEW)

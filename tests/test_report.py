@@ -64,6 +64,8 @@ def test_case_report_has_everything_and_escapes_it(tmp_path):
     for words in (
         "Case <b>case",
         "status: ok",
+        "contrast phase, estimated portal venous",
+        "liver, median HU 104.2",
         "liver: 80.1 ml",
         "research use only",
         "Not a medical device",
