@@ -12,6 +12,7 @@ from workbench.volume import (
     canonical_affine,
     resample,
     resample_labels,
+    resample_part,
     same_grid,
     shape_at,
 )
@@ -120,3 +121,15 @@ def test_bounding_box_margin_is_in_mm_and_cut_at_the_edge():
     part = bounding_box(mask, (5.0, 2.0, 1.0), 2.5)  # a part of a voxel is a voxel
     assert [(b.start, b.stop) for b in part] == [(0, 3), (8, 13), (12, 20)]
     assert bounding_box(torch.zeros_like(mask), (5.0, 2.0, 1.0), 10.0) is None
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 14)] * 3), st.data())
+def test_a_part_of_a_resampled_volume_is_that_part(size, shape, data):
+    array = torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
+    part = []
+    for n in shape:
+        first = data.draw(st.integers(0, n - 1))
+        part.append(slice(first, data.draw(st.integers(first + 1, n))))
+    whole = resample(array, shape)[tuple(part)]
+    assert torch.allclose(resample_part(array, shape, tuple(part)), whole, atol=1e-6)

@@ -39,7 +39,16 @@ from workbench.experiment import (
 )
 from workbench.files import read_table
 from workbench.readers import gates
-from workbench.volume import Refused, Spacing, Volume, components, resample, resample_labels
+from workbench.volume import (
+    Refused,
+    Spacing,
+    Volume,
+    bounding_box,
+    components,
+    resample,
+    resample_labels,
+    resample_part,
+)
 
 SMALL = 200  # rule: voxels of the work grid; a ball of as many loses less than 3 % of its volume
 
@@ -282,13 +291,19 @@ def _carried(level: Tensor, shape: tuple[int, int, int]) -> Tensor:
     Interpolation rounds small pieces off: of one voxel a quarter is left, of pieces below 5 mm half of the volume. So each piece up to
     `SMALL` voxels keeps at least its volume: of the voxels around it, those of the highest level.
     """
-    fine = resample(level, shape)
-    out, ratio = fine >= 0, math.prod(shape) / level.numel()
     if tuple(level.shape) == tuple(shape):
+        return level >= 0
+    out, ratio = torch.zeros(shape, dtype=torch.bool, device=level.device), math.prod(shape) / level.numel()
+    steps = [n / m for n, m in zip(shape, level.shape)]
+    held = bounding_box(level >= 0, (1, 1, 1), 2)
+    if held is None:
         return out
+    z, y, x = (slice(math.floor(s.start * f), min(n, math.ceil(s.stop * f))) for s, f, n in zip(held, steps, shape))
+    part = (z, y, x)
+    fine = resample_part(level, shape, part)
+    out[part] = fine >= 0
     pieces, count = components(level >= 0)
     voxels = np.bincount(pieces.ravel(), minlength=count + 1)
-    steps = [n / m for n, m in zip(shape, level.shape)]
     for number, place in enumerate(ndimage.find_objects(pieces), 1):
         if place is None or voxels[number] > SMALL:
             continue
@@ -305,7 +320,8 @@ def _carried(level: Tensor, shape: tuple[int, int, int]) -> Tensor:
         drawn = int((free & out[at]).sum())  # more than its volume where its edge is known more finely
         least = int(ratio >= 1)  # on a coarser grid less than half a voxel is none
         wanted = min(max(least, round(int(voxels[number]) * ratio), drawn), int(free.sum()))
-        value = torch.where(free, fine[at], -math.inf)
+        here = tuple(slice(a.start - p.start, a.stop - p.start) for a, p in zip(at, part))
+        value = torch.where(free, fine[here], -math.inf)
         chosen = value.flatten().topk(wanted).indices
         kept = torch.zeros(value.numel(), dtype=torch.bool, device=level.device)
         kept[chosen] = True

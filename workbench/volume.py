@@ -138,6 +138,9 @@ def _axis_weights(n_in: int, n_out: int, device: torch.device) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
+Box = tuple[slice, slice, slice]
+
+
 def resample(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Bring `[z y x]` to another grid of the same field of view, linearly and without aliasing; float32."""
     out = array.float()
@@ -149,6 +152,22 @@ def resample(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return out.contiguous()
 
 
+def resample_part(array: Tensor, shape: tuple[int, int, int], part: Box) -> Tensor:
+    """`resample(array, shape)[part]`, worked out without the rest."""
+    out = array.float()
+    for axis in sorted(range(3), key=lambda a: shape[a] / array.shape[a]):
+        n_in, n_out = out.shape[axis], shape[axis]
+        weight = _axis_weights(n_in, n_out, out.device)[part[axis]] if n_in != n_out else None
+        if weight is None:
+            out = out.narrow(axis, part[axis].start, part[axis].stop - part[axis].start)
+            continue
+        used = weight.any(0).nonzero().flatten().tolist()
+        first, count = used[0], used[-1] + 1 - used[0]
+        near = out.narrow(axis, first, count)
+        out = torch.movedim(torch.tensordot(weight[:, first : first + count], near, dims=([1], [axis])), 0, axis)
+    return out.contiguous()
+
+
 def resample_labels(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Bring a label map to another grid of the same field of view: the nearest voxel, never a mixture."""
     for axis in (2, 1, 0):  # whole rows and slices are copied last, when there is most
@@ -157,9 +176,6 @@ def resample_labels(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
             at = ((torch.arange(n_out, device=array.device) + 0.5) * (n_in / n_out)).long().clamp(max=n_in - 1)
             array = array.index_select(axis, at)
     return array.contiguous()
-
-
-Box = tuple[slice, slice, slice]
 
 
 def bounding_box(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Box | None:
