@@ -155,6 +155,7 @@ def judges(made: Experiment) -> dict[str, forest.Forest]:
             raise Refused(made.folder, f"a fold of several patients, {patient} among them", "one patient a fold")
         names = rows.chosen(np.flatnonzero(on))
         x, truth, patients = rows.features[on][names].reset_index(drop=True), rows.truth[on], rows.patients[on]
+        others = cases[cases.patient != patient].set_index("case")
         scores = forest.out_of_fold(x, truth, patients, names, s, rows.fold[on]).scores
         points = forest.operating_points(
             scores,
@@ -162,7 +163,8 @@ def judges(made: Experiment) -> dict[str, forest.Forest]:
             rows.lesions[on],
             s.recall,
             table[on][["case", "volume_ml", "shared_ml"]],
-            cases[cases.patient != patient].set_index("case").tumor_ml,
+            others.tumor_ml,
+            others.patient,
         )
         fitted = forest.fit(x, truth, forest.settled(x, truth, patients, s)[0])
         judged[patient] = replace(fitted, points=points, largest_ml=float(table.volume_ml[on].max())).at(POINT)

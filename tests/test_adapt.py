@@ -265,6 +265,17 @@ def test_points_by_hand():
     assert set(forest.operating_points(scores, truth, lesions, 1.0)) == {"recall", "f1"}
 
 
+def test_the_best_dice_is_taken_with_the_most_sensitive_threshold_that_does_as_well():
+    """Dice 1, 1, .6, .6 at .9, and about .8, .8, .52, .52 at .2: .14 less, which is within one standard error of two patients (.2), not of four (.115)."""
+    scores, truth = np.tile([0.9, 0.2], 4), np.tile([True, False], 4)
+    volumes = pd.DataFrame({"case": list("aabbccdd"), "volume_ml": [10, 5.0, 10, 5, 10, 3.08, 10, 3.08]})
+    volumes["shared_ml"] = [10, 0, 10, 0, 6.0, 0, 6, 0]
+    reference, lesions = pd.Series(10.0, list("abcd")), np.array(["a", "-", "b", "-", "c", "-", "d", "-"])
+    of = pd.Series({"a": "p", "b": "p", "c": "q", "d": "q"})
+    two, four = (forest.operating_points(scores, truth, lesions, 1.0, volumes, reference, w) for w in (of, None))
+    assert (two["dice"].threshold, four["dice"].threshold) == (0.2, 0.9)
+
+
 def test_own_features_by_hand():
     """A liver 4 voxels wide of 2 mm: depth 2 at its surface, 4 inside, 0 outside."""
     liver = torch.zeros(9, 9, 12, dtype=torch.bool)

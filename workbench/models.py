@@ -20,6 +20,7 @@ from workbench.domain import DOMAIN
 from workbench.experiment import NETS, PACKED, Experiment
 from workbench.files import read_json, sha256, write_json, write_table
 from workbench.folders import STAGES
+from workbench.pipeline.nets import measured
 from workbench.volume import Refused
 
 HOME = Path(__file__).parent / "shipped"
@@ -83,6 +84,8 @@ def pack(source: str | Path, out: str | Path, says: dict) -> Path:
         raise Refused("the description of a model", ", ".join(says) or "nothing", ", ".join(SAYS))
     if out.exists() and not is_model(out):
         raise Refused(out, "something that is no model", "a free place or an earlier model", "Choose another folder.")
+    if not (made.path("liver") / DOMAIN).is_file():  # trained by an earlier version
+        write_table(made.path("liver") / DOMAIN, measured(made))
     making = out.with_name(f".{out.name}.{os.getpid()}.part")
     making.mkdir(parents=True)
     try:

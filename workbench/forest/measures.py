@@ -66,37 +66,44 @@ def operating_points(
     recall: float,
     volumes: pd.DataFrame | None = None,
     reference_ml: pd.Series | None = None,
+    patients: pd.Series | None = None,
 ) -> dict[str, RecallThreshold]:
     """The threshold for each of `PURPOSES`, from out-of-fold scores of candidates `[candidate]`.
 
     lesions: as in `threshold_for_recall`. volumes: case, volume_ml and shared_ml (what lies in the reference) of each candidate;
-    reference_ml: of each case. Without them there is no `dice`. Of thresholds that do equally well the lowest is taken.
+    reference_ml: of each case; patients: of each case, by default each its own. Without volumes there is no `dice`. Of thresholds that do
+    equally well the lowest is taken; for `dice` those do whose mean lies within one standard error over patients of the best (Breiman 1984).
     """
     points = {"recall": threshold_for_recall(scores, truth, recall, lesions)}
     tried = np.unique(scores)
     best = pd.Series(scores[truth]).groupby(lesions[truth]).max().to_numpy()
     found = (best[None] >= tried[:, None]).sum(1)
     wrong = ((scores >= tried[:, None]) & ~truth).sum(1)
+    spare: dict[str, float] = {}
     values = {"f1": 2 * found / (len(best) + found + wrong)}
     if volumes is not None and reference_ml is not None:
-        values["dice"] = _dice_at(tried, scores, volumes, reference_ml)
+        dice = _dice_at(tried, scores, volumes, reference_ml)
+        values["dice"], best_at = dice.mean(0), int(np.argmax(np.round(dice.mean(0), 9)))
+        whose = reference_ml.index if patients is None else patients.reindex(reference_ml.index).to_numpy()
+        each = pd.Series(dice[:, best_at]).groupby(np.asarray(whose)).mean()
+        spare["dice"] = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else 0.0
     for name, value in values.items():
-        at = float(tried[int(np.argmax(np.round(value, 9)))])
+        at = float(tried[int(np.argmax(value >= value.max() - max(spare.get(name, 0.0), 1e-9)))])
         kept = int((best >= at).sum())
         points[name] = RecallThreshold(at, kept / len(best), *wilson(kept, len(best)), kept, len(best))
     return points
 
 
 def _dice_at(tried: np.ndarray, scores: np.ndarray, volumes: pd.DataFrame, reference_ml: pd.Series) -> np.ndarray:
-    """Mean Dice over cases if candidates from each of the `tried` scores on are kept; a case without tumor has 1 where nothing is kept, else 0."""
-    total = np.zeros(len(tried))
-    for case, reference in reference_ml.items():
+    """Dice `[case tried]` if candidates from each of the `tried` scores on are kept; a case without tumor has 1 where nothing is kept, else 0."""
+    out = np.empty((len(reference_ml), len(tried)))
+    for row, (case, reference) in enumerate(reference_ml.items()):
         of = volumes.case.to_numpy() == case
         keep = scores[of] >= tried[:, None]
         kept_ml, shared_ml = (keep @ volumes[column].to_numpy()[of] for column in ("volume_ml", "shared_ml"))
         both = kept_ml + reference
-        total += np.where(both > 0, 2 * shared_ml / np.where(both > 0, both, 1), 1.0)
-    return total / max(1, len(reference_ml))
+        out[row] = np.where(both > 0, 2 * shared_ml / np.where(both > 0, both, 1), 1.0)
+    return out
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

@@ -156,14 +156,15 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
     lesions = _lesions(table)
     oof = forest.out_of_fold(x, y, patients, chosen, s, fold)
     scores[train] = oof.scores
-    own_rows = table[train]
+    own_rows, own_cases = table[train], learned_from(experiment).set_index("case")
     points = forest.operating_points(
         oof.scores,
         y,
         lesions[train],
         s.recall,
         None if "shared_ml" not in table else own_rows[["case", "volume_ml", "shared_ml"]],  # 0.1.0 did not keep it
-        learned_from(experiment).set_index("case").tumor_ml,
+        own_cases.tumor_ml,
+        own_cases.patient,
     )
     cut = points[point := s.operating_point if s.operating_point in points else "recall"]
     own, tried = forest.settled(x[names["all"]], y, patients, s)
