@@ -121,7 +121,7 @@ def main() -> int:
                 same["scans"] += found
             else:
                 pieces.append(about | {"scans": found})
-            print(found[0]["case"], [round(r["points"][point]["dice"] or math.nan, 3) for r in found], flush=True)
+            print(found[0]["case"], [r["points"][point]["dice"] for r in found], flush=True)
     print(words(pieces, livers, point) if pieces else livers.drop(columns="doubts").round(3).to_string())
     for row in livers.itertuples():
         print(*[f"{row.case}: {line}" for line in row.doubts], sep="\n", end="\n" * bool(row.doubts))

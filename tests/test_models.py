@@ -12,6 +12,7 @@ import torch
 
 from workbench import adapt, cards, cohort, experiment, forest, models, pipeline, readers, segmentation
 from workbench.experiment import STAGES, Experiment
+from workbench.files import write_table
 from workbench.metrics import json_safe
 from workbench.pipeline.lesions import learned_from
 from workbench.volume import Refused, Volume
@@ -165,6 +166,45 @@ def test_a_liver_that_is_given_takes_the_place_of_the_nets(call, tmp_path, train
     status, _, err = call("segment", folder / "ct.nii.gz", folder / "labels.nii.gz", "--liver", tmp_path / "liver.nii.gz",
                           "--models", "toy", "-o", tmp_path / "two")  # fmt: skip
     assert status == 2 and "expected one input" in err
+
+
+def test_the_tumor_net_sees_a_given_liver_without_holes(trained, packed):
+    volume, full = (
+        read(trained.manifest.parent / trained.cases("test").case.iloc[0] / name)
+        for read, name in ((readers.read, "ct.nii.gz"), (readers.read_labels, "labels.nii.gz"))
+    )
+    known = segmentation.Models.load(packed, "cpu")
+    liver = full.array > 0
+    holed = liver & (full.array != 2)  # as another program leaves tumors out
+    inner = segmentation.liver.filled(holed)
+    assert bool((inner & ~holed).any())
+    seen, whole = (segmentation.look(volume, known, liver_given=mask) for mask in (holed, inner))
+    assert torch.equal(seen.p_liver, whole.p_liver) and torch.equal(seen.p, whole.p)
+
+
+@pytest.mark.parametrize("wrong", [{"version": 3}, {"measured_on": "text"}, {"measured_on": []}, {"more": "x"}])
+def test_a_description_of_another_kind_is_refused(wrong):
+    with pytest.raises(Refused, match=f"no fitting {next(iter(wrong))}"):
+        models.described(SAYS | wrong)
+
+
+def test_another_version_of_a_model_does_not_go_on_where_nets_are_unfinished(shipped, healthy, tmp_path):
+    made = adapt.begin(shipped, healthy, tmp_path / "own", "cpu", 2)
+    pipeline.run(made, "cohort")
+    record = shipped / "liver" / "stage.json"
+    before = record.read_bytes()
+    experiment.write_json(record, experiment.read_json(record) | {"seconds": 0})
+    try:
+        with pytest.raises(Refused, match="another version of the model"):
+            adapt.begin(shipped, healthy, tmp_path / "own", "cpu", 2)
+    finally:
+        record.write_bytes(before)
+
+
+def test_phantoms_alone_is_packed_with_a_model(trained, tmp_path):
+    made = Experiment(tiny.copied(trained, tmp_path / "made"), "cpu")
+    write_table(made.path("cohort") / "cases.csv", made.cases().assign(phantom=True))
+    assert segmentation.Models.load(models.pack(made.folder, tmp_path / "m", SAYS), "cpu").phantoms == 8
 
 
 def test_a_copy_of_the_settings_is_that_of_the_experiment(trained, packed):

@@ -212,11 +212,12 @@ def train(
         return
     _writable(experiment)
     if settings:
-        wanted = read_settings(settings, preset)
+        before = None if start is None or preset else adapt.fine_tuning(Experiment(models.find(start), "cpu"))
+        wanted = read_settings(settings, preset, before)
     elif preset is None and (experiment / "experiment.json").is_file():
         wanted = Experiment(experiment, "cpu").settings  # goes on as it began
     elif preset is None and start is not None:
-        wanted = adapt.fine_tuning(Experiment(models.find(start), "cpu").settings)
+        wanted = adapt.fine_tuning(Experiment(models.find(start), "cpu"))
     else:
         wanted = PRESETS[preset or "demo"]()
     new = fold is None and processes.count() == 1 and not experiment.exists()
@@ -251,7 +252,8 @@ def pack(
     from workbench import models
     from workbench.files import read_json
 
-    print(models.pack(experiment, out, read_json(about)))
+    models.described(says := read_json(about), about)
+    print(models.pack(experiment, out, says))
 
 
 @app.command()

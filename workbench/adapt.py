@@ -46,16 +46,19 @@ def settings_for(source: Settings, copies: int | None, tumor_steps: int, operati
     return replace(s, selection=replace(s.selection, min_patients=2))
 
 
-def fine_tuning(source: Settings) -> Settings:
-    """The settings with which `train --start` goes on: the same nets and grid, a quarter of the steps, a slower rate; selection as for few patients."""
+def fine_tuning(origin: Experiment) -> Settings:
+    """The settings with which `train --start` goes on: the same nets and grid; liver and tumor net take a quarter of the steps at a slower rate, if the
+    origin did not begin with trained nets itself; selection as for few patients."""
+    source = origin.settings
+    tuned = origin.start is not None
 
     def slower(of):
         fit = of.cascade.fit
         fit = replace(fit, steps=max(1, fit.steps // SHORTER), rate=SLOWER * fit.rate)
         return replace(of, cascade=replace(of.cascade, fit=fit))
 
-    selection = replace(source.selection, min_patients=2)
-    return replace(source, liver=slower(source.liver), tumor=slower(source.tumor), selection=selection)
+    source = replace(source, selection=replace(source.selection, min_patients=2))
+    return source if tuned else replace(source, liver=slower(source.liver), tumor=slower(source.tumor))
 
 
 def begin(
@@ -112,8 +115,8 @@ def run(made: Experiment, keep: Callable[[Result, Path], object] | None = None) 
 
 
 def scans(made: Experiment) -> pd.DataFrame:
-    """The training scans without their implanted copies."""
-    table = made.cases("train")
+    """The training scans that the forest learns from, without their implanted copies."""
+    table = pipeline.learned_from(made)
     return table[table.copy_of.isna()].reset_index(drop=True)
 
 
@@ -223,8 +226,8 @@ def before_and_after(made: Experiment) -> pd.DataFrame:
 def summary(made: Experiment) -> dict[str, float]:
     """What the forest does out of fold at its threshold: scans, patients, copies, lesions, and for each scan the false candidates before and after."""
     scores = made.table("forest", "scores.csv", dtype={"case": str, "patient": str})
-    table, real = made.cases("train"), scans(made)
-    own = scores[scores.case.isin(table.case)]
+    table, real = pipeline.learned_from(made), scans(made)
+    own = scores[scores.split == "train"]
     false = own[~own.is_lesion & own.case.isin(real.case)]
     true = own[own.is_lesion].assign(name=own.case + "/" + own.lesion.astype(str))
     return {

@@ -177,13 +177,13 @@ def doubts(scan: Mapping, table: pd.DataFrame, whole: bool = True) -> list[str]:
     for name, (share, least) in SLACK.items():
         low, high, value = like[name].min(), like[name].max(), scan[name]
         slack = max(share * high, least)
-        if not math.isnan(value) and not low - slack <= value <= high + slack:
+        if not math.isnan(value) and not math.isnan(low) and not low - slack <= value <= high + slack:
             said, unit, more = WORDS[name]
             lines.append(
                 f"{said.format(value)}; the model learned from {low:.4g} to {high:.4g} {unit} ({what}). {more}".strip()
             )
     counts = like.groupby("phase").patient.nunique()
-    if scan["phase"] in PHASES and counts.get(scan["phase"], 0) < 2:
+    if scan["phase"] in PHASES and len(counts) and counts.get(scan["phase"], 0) < 2:
         often = ", ".join(f"{n} {phase}" for phase, n in counts.sort_values(ascending=False).items() if phase)
         lines.append(
             f"it looks like a scan {scan['phase']} (aorta {scan['aorta_hu']:.0f}, liver {scan['liver_hu']:.0f} HU); "

@@ -195,8 +195,8 @@ def clinical() -> Settings:
 PRESETS = {"demo": demo, "paper": paper, "clinical": clinical}
 
 
-def read_settings(path: str | Path, preset: str | None = None) -> Settings:
-    """Settings from a JSON file, as `asdict` and a sweep write them, laid over those of a preset where one is named.
+def read_settings(path: str | Path, preset: str | None = None, before: Settings | None = None) -> Settings:
+    """Settings from a JSON file, as `asdict` and a sweep write them, laid over those of a preset where one is named, or over those `before`.
 
     What neither names is at its default; an unknown name is refused, and a file that names another preset.
     """
@@ -207,7 +207,7 @@ def read_settings(path: str | Path, preset: str | None = None) -> Settings:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise Refused(path, f"no JSON ({error})", "settings as in an experiment.json") from error
-    base = PRESETS[preset]() if preset else Settings()
+    base = PRESETS[preset]() if preset else before or Settings()
     names = flat(asdict(base))
     given = flat(values) if isinstance(values, dict) else {}
     unknown = [k for k in sorted(given) if not any(f"{name}.".startswith(f"{k}.") for name in names)]
@@ -300,6 +300,9 @@ class Experiment:
             changed = _changed(asdict(kept), asdict(settings))
             resting = [s for s in _reached(changed) if _made(folder / s)]
             differs = ["start"] * (stored.get("start") != about["start"])
+            known, now = stored.get("start_stages"), about.get("start_stages")
+            if known and now and known != now and not all((folder / stage / "stage.json").is_file() for stage in NETS):
+                differs.append("start (another version of the model)")
             differs += ["nets taken as they are"] * (stored.get("taken") != about.get("taken"))
             if stored.get("manifest_sha256") != about["manifest_sha256"]:
                 rows = _other_rows(stored.get("manifest_rows"), about["manifest_rows"])
@@ -373,6 +376,13 @@ class Experiment:
         while made.start and set(NETS) <= set(made.taken) and (made.start / "experiment.json").is_file():
             made = Experiment(made.start, "cpu")
         return made
+
+    def phantoms_alone(self) -> int:
+        """How many phantoms the nets have learned from, where they have learned from nothing else; else 0."""
+        if "phantoms" in self.about:  # of a packed model
+            return int(self.about["phantoms"])
+        learnt = self.of_nets().cases("train")
+        return len(learnt) if "phantom" in learnt and learnt.phantom.all() else 0
 
     def patients_learned_from(self) -> set[str]:
         """The patients that its nets have seen: those of its training cases, unless all nets are another's, and those of the experiments with whose nets it

@@ -80,8 +80,7 @@ def pack(source: str | Path, out: str | Path, says: dict) -> Path:
     made, out = Experiment(source, "cpu"), Path(out)
     for stage in STAGES[:-1]:
         made.need(stage)
-    if set(says) != set(SAYS):
-        raise Refused("the description of a model", ", ".join(says) or "nothing", ", ".join(SAYS))
+    described(says)
     if out.exists() and not is_model(out):
         raise Refused(out, "something that is no model", "a free place or an earlier model", "Choose another folder.")
     if not (made.path("liver") / DOMAIN).is_file():  # trained by an earlier version
@@ -91,7 +90,9 @@ def pack(source: str | Path, out: str | Path, says: dict) -> Path:
     try:
         about = made.about | {"manifest": "cohort/cases.csv", "start": None}
         about["patients_before"] = sorted(made.patients_learned_from())
-        write_json(making / "experiment.json", {k: v for k, v in about.items() if k not in ("manifest_rows", "taken")})
+        about["phantoms"] = made.phantoms_alone()
+        gone = ("manifest_rows", "taken", "liver_by_start", "start_stages")
+        write_json(making / "experiment.json", {k: v for k, v in about.items() if k not in gone})
         for stage in STAGES[:-1]:
             _pack_stage(made, stage, making / stage)
         files = {str(path.relative_to(making)): sha256(path) for path in sorted(making.rglob("*")) if path.is_file()}
@@ -103,6 +104,17 @@ def pack(source: str | Path, out: str | Path, says: dict) -> Path:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return out
+
+
+def described(says: dict, where: str | Path = "the description of a model") -> None:
+    """Refuse a description that lacks something or has a value of another kind."""
+    kinds = {key: list if key == "measured_on" else str for key in SAYS}
+    wrong = [k for k, kind in kinds.items() if not isinstance(says.get(k), kind) or not says[k]]
+    wrong += [k for k in says if k not in kinds]
+    if not wrong and not all(isinstance(line, str) for line in says["measured_on"]):
+        wrong = ["measured_on"]
+    if wrong:
+        raise Refused(where, f"no fitting {', '.join(wrong)}", f"{', '.join(SAYS)}: text, measured_on a list of lines")
 
 
 def _pack_stage(made: Experiment, stage: str, to: Path) -> None:

@@ -389,7 +389,7 @@ def _drawn(experiment: folders.ExperimentFolder) -> list[dict]:
         add(figures.importance(weights, patients, groups), "importance of the features, on patients left out")
     if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
         threshold = read_json(experiment.path / "forest" / "forest.json")["threshold"]["threshold"]
-        for split, rows in scores.groupby("split"):
+        for split, rows in scores[scores.split.isin(["train", "test"])].groupby("split"):
             if rows["is_lesion"].nunique() == 2:
                 add(figures.tradeoff(rows, threshold, f"forest as a filter, {split}"), f"forest, {split} patients")
                 bins = forest.calibration(rows["score"], rows["is_lesion"])

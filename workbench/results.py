@@ -144,7 +144,7 @@ def from_file(models: Models, job: tuple[Path, Path], liver: Path | None = None)
 
 def _given(liver: Path, volume: Volume) -> Tensor:
     """A liver mask for a CT, bool [z y x]; refused when it is empty."""
-    mask = readers.read_labels(liver, like=volume).array > 0
+    mask = readers.read_labels(liver, like=volume, allowed=None).array > 0
     if not bool(mask.any()):
         raise Refused(liver, "no voxel of a liver", "a mask of the liver on the CT's grid")
     return mask

@@ -447,8 +447,9 @@ def filters_held_out(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     x = scores[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
     chosen = json.loads((made.path("selection") / "selected.json").read_text())["all"]
     sets = pipeline.simpler() | {"selected": chosen, "all": list(radiomics.NAMES), "boosting": chosen}
-    train, y, rows = (scores.split == "train").to_numpy(), scores.is_lesion.to_numpy(), []
-    held = scores.loc[~train, ["case", "patient", "is_lesion", "lesion"]].reset_index(drop=True)
+    train, test = ((scores.split == split).to_numpy() for split in ("train", "test"))
+    y, rows = scores.is_lesion.to_numpy(), []
+    held = scores.loc[test, ["case", "patient", "is_lesion", "lesion"]].reset_index(drop=True)
     for row in made.table("forest", "baselines.csv").itertuples():
         given, settings = (x[train][sets[row.features]], y[train]), made.settings.forest
         make = forest.boosted if row.features == "boosting" else forest.fit
@@ -456,8 +457,8 @@ def filters_held_out(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
             model = forest.load(made.path("forest"))
         else:
             model = make(*given, forest.settled(*given, scores.patient[train], settings, make)[0])
-        score = model.score(x[~train])
-        kept, truth = score >= row.threshold, y[~train]
+        score = model.score(x[test])
+        kept, truth = score >= row.threshold, y[test]
         found = held[truth].assign(kept=kept[truth]).groupby(["case", "lesion"]).kept.any()
         counts = {"false_positives": (~truth).sum(), "removed": (~kept & ~truth).sum(), "lesions": len(found),
                   "lost": (~found).sum(), "auc": forest.auc(score, truth)}  # fmt: skip

@@ -74,7 +74,6 @@ class Models:
         for stage in ("liver", "tumor", "forest", "boundary"):
             experiment.need(stage)
         s, on = experiment.settings, experiment.device
-        learnt = experiment.of_nets().cases("train")
         trees = forest.load(experiment.path("forest"))
         return cls(
             s,
@@ -84,7 +83,7 @@ class Models:
             boundary.load(experiment.path("boundary"), s.boundary, on),
             on,
             experiment.folder,
-            len(learnt) if "phantom" in learnt and learnt.phantom.all() else 0,
+            experiment.phantoms_alone(),
             read_table(seen, "phantom", dtype={"case": str, "patient": str})
             if (seen := experiment.path("liver") / domain.DOMAIN).is_file()
             else None,
@@ -362,8 +361,8 @@ def look(
         if liver_given is None:
             p_liver = liver.probability(models.liver, hu, spacing, s.liver, models.device)
         else:
-            p_liver = (resample(liver_given, shape) >= 0.5).float()
-        found = liver.mask(p_liver, spacing, s.liver) if liver_given is None else liver.filled(p_liver >= 0.5)
+            p_liver = liver.filled(resample(liver_given, shape) >= 0.5).float()
+        found = liver.mask(p_liver, spacing, s.liver) if liver_given is None else p_liver >= 0.5
     with timed("tumor"):
         p = tumor.probability(models.tumor, hu, p_liver, tumor.box(found, spacing, s.tumor), s.tumor, models.device)
     return Maps(hu, p_liver, found, p, spacing)

@@ -293,7 +293,7 @@ def _verdicts(made: Experiment, report: Report | None = None) -> pd.Series:
         others = (scores[~own], rows.truth[~own], s.recall, rows.lesions[~own])
         kept[own] = scores[own] >= forest.threshold_for_recall(*others).threshold
     table = rows.table.assign(score=likely)[kept].set_index("candidate")
-    return pd.Series({c: table.score[table.case == c].to_dict() for c in made.cases("train").case})
+    return pd.Series({c: table.score[table.case == c].to_dict() for c in pipeline.learned_from(made).case})
 
 
 def _said(kept: dict[int, float]) -> tuple[list[int], list[float]]:
@@ -302,7 +302,7 @@ def _said(kept: dict[int, float]) -> tuple[list[int], list[float]]:
 
 def _contours(made: Experiment, kept: pd.Series, report: Report) -> pd.Series:
     """Dice of each case after its boundary was drawn anew by a net of the other folds' patients."""
-    s, table = made.settings.boundary, made.cases("train")
+    s, table = made.settings.boundary, pipeline.learned_from(made)
     chances = {c: pipeline.candidates_chance(made, c, *_said(kept[c])) for c in table.case}
     cases = {row.case: pipeline.boundary_case(made, row, chances[row.case] > 0) for row in table.itertuples()}
     dice: dict[str, float] = {}

@@ -46,13 +46,15 @@ def main() -> None:
     folder = args.experiment
     folder.mkdir(parents=True, exist_ok=True)
     table = manifest(folder, args.phantoms)
+    models.described(about := json.loads((HERE / "about.json").read_text()), HERE / "about.json")
     made = Experiment.create(folder, table, experiment.clinical(), "auto")
-    if (names := json.loads((HERE / "exclude.json").read_text())) and made.finished("candidates"):
-        print(*adapt.exclude(made, names), sep="\n")
-    for stage in STAGES[:-1]:
+    for stage in STAGES[: STAGES.index("candidates") + 1]:
         pipeline.run(made, stage)
+    if names := json.loads((HERE / "exclude.json").read_text()):
+        print(*adapt.exclude(made, names), sep="\n")
+    adapt.run(made)
     print(adapt.words(made))
-    print(models.pack(folder, args.out, json.loads((HERE / "about.json").read_text())))
+    print(models.pack(folder, args.out, about))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ not run again. Later stages learn from out-of-fold maps only.
 """
 
 from workbench.pipeline.decisions import boundary_case, candidates_chance, forest_rows, simpler
+from workbench.pipeline.lesions import learned_from
 from workbench.pipeline.nets import dice
 from workbench.pipeline.order import FOLDS, RUN, one_at_a_time, run, train, train_fold
 
@@ -15,6 +16,7 @@ __all__ = [
     "candidates_chance",
     "dice",
     "forest_rows",
+    "learned_from",
     "one_at_a_time",
     "run",
     "simpler",

@@ -131,7 +131,15 @@ def forest_rows(experiment: Experiment) -> ForestRows:
     table, features = tables(experiment)
     names = read_json(experiment.path("selection") / "selected.json")
     train = (table.split == "train").to_numpy()
-    fold = experiment.table("selection", "folds.csv", dtype={"case": str, "patient": str}).fold.to_numpy()
+    folds = experiment.table("selection", "folds.csv", dtype={"case": str, "patient": str})
+    if list(zip(folds.case, folds.candidate)) != list(zip(table.case[train], table.candidate[train])):
+        raise Refused(
+            experiment.path("selection") / "folds.csv",
+            "other candidates than those that are learned from now",
+            "the same",
+            "Remove the folders selection, forest and boundary, and train again.",
+        )
+    fold = folds.fold.to_numpy()
 
     def chosen(rows: np.ndarray) -> list[str]:
         """What selection kept when it saw the other folds only."""

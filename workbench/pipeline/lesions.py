@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench import candidates, consistency, corrections, radiomics, selection
 from workbench.experiment import Experiment
 from workbench.files import write_array, write_json, write_table
-from workbench.pipeline.nets import dice, may_train
+from workbench.pipeline.nets import asked, dice, may_train
 from workbench.radiomics import fixed, perturb
 from workbench.volume import Refused, numbered
 
@@ -161,6 +161,10 @@ def tables(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
 def learned_from(experiment: Experiment) -> pd.DataFrame:
     """The training cases that selection and forest learn from: phantoms only where there are too few patients (`selection.patients_first`)."""
     cases = experiment.cases("train")
-    s, real = experiment.settings.selection, ~cases.get("phantom", pd.Series(False, cases.index))
-    enough = s.patients_first and not real.all() and cases.patient[real].nunique() >= max(s.min_patients, 3)
-    return cases[real].reset_index(drop=True) if enough else cases
+    s, real = experiment.settings, ~cases.get("phantom", pd.Series(False, cases.index))
+    if not s.selection.patients_first or real.all():
+        return cases
+    need, least = asked(s)
+    own, lesions = cases[real], cases.tumors_on_work_grid[real].sum()
+    enough = own.patient.nunique() >= need and lesions >= max(least, s.selection.min_lesions)
+    return own.reset_index(drop=True) if enough else cases

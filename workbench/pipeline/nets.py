@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench import cascade, cohort, corrections, domain, liver, phantom, processes, readers, slabs, tumor
 from workbench.domain import DOMAIN
-from workbench.experiment import Experiment, Progress
+from workbench.experiment import Experiment, Progress, Settings
 from workbench.files import read_table, write_array, write_table
 from workbench.fit import copy_tensors
 from workbench.threads import side_by_side
@@ -168,10 +168,8 @@ def _enough(experiment: Experiment, training: pd.DataFrame) -> None:
 
     Selection leaves out a fold of the patients at a time: `min_patients` must be left beside the largest.
     """
-    s, patients, lesions = experiment.settings, training.patient.nunique(), int(training.tumors_on_work_grid.sum())
-    left = lambda n: n - math.ceil(n / min(s.selection.folds, n))
-    need = next(n for n in itertools.count(1) if left(n) >= s.selection.min_patients)
-    least = max(s.selection.min_class, s.forest.min_class)
+    patients, lesions = training.patient.nunique(), int(training.tumors_on_work_grid.sum())
+    need, least = asked(experiment.settings)
     if patients < need or lesions < least:
         raise Refused(
             experiment.manifest,
@@ -179,6 +177,13 @@ def _enough(experiment: Experiment, training: pd.DataFrame) -> None:
             f"at least {need} with {least}, for the stages selection and forest",
             "Add patients, or lower selection.min_patients, selection.min_class and forest.min_class with --settings.",
         )
+
+
+def asked(s: Settings) -> tuple[int, int]:
+    """Patients and lesions that selection and forest ask for."""
+    left = lambda n: n - math.ceil(n / min(s.selection.folds, n))
+    need = next(n for n in itertools.count(1) if left(n) >= s.selection.min_patients)
+    return need, max(s.selection.min_class, s.forest.min_class)
 
 
 def may_train(case: cohort.Case) -> bool:

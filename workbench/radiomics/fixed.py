@@ -58,7 +58,8 @@ def _labels(lesions: Tensor, shape: tuple[int, int, int]) -> Tensor:
     for number in set(lesions.unique().tolist()) - there:
         voxels = (lesions == number).nonzero().float()
         place = (voxels.mean(0) + 0.5) * torch.tensor([m / n for n, m in zip(lesions.shape, shape)]).to(voxels)
-        out[tuple(int(min(p, m - 1)) for p, m in zip(place.tolist(), shape))] = number
+        free = (out == 0).nonzero()  # no lesion takes the place of another
+        out[tuple(free[((free.float() + 0.5 - place) ** 2).sum(1).argmin()].tolist())] = number
     return out
 
 
