@@ -30,9 +30,10 @@ SLACK = {
     "noise_hu": (0.5, 3.0),
     "slice_mm": (0.1, 0.25),
     "pixel_mm": (0.3, 0.2),
-    "width_mm": (0.15, 30.0),
+    "width_mm": (0.25, 30.0),
     "liver_ml": (0.3, 200.0),
 }
+UPWARDS = ("slice_mm", "pixel_mm")  # finer ones are averaged up to the work grid
 WORDS = {
     "liver_hu": ("the liver's median is {:.0f} HU", "HU", "Contrast phase, fat or iron may be unlike."),
     "noise_hu": ("noise in the liver is {:.0f} HU", "HU", ""),
@@ -177,10 +178,11 @@ def doubts(scan: Mapping, table: pd.DataFrame, whole: bool = True) -> list[str]:
     for name, (share, least) in SLACK.items():
         low, high, value = like[name].min(), like[name].max(), scan[name]
         slack = max(share * high, least)
-        if not math.isnan(value) and not math.isnan(low) and not low - slack <= value <= high + slack:
+        low = -math.inf if name in UPWARDS else low
+        if not math.isnan(value) and not math.isnan(high) and not low - slack <= value <= high + slack:
             said, unit, more = WORDS[name]
             lines.append(
-                f"{said.format(value)}; the model learned from {low:.4g} to {high:.4g} {unit} ({what}). {more}".strip()
+                f"{said.format(value)}; the model learned from {like[name].min():.4g} to {high:.4g} {unit} ({what}). {more}".strip()
             )
     counts = like.groupby("phase").patient.nunique()
     if scan["phase"] in PHASES and len(counts) and counts.get(scan["phase"], 0) < 2:
