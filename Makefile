@@ -57,6 +57,7 @@ EDGES ?= $(wildcard experiments/blurred_edges.json)
 
 evidence: .venv ## docs/evidence.md from the demo and from what benchmarks/real_ct.py and blurred_edges.py left in experiments/
 	$(BIN)/workbench evidence $(EXPERIMENT) -o docs/evidence.md $(if $(REAL_CT),--real-ct $(REAL_CT)) $(if $(EDGES),--edges $(EDGES))
+	$(if $(wildcard experiments/model_on_patients.json),$(BIN)/python benchmarks/model_on_patients.py --measured experiments/model_on_patients.json)
 
 test: lint ## lints, then the tests
 	OMP_NUM_THREADS=1 $(SCREEN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \

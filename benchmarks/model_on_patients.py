@@ -1,6 +1,6 @@
 """A trained model on real CT that it has never seen: liver, tumors, false positives, each patient and each stage.
 
-    python benchmarks/model_on_patients.py [--models clinical] [--json experiments/clinical.json] [--data FOLDER] [--livers]
+    python benchmarks/model_on_patients.py [--models clinical] [--json experiments/clinical.json] [--data FOLDER] [--livers] [--write]
 
 Whole scans get the liver net's own liver and, beside it, the reference; scans cut to the liver's box get the reference. The operating point is the
 model's own; the others are beside it. Nothing is learned or chosen here. `--livers`: the liver stage alone.
@@ -9,6 +9,7 @@ model's own; the others are beside it. Nothing is learned or chosen here. `--liv
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from workbench import cohort, domain, metrics, models, pipeline, readers, segmen
 from workbench.files import write_json
 from workbench.segmentation import Models
 from workbench.threads import in_processes
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def cases(data: Path, work: Path) -> list[cohort.Case]:
@@ -85,12 +88,66 @@ def words(pieces: list[dict], livers: pd.DataFrame, point: str) -> str:
     return "\n\n".join(
         [
             livers.drop(columns="doubts").round(3).to_string(index=False),
-            f"liver Dice {real_ct.interval(livers.dice)} of {livers.patient.nunique()} patients",
+            f"liver Dice {real_ct.interval(livers.dice, 1)} of {livers.patient.nunique()} patients",
             found.to_string(index=False) if len(found) else "",
             f"tumor Dice a patient at {point}\n{last.round(3).to_string()}",
             f"false positives over 5 mm in tumor-free livers\n{false.round(2).to_string()}",
         ]
     )
+
+
+MARKS = "<!-- model on patients -->", "<!-- end of model on patients -->"
+LITS = {  # of systems trained on LiTS, as they are published (Bilic et al. 2023; Isensee et al. 2021, LiTS's 70 test scans)
+    "liver Dice": ".96 to .97",
+    "tumor Dice": ".67 to .76",
+}
+
+
+def figures_of(found: dict) -> list[tuple[str, str, str]]:
+    """What was measured, with the number of patients: (measure, value [interval], of whom)."""
+    livers, point = pd.DataFrame(found["livers"]), found["point"]
+    own, reference = (real_ct.summary(found["pieces"], liver) for liver in ("own", "reference"))
+    last = own[(own.within == "points") & (own.stage == point)]
+    ill, healthy = last[last.lesions_5 > 0], last[last.lesions_5 == 0]
+    given = reference[(reference.within == "points") & (reference.stage == point) & (reference.lesions_5 > 0)]
+    inside = livers.tumor_inside.astype(float).dropna()
+    return [
+        ("liver Dice", real_ct.interval(livers.dice), f"{livers.patient.nunique()} patients, whole scans"),
+        ("share of the tumor inside the found liver", f"{inside.mean():.3f}", f"{len(inside)} patient"),
+        ("tumor Dice", real_ct.interval(ill.tumor_dice, 1), f"{len(ill)} patients, own liver on whole scans"),
+        ("tumor Dice, reference liver", real_ct.interval(given.tumor_dice, 1), f"{len(given)} patients"),
+        (
+            "recall, lesions over 5 mm",
+            real_ct.interval(ill.recall_5, 1),
+            f"{len(ill)} patients, {int(ill.lesions_5.sum())} lesions",
+        ),
+        ("false positives over 5 mm a scan", real_ct.interval(ill.false_5), f"{len(ill)} patients"),
+        ("the same in tumor-free livers", f"{healthy.false_5.mean():.2f}", f"{len(healthy)} patients"),
+    ]
+
+
+def write(found: dict, folder: Path) -> None:
+    """The figures into README, model card and evidence, between two marks, and into the model's model.json."""
+    rows, model = figures_of(found), found["model"]
+    lines = [
+        MARKS[0],
+        f"| {model['name']} {model['version']}, operating point `{found['point']}` | on patients that it has never seen [95 %] | of | trained on LiTS, as published |",
+        "|---|---|---|---|",
+        *[f"| {name} | {value} | {whom} | {LITS.get(name, '')} |" for name, value, whom in rows],
+        "",
+        "3D-IRCADb, LiTS and CHAOS: none of them was learned from, other hospitals and scanners. `benchmarks/model_on_patients.py --write` makes this table.",
+        MARKS[1],
+    ]
+    for name in ("README.md", "docs/model_card.md", "docs/evidence.md"):
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        if MARKS[0] not in text:
+            text += f"\n## The model that comes along, on patients\n\n{MARKS[0]}\n{MARKS[1]}\n"
+        before, rest = text.split(MARKS[0])
+        path.write_text(before + "\n".join(lines) + rest.split(MARKS[1])[1], encoding="utf-8")
+    said = [f"{name} {value} ({whom})" for name, value, whom in rows]
+    for path in (ROOT / "benchmarks/clinical/about.json", folder / "model.json"):
+        write_json(path, json.loads(path.read_text()) | {"measured_on": said})
 
 
 def main() -> int:
@@ -101,7 +158,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("experiments/model_on_patients"))
     parser.add_argument("--livers", action="store_true", help="the liver stage alone")
     parser.add_argument("--quick", action="store_true", help="the liver stage of two scans")
+    parser.add_argument("--write", action="store_true", help="into README, model card, evidence page and model.json")
+    parser.add_argument("--measured", type=Path, help="what --json left, in place of measuring")
     asked = parser.parse_args()
+    if asked.measured:
+        write(json.loads(asked.measured.read_text()), models.find(asked.models))
+        return 0
     if not (asked.data / "cohort.csv").is_file():
         print(f"no real CT at {asked.data}: nothing is measured")
         return 0
@@ -125,9 +187,12 @@ def main() -> int:
     print(words(pieces, livers, point) if pieces else livers.drop(columns="doubts").round(3).to_string())
     for row in livers.itertuples():
         print(*[f"{row.case}: {line}" for line in row.doubts], sep="\n", end="\n" * bool(row.doubts))
+    said = {"model": models.about(folder), "livers": livers.to_dict("records"), "pieces": pieces, "point": point}
+    found = metrics.json_safe(said)
     if asked.json:
-        said = {"model": models.about(folder), "livers": livers.to_dict("records"), "pieces": pieces, "point": point}
-        write_json(asked.json, metrics.json_safe(said))
+        write_json(asked.json, found)
+    if asked.write:
+        write(found, folder)
     return 0
 
 

@@ -390,10 +390,10 @@ def areas(held: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def interval(values: pd.Series) -> str:
-    """Mean with its 95 % interval over patients (`metrics.bootstrap`)."""
+def interval(values: pd.Series, most: float = math.inf) -> str:
+    """Mean with its 95 % interval over patients (`metrics.bootstrap`), cut at 0 and at the `most` that the measure can be."""
     mean, low, high = metrics.bootstrap(values.to_numpy(float))
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{mean:.3f} [{max(low, 0):.3f}, {min(high, most):.3f}]"
 
 
 def words(table: pd.DataFrame) -> str:
