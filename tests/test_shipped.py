@@ -89,7 +89,7 @@ def test_what_is_unlike_is_said(realdata, clinical):
     assert "mm wide" in said(ct.array, liver, (z, 1.6 * y, 1.6 * x))
     assert "mm wide" in said(ct.array, liver, (z, 0.6 * y, 0.6 * x))
     noise = torch.randn(ct.shape, generator=torch.Generator().manual_seed(0))
-    assert "noise in the liver" in said(ct.array + 60 * noise, liver)
+    assert "noise in the liver" in said(ct.array + 120 * noise, liver)
     plain = readers.read(realdata / "totalseg-example/example_ct.nii.gz")
     mask = readers.read_labels(realdata / "totalseg-example/example_ct_liver.nii.gz", like=plain).array > 0
     assert "without contrast" in " ".join(seen(plain, mask, clinical))
