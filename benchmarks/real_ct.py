@@ -165,6 +165,8 @@ def judges(made: Experiment) -> dict[str, forest.Forest]:
             table[on][["case", "volume_ml", "shared_ml"]],
             others.tumor_ml,
             others.patient,
+            set(others.index[others.copy_of.notna()]),
+            s.false_a_scan,
         )
         fitted = forest.fit(x, truth, forest.settled(x, truth, patients, s)[0])
         judged[patient] = replace(fitted, points=points, largest_ml=float(table.volume_ml[on].max())).at(POINT)

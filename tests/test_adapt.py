@@ -276,6 +276,21 @@ def test_the_best_dice_is_taken_with_the_most_sensitive_threshold_that_does_as_w
     assert (two["dice"].threshold, four["dice"].threshold) == (0.2, 0.9)
 
 
+def test_the_point_for_false_positives_by_hand():
+    """Two scans, a copy that is no scan, and false candidates: .8 and .6 and .4 count; .9 of the copy and .7 of 0.05 ml do not."""
+    scores = np.array([0.95, 0.9, 0.8, 0.7, 0.6, 0.4, 0.3])
+    truth = np.array([True, False, False, False, False, False, True])
+    volumes = pd.DataFrame(
+        {"case": list("acababa"), "volume_ml": [1, 1, 1, 0.05, 1, 1, 1.0], "shared_ml": [1, 0, 0, 0, 0, 0, 1.0]}
+    )
+    lesions, reference = np.array(list("x-----y")), pd.Series({"a": 2.0, "b": 0.0, "c": 0.0})
+    at = lambda limit: forest.operating_points(scores, truth, lesions, 1.0, volumes, reference, None, {"c"}, limit)[
+        "fp"
+    ]
+    assert at(0).threshold == 0.9 and at(0.5).threshold == 0.7 and at(1).threshold == 0.6 and at(1.5).threshold == 0.3
+    assert at(1.5).recall == 1 and at(1).recall == 0.5
+
+
 def test_own_features_by_hand():
     """A liver 4 voxels wide of 2 mm: depth 2 at its surface, 4 inside, 0 outside."""
     liver = torch.zeros(9, 9, 12, dtype=torch.bool)

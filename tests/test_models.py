@@ -61,7 +61,7 @@ def test_names_and_folders(shipped, tmp_path, monkeypatch):
     assert models.names() == ["toy"] and models.find("toy") == shipped == models.find(shipped)
     assert "toy 3 (" in models.words(next(models.listed())) and "2 toys: Dice .9" in models.as_json()
     (about,) = json.loads(models.as_json())
-    assert set(about["operating_points"]) == {"recall", "dice", "f1"}
+    assert set(about["operating_points"]) == {"recall", "dice", "f1", "fp"}
     with pytest.raises(Refused, match="no model of this name; expected an experiment folder or toy"):
         models.find("toys")
     shutil.copytree(shipped, tmp_path / "toy")  # a folder goes before a name

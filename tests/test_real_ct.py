@@ -104,7 +104,7 @@ def test_whole_scans_are_measured_with_both_livers_and_cut_ones_with_the_referen
     ]
     own, given, cut = piece["scans"]
     assert own["liver_dice"] > 0.8 and given["liver_dice"] is None and cut["liver_dice"] is None
-    assert set(own["points"]) == {"recall", "dice", "f1"} and own["points"]["dice"] == own["stages"]["boundary"]
+    assert set(own["points"]) == {"recall", "dice", "f1", "fp"} and own["points"]["dice"] == own["stages"]["boundary"]
     table = pd.concat([benchmark.summary([piece]), benchmark.summary([piece], "reference")])
     last = table[(table.stage == "boundary")].set_index("liver").tumor_dice
     for liver, scan in (("own", own), ("reference", given)):

@@ -22,7 +22,7 @@ def test_it_is_small_whole_and_says_what_it_is():
     assert about["name"] == models.DEFAULT and about["bytes"] < 20e6
     folder = models.find(models.DEFAULT)
     assert {p.suffix for p in folder.rglob("*") if p.is_file()} <= {".json", ".csv", ".safetensors"}
-    assert set(about["operating_points"]) == {"recall", "dice", "f1"} and len(about["measured_on"]) >= 3
+    assert set(about["operating_points"]) == {"recall", "dice", "f1", "fp"} and len(about["measured_on"]) >= 3
     assert "CC BY 4.0" in about["licence"] and "10.7937/TCIA.5FNA-0924" in about["attribution"]
 
 

@@ -136,7 +136,7 @@ def test_the_panel_shows_what_its_headless_twin_draws(what_if):
 
 def test_an_operating_point_sets_the_score(what_if):
     points = what_if.models.forest.points
-    assert set(points) == {"recall", "dice", "f1"}
+    assert set(points) == {"recall", "dice", "f1", "fp"}
     for name, point in points.items():
         assert what_if.at(name) == replace(what_if.start, score=point.threshold)
     panel = widgets.what_if(what_if)

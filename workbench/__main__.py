@@ -264,7 +264,7 @@ def adapt(
     copies: Annotated[int | None, typer.Option(help="Copies of each scan with synthetic lesions.")] = None,
     tumor_steps: Annotated[int, typer.Option(help="Steps for which the tumor net is tuned; 0: not at all.")] = 0,
     operating_point: Annotated[
-        str, typer.Option(help="recall, dice or f1: what sets the forest's threshold.")
+        str, typer.Option(help="recall, dice, f1 or fp: what sets the forest's threshold.")
     ] = "dice",
     exclude: Annotated[
         list[str] | None,
@@ -302,7 +302,7 @@ def segment(
     ] = None,
     device: Device = "auto",
     operating_point: Annotated[
-        str, typer.Option(help="recall, dice or f1: the forest's threshold; by default the one it was trained for.")
+        str, typer.Option(help="recall, dice, f1 or fp: the forest's threshold; by default the one it was trained for.")
     ] = "",
     name: Annotated[str, typer.Option(help="Of the one input: its case, in place of the file's name.")] = "",
     workers: Annotated[int, typer.Option(help="Processes that share the inputs; 0: as many as pay.")] = 0,

@@ -188,7 +188,7 @@ def clinical() -> Settings:
             prior_bite=0.3,
             prior_drop=0.1,
         ),
-        forest=replace(base.forest, operating_point="dice"),  # it learns from patients' tissue (docs/decisions/0017)
+        forest=replace(base.forest, operating_point="fp"),  # docs/decisions/0017
         boundary=replace(base.boundary, grid_mm=(3.0, 1.5, 1.5)),  # as fine as what it corrects
     )
 

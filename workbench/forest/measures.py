@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,9 @@ PURPOSES = {  # fixed names, in files and on the command line
     "recall": "keeps at least the stated share of the true lesions",
     "dice": "best mean tumor Dice a patient",
     "f1": "best F1 of lesions",
+    "fp": "most lesions with at most the stated number of false positives a scan",
 }
+FALSE_ML = math.pi / 6 * 5.0**3 / 1000  # a ball of 5 mm; smaller false positives are not counted
 
 
 def operating_points(
@@ -67,12 +70,16 @@ def operating_points(
     volumes: pd.DataFrame | None = None,
     reference_ml: pd.Series | None = None,
     patients: pd.Series | None = None,
+    copies: Collection[str] = (),
+    false_a_scan: float = 1.0,
 ) -> dict[str, RecallThreshold]:
     """The threshold for each of `PURPOSES`, from out-of-fold scores of candidates `[candidate]`.
 
     lesions: as in `threshold_for_recall`. volumes: case, volume_ml and shared_ml (what lies in the reference) of each candidate;
     reference_ml: of each case; patients: of each case, by default each its own. Without volumes there is no `dice`. Of thresholds that do
     equally well the lowest is taken; for `dice` those do whose mean lies within one standard error over patients of the best (Breiman 1984).
+    `fp` is the lowest threshold with at most `false_a_scan` false positives over 5 mm a scan; `copies`: cases with synthetic lesions, which are no scans
+    of their own.
     """
     points = {"recall": threshold_for_recall(scores, truth, recall, lesions)}
     tried = np.unique(scores)
@@ -87,6 +94,11 @@ def operating_points(
         whose = reference_ml.index if patients is None else patients.reindex(reference_ml.index).to_numpy()
         each = pd.Series(dice[:, best_at]).groupby(np.asarray(whose)).mean()
         spare["dice"] = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else 0.0
+        scans = [case for case in reference_ml.index if case not in set(copies)]
+        counted = ~truth & volumes.case.isin(scans).to_numpy() & (volumes.volume_ml.to_numpy() > FALSE_ML)
+        values["fp"] = (
+            -((scores >= tried[:, None]) & counted).sum(1).clip(min=math.floor(false_a_scan * len(scans) + 1e-9))
+        )
     for name, value in values.items():
         at = float(tried[int(np.argmax(value >= value.max() - max(spare.get(name, 0.0), 1e-9)))])
         kept = int((best >= at).sum())

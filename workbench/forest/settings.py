@@ -17,6 +17,7 @@ class ForestSettings:
     min_leaf: int | None = None  # None: the one of `leaf_choices` that ranks unseen patients best
     max_features: str | float = "sqrt"
     operating_point: str = "recall"  # which of `measures.PURPOSES` sets the threshold (docs/decisions/0017)
+    false_a_scan: float = 1.0  # a choice: of the point `fp`
     recall: float = 0.99  # share of the lesions to keep out of fold; new patients keep less (docs/decisions/0005)
     folds: int = 5  # patient-grouped, for out-of-fold scores
     leaf_choices: tuple[int, ...] = (3, 1, 8)  # first 3, so that one odd candidate makes no leaf of its own
@@ -35,6 +36,8 @@ class ForestSettings:
             raise Refused("ForestSettings.operating_point", self.operating_point, ", ".join(PURPOSES))
         if not self.leaf_choices or min(self.leaf_choices) < 1:
             raise Refused("ForestSettings.leaf_choices", str(self.leaf_choices), "one or more, at least 1 each")
+        if self.false_a_scan < 0:
+            raise Refused("ForestSettings.false_a_scan", str(self.false_a_scan), "0 or more")
         if not 0 < self.recall <= 1:
             raise Refused("ForestSettings.recall", str(self.recall), "more than 0, at most 1")
 

@@ -173,6 +173,8 @@ def run_forest(experiment: Experiment, folder: Path) -> dict:
         None if "shared_ml" not in table else own_rows[["case", "volume_ml", "shared_ml"]],  # 0.1.0 did not keep it
         own_cases.tumor_ml,
         own_cases.patient,
+        set(own_cases.index[own_cases.copy_of.notna()]) if "copy_of" in own_cases else (),
+        s.false_a_scan,
     )
     cut = points[point := s.operating_point if s.operating_point in points else "recall"]
     own, tried = forest.settled(x[names["all"]], y, patients, s)
