@@ -52,47 +52,23 @@ POINT = "dice"  # the operating point that the stages are shown at
 
 
 def settings(seed: int, tumor_steps: int = 3000, liver_steps: int = 800) -> Settings:
-    """The demo's stages on a grid of 1.5 x 3 mm, with the augmentation that helps on patients (docs/log.md, 2026-11-30)."""
-    demo = experiment.demo()
+    """The preset clinical as these trainings had it: two folds, three copies, the liver net on 3 mm and less augmented (docs/log.md, 2026-11-30)."""
+    base = experiment.clinical()
 
     def stage(of, steps: int, **slabs):
-        fit = replace(of.cascade.fit, steps=steps, rate=3e-3, batch=16, seed=seed, check_every=200)
+        fit = replace(of.cascade.fit, steps=steps, seed=seed)
         return replace(of, cascade=replace(of.cascade, fit=fit, slabs=replace(of.cascade.slabs, **slabs)))
 
+    weaker = {"shift_hu": 20.0, "contrast": 0.15, "noise_hu": 12.0}
     return replace(
-        demo,
+        base,
+        preset="demo",
         seed=seed,
-        pixel_mm=1.5,
-        slice_mm=3.0,
-        liver=stage(
-            demo.liver,
-            liver_steps,
-            blobs=0.75,
-            blob_pixels=(2.0, 24.0),
-            blob_hu=((-60.0, 170.0), (-60.0, 170.0), (100.0, 400.0)),
-            blob_slices=(0.5, 1.1),
-            scale=0.2,
-            rotate_degrees=15.0,
-            elastic=2.0,
-        ),
-        tumor=stage(
-            demo.tumor,
-            tumor_steps,
-            crop=(128, 128),
-            blob_pixels=(1.5, 14.0),
-            blob_slices=(0.25, 0.6),
-            scale=0.25,
-            rotate_degrees=20.0,
-            elastic=2.0,
-            thick=0.3,
-            contrast=0.3,
-            noise_hu=20.0,
-            blur=0.4,
-            prior_fade=0.4,
-            prior_bite=0.3,
-            prior_drop=0.1,
-        ),
-        boundary=replace(demo.boundary, grid_mm=(3.0, 1.5, 1.5)),  # as fine as what it corrects
+        folds=2,
+        implants=replace(base.implants, copies=3),
+        liver=stage(replace(base.liver, pixel_mm=3.0), liver_steps, crop=(96, 96), blob_pixels=(2.0, 24.0), **weaker),
+        tumor=stage(base.tumor, tumor_steps),
+        forest=experiment.demo().forest,
     )
 
 
