@@ -278,7 +278,7 @@ def right_and_wrong(table: pd.DataFrame, unit: str = "voxels", patients: int | N
     ax.set_yticks(at, rows.index)
     ax.set(xlabel=unit)
     ax.margins(x=0.3)
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)  # above the bars, so that it hides none
     who = f" ({patients} patients)" if patients is not None else ""
     figure.suptitle(f"{title or 'right and wrong'}{who}", fontsize=11)
     return figure
