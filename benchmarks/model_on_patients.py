@@ -22,6 +22,7 @@ from workbench import cohort, domain, metrics, models, pipeline, readers, segmen
 from workbench.files import write_json
 from workbench.segmentation import Models
 from workbench.threads import in_processes
+from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,13 +130,16 @@ def figures_of(found: dict) -> list[tuple[str, str, str]]:
 def write(found: dict, folder: Path) -> None:
     """The figures into README, model card and evidence, between two marks, and into the model's model.json."""
     rows, model = figures_of(found), found["model"]
+    if model["files"] != models.about(folder)["files"]:
+        raise Refused(folder, "another model than the one that was measured", "the same files", "Measure it anew.")
     lines = [
         MARKS[0],
         f"| {model['name']} {model['version']}, operating point `{found['point']}` | on patients that it has never seen [95 %] | of | trained on LiTS, as published |",
         "|---|---|---|---|",
         *[f"| {name} | {value} | {whom} | {LITS.get(name, '')} |" for name, value, whom in rows],
         "",
-        "3D-IRCADb, LiTS and CHAOS: none of them was learned from, other hospitals and scanners. `benchmarks/model_on_patients.py --write` makes this table.",
+        "3D-IRCADb, LiTS and CHAOS: none of them was learned from. One training: intervals hold the patients only, and another training moves a mean Dice by .04 to .08. "
+        "The operating point was settled after the points had been seen on these patients. `benchmarks/model_on_patients.py --write` makes this table.",
         MARKS[1],
     ]
     for name in ("README.md", "docs/model_card.md", "docs/evidence.md"):
@@ -146,8 +150,8 @@ def write(found: dict, folder: Path) -> None:
         before, rest = text.split(MARKS[0])
         path.write_text(before + "\n".join(lines) + rest.split(MARKS[1])[1], encoding="utf-8")
     said = [f"{name} {value} ({whom})" for name, value, whom in rows]
-    for path in (ROOT / "benchmarks/clinical/about.json", folder / "model.json"):
-        write_json(path, json.loads(path.read_text()) | {"measured_on": said})
+    about = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", about | {"measured_on": said})
 
 
 def main() -> int:

@@ -821,7 +821,7 @@ def test_models_of_phantoms_alone_say_so_of_a_scan(models, trained, tmp_path):
     nifti.write(tiny.patient(50)[0], ct)
     assert models.phantoms == 0 and not trained.cases().phantom.any()
     said, line, error = results.from_file(replace(models, phantoms=12), (ct, tmp_path / "out" / "a"))
-    words = "learnt from 12 phantoms and no patient"
+    words = "learned from 12 phantoms and no patient"
     assert "a: ok" in line and not error and words in said[0]
     about = json.loads((tmp_path / "out" / "a" / "result.json").read_text())
     assert words in about["warnings"][0] and words in (tmp_path / "out" / "a" / "report.html").read_text()

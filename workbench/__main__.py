@@ -535,9 +535,11 @@ def cohort(
     out: Annotated[Path, typer.Option("-o", help="Where checks, results, evaluation and logs go.")],
     models: Annotated[
         str | None,
-        typer.Option(help="A trained experiment, or the name of a model; without it the train split is learnt from."),
+        typer.Option(
+            help="A trained experiment, or the name of a model; without one, nets are trained on the manifest's train split."
+        ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="demo, clinical or paper, of what is learnt.")] = "demo",
+    preset: Annotated[str, typer.Option(help="demo, clinical or paper, for nets that are trained.")] = "demo",
     device: Device = "auto",
     cores: Annotated[int | None, typer.Option(help="Jobs at once on this machine; all cores by default.")] = None,
     profile: Annotated[str, typer.Option(help="local, slurm or a folder with a Snakemake profile.")] = "local",

@@ -188,7 +188,7 @@ def doubts(scan: Mapping, table: pd.DataFrame, whole: bool = True) -> list[str]:
     if scan["phase"] in PHASES and len(counts) and counts.get(scan["phase"], 0) < 2:
         often = ", ".join(f"{n} {phase}" for phase, n in counts.sort_values(ascending=False).items() if phase)
         lines.append(
-            f"it looks like a scan {scan['phase']} (aorta {scan['aorta_hu']:.0f}, liver {scan['liver_hu']:.0f} HU); "
+            f"the scan seems {scan['phase']} (aorta {scan['aorta_hu']:.0f}, liver {scan['liver_hu']:.0f} HU); "
             f"the model learned from {often or 'other phases'}. Expect more errors."
         )
     if scan["metal_ml"] > max(METAL_ML, like.metal_ml.max()):

@@ -138,10 +138,10 @@ def paper() -> Settings:
 
 
 def clinical() -> Settings:
-    """The model that comes with the workbench: for patients, hours on two cores or minutes on a GPU. Learns from phantoms and patients together.
+    """The model that comes with the workbench: for patients, about an hour on two cores. Learns from phantoms and patients together.
 
-    What differs from the demo was measured on patients (docs/log.md, 2026-11-30): a finer grid, a liver net that knows large and bright tumors,
-    stronger augmentation with more steps, and a tumor net that does not rely on the liver's map.
+    What differs from the demo: a finer grid, a liver net that sees large and bright tumors, stronger augmentation with more steps, and a tumor net
+    that does not rely on the liver's map. Measured together, in one training; not each alone (docs/log.md, 2026-11-30).
     """
     base = demo()
 
@@ -382,8 +382,8 @@ class Experiment:
         """How many phantoms the nets have learned from, where they have learned from nothing else; else 0."""
         if "phantoms" in self.about:  # of a packed model
             return int(self.about["phantoms"])
-        learnt = self.of_nets().cases("train")
-        return len(learnt) if "phantom" in learnt and learnt.phantom.all() else 0
+        cases = self.of_nets().cases("train")
+        return len(cases) if "phantom" in cases and cases.phantom.all() else 0
 
     def patients_learned_from(self) -> set[str]:
         """The patients that its nets have seen: those of its training cases, unless all nets are another's, and those of the experiments with whose nets it

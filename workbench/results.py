@@ -128,7 +128,7 @@ def from_file(models: Models, job: tuple[Path, Path], liver: Path | None = None)
                 result.liver_given = liver
                 if models.phantoms and not is_phantom(path):
                     result.warnings.append(
-                        f"the nets have learnt from {models.phantoms} phantoms and no patient: expect little of them on a patient's scan"
+                        f"the nets have learned from {models.phantoms} phantoms and no patient: expect little of them on a patient's scan"
                     )
                 doubts = [f"{folder.name}: {line}" for line in result.warnings]
                 result.warnings += said

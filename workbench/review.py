@@ -279,7 +279,7 @@ def three_slices(held: pd.DataFrame) -> str:
     lines = []
     for slices, part in held.groupby("slices", sort=False):
         right = [
-            f"{share(part[f'{what}_right'].sum(), total)} of the {what} voxels are right"
+            f"{part[f'{what}_right'].sum():.0f} of {total:.0f} {what} voxels are right"
             if (total := part[what].sum())
             else f"no voxel is {what}"
             for what in ("restored", "suppressed")

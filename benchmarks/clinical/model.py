@@ -19,7 +19,7 @@ from workbench.experiment import STAGES, Experiment
 from workbench.files import write_table
 
 HERE = Path(__file__).resolve().parent
-SEED, PHANTOM_SEED = 0, 50_000
+PHANTOM_SEED = 50_000
 
 
 def manifest(folder: Path, phantoms: int) -> Path:
@@ -46,7 +46,8 @@ def main() -> None:
     folder = args.experiment
     folder.mkdir(parents=True, exist_ok=True)
     table = manifest(folder, args.phantoms)
-    models.described(about := json.loads((HERE / "about.json").read_text()), HERE / "about.json")
+    about = json.loads((HERE / "about.json").read_text())
+    models.described(about, HERE / "about.json")
     made = Experiment.create(folder, table, experiment.clinical(), "auto")
     for stage in STAGES[: STAGES.index("candidates") + 1]:
         pipeline.run(made, stage)
