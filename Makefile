@@ -29,7 +29,7 @@ help: ## this list
 
 .venv: $(STAMP) ## the environment of requirements.lock (about 3 GB)
 
-$(STAMP): pyproject.toml requirements.lock workbench/radiomics/loops.c
+$(STAMP): pyproject.toml requirements.lock workbench/stages/radiomics/loops.c
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with the venv module. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into .venv with $$($(PYTHON) --version); this takes some minutes."
 	$(PYTHON) -m venv .venv

@@ -11,7 +11,7 @@ Equal: training and held-out patients, and the files that both segment; the devi
 seconds of training; threads that wait give their core away instead of spinning, since nnU-Net's net shares the cores with its own
 augmentation. The workbench trains first, with the demo's settings and its steps scaled by minutes / 10 (the demo's time on two
 idle cores for 60 phantoms); what that took from the first import to the last model, scans brought to the work grid and all stages
-included, is then nnU-Net's time. Scores come from `workbench.metrics` for both.
+included, is then nnU-Net's time. Scores come from `workbench.stages.metrics` for both.
 
 Not equal, in favour of nnU-Net: its fingerprint, plan and preprocessing (given as preprocess_s), its imports and the start of its loaders are not
 on its clock, which runs from its first step; it does not validate while it trains; one net learns from all training patients, while
@@ -53,8 +53,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench import cohort, experiment, metrics, nnunet, pipeline, readers
-from workbench.files import read_json, write_atomic, write_json
+from workbench import experiment
+from workbench.data import cohort, readers
+from workbench.data.export import nnunet
+from workbench.data.files import read_json, write_atomic, write_json
+from workbench.experiment import pipeline
+from workbench.stages import metrics
 from workbench.volume import Refused
 
 PINS = (

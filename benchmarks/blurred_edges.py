@@ -21,9 +21,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from workbench import evidence, metrics, phantom, review, segmentation
-from workbench.files import write_json
-from workbench.threads import at_once, in_processes
+from workbench.data import phantom
+from workbench.data.files import write_json
+from workbench.data.threads import at_once, in_processes
+from workbench.experiment import segmentation
+from workbench.lab import evidence, review
+from workbench.stages import metrics
 from workbench.volume import resample
 
 SEED = 90_001  # far from those of the demo (1 to 180) and of the other benchmarks

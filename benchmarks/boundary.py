@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench import boundary
+from workbench.stages import boundary
 
 PRESETS = {"demo": boundary.DEMO, "paper": boundary.PAPER}
 LARGEST_DIFFERENCE = 1e-4

@@ -34,12 +34,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench import cohort, phantom, pipeline, readers, results, segmentation
-from workbench.experiment import STAGES, Experiment
+from workbench.data import cohort, phantom, readers
+from workbench.data.files import write_json, write_table
+from workbench.data.readers import nifti
+from workbench.data.threads import at_once
+from workbench.experiment import Experiment, pipeline, segmentation
 from workbench.experiment import demo as demo_settings
-from workbench.files import write_json, write_table
-from workbench.readers import nifti
-from workbench.threads import at_once
+from workbench.experiment.table import before
+from workbench.lab import results
 from workbench.volume import Volume, canonical_affine, resample
 
 VOXELS = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (200, 512, 512), (400, 512, 512), (800, 512, 512))
@@ -138,7 +140,7 @@ def of_cohort(patients: int, device: str, place: Path, folds: int = 2, upto: str
     manifest = cohort.write_phantoms(place / "phantoms", patients, SEED, held_out=0)
     seconds["phantoms"] = time.perf_counter() - began
     made = Experiment.create(place / "experiment", manifest, settings, device, lambda *_: None)
-    for stage in STAGES[: STAGES.index(upto) + 1]:
+    for stage in (*before(upto), upto):
         began = time.perf_counter()
         pipeline.run(made, stage)
         seconds[stage] = time.perf_counter() - began

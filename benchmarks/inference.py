@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
-from workbench import experiment, liver, tumor
-from workbench.network import SlabNet
+from workbench import experiment
+from workbench.nets.network import SlabNet
+from workbench.stages import liver, tumor
 
 SPACING_MM = (1.0, 0.8, 0.8)
 LIVER_MM = (200.0, 170.0, 220.0)

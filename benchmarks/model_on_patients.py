@@ -18,10 +18,12 @@ import pandas as pd
 import real_ct
 import torch
 
-from workbench import cohort, domain, metrics, models, pipeline, readers, segmentation
-from workbench.files import write_json
-from workbench.segmentation import Models
-from workbench.threads import in_processes
+from workbench.data import cohort, readers
+from workbench.data.files import write_json
+from workbench.data.threads import in_processes
+from workbench.experiment import models, pipeline, segmentation
+from workbench.experiment.segmentation import Models
+from workbench.stages import domain, metrics
 from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[1]

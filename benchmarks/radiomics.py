@@ -31,8 +31,8 @@ sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).re
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from workbench import radiomics  # noqa: E402
-from workbench.radiomics import CATALOGUE, perturb, ragged, reference  # noqa: E402
+from workbench.stages import radiomics  # noqa: E402
+from workbench.stages.radiomics import CATALOGUE, perturb, ragged, reference  # noqa: E402
 
 SPACING_MM = (1.5, 0.75, 0.75)
 LARGEST_DIFFERENCE = 1e-6

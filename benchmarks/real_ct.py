@@ -29,13 +29,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench import adapt, candidates, cohort, experiment, forest, metrics, pipeline, segmentation
-from workbench.experiment import STAGES, Experiment, Settings
-from workbench.files import write_json, write_table
-from workbench.ledger import ABLATION
-from workbench.readers import nifti
-from workbench.segmentation import Maps, Memory, Models
-from workbench.threads import in_processes
+from workbench import experiment
+from workbench.data import cohort
+from workbench.data.files import write_json, write_table
+from workbench.data.readers import nifti
+from workbench.data.threads import in_processes
+from workbench.experiment import Experiment, Settings, pipeline, segmentation
+from workbench.experiment.segmentation import Maps, Memory, Models
+from workbench.experiment.table import before
+from workbench.run import adapt
+from workbench.stages import candidates, forest, metrics
+from workbench.stages.ledger import ABLATION
 from workbench.volume import Refused, Spacing, numbered
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared/realdata"
@@ -102,7 +106,7 @@ def train(work: Path, data: Path, variant: str, seed: int, phantoms: int, base: 
 
     folder = work / f"{variant}-{seed}"
     if variant == "e" and not folder.exists():  # the first stages are those of b
-        for stage in STAGES[: STAGES.index("selection")]:
+        for stage in before("selection"):
             shutil.copytree(work / f"b-{seed}" / stage, folder / stage, copy_function=os.link)
     adapt.settings_for = leaving_one_out
     try:
@@ -112,7 +116,7 @@ def train(work: Path, data: Path, variant: str, seed: int, phantoms: int, base: 
 
 
 def _run(made: Experiment) -> Experiment:
-    for stage in STAGES[:-1]:
+    for stage in before("metrics"):
         pipeline.run(made, stage)
     return made
 

@@ -33,20 +33,13 @@ import pandas as pd  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 
-from workbench import (  # noqa: E402, E501  # fmt: skip
-    batch,
-    cohort,
-    demo,
-    experiment,
-    fit,
-    folders,
-    forest,
-    pipeline,
-    readers,
-    results,
-    segmentation,
-    tracking,
-)
+from workbench import experiment  # noqa: E402
+from workbench.data import cohort, readers  # noqa: E402
+from workbench.experiment import pipeline, reading, segmentation  # noqa: E402
+from workbench.lab import results  # noqa: E402
+from workbench.nets import fit  # noqa: E402
+from workbench.run import batch, demo, tracking  # noqa: E402
+from workbench.stages import forest  # noqa: E402
 from workbench.volume import Refused  # noqa: E402
 
 Job = Callable[[Path], object]
@@ -134,7 +127,7 @@ def whole(folder: Path) -> int:
         elif path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
             raise ValueError(f"{path}: a page cut short")
         elif path.name == "result.json":
-            folders.result(path.parent).volume("labels")
+            reading.result(path.parent).volume("labels")
     return count
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from workbench import cohort
+from workbench.data import cohort
+from workbench.data.threads import at_once
 from workbench.experiment import Experiment
-from workbench.threads import at_once
 
 
 def run(inputs: list[Path], models: Path, out: Path, workers: int, device: str) -> dict[str, float]:

@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from workbench import experiment, slabs
-from workbench.cascade import CascadeSettings
-from workbench.losses import deep_supervision
-from workbench.network import SlabNet
+from workbench import experiment
+from workbench.nets import slabs
+from workbench.nets.cascade import CascadeSettings
+from workbench.nets.losses import deep_supervision
+from workbench.nets.network import SlabNet
 
 SHAPES = {"paper": (96, 384, 384), "demo": (24, 96, 96)}
 CASES = 8

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench import ledger
-from workbench.files import write_json
-from workbench.readers import nifti
+from workbench.data.files import write_json
+from workbench.data.readers import nifti
+from workbench.stages import ledger
 from workbench.volume import Volume, canonical_affine
 
 SPACING = (1.0, 0.8, 0.8)
@@ -94,7 +94,7 @@ def opened(folder: Path, peer: bool) -> dict:
         for file in (folder.parent / "ct.nii.gz", folder / "labels.nii.gz", folder / "tumor_probability.nii.gz"):
             viewer.add_image(nibabel.load(file).get_fdata(), name=file.name)
     else:
-        from workbench import qa
+        from workbench.lab import qa
 
         viewer = qa.show(folder, block=False)
     QApplication.processEvents()
@@ -121,7 +121,7 @@ def main() -> None:
     if given.open:
         print(json.dumps(opened(given.open, given.peer)))
         return
-    from workbench.qa import why_no_window
+    from workbench.lab.qa import why_no_window
 
     if why := why_no_window():
         print(f"not measured: {why}")

@@ -2,7 +2,7 @@
 
     python benchmarks/what_if.py [EXPERIMENT] [--quick] [--json FILE] [--device cpu|cuda] [--threads 2] [--cases 20] [--count]
 
-The work is that of the notebook's sliders (`workbench.whatif`) on held-out cases of a trained experiment: consistency, candidates, descriptors of all
+The work is that of the notebook's sliders (`workbench.experiment.whatif`) on held-out cases of a trained experiment: consistency, candidates, descriptors of all
 candidates where they changed, forest, contour, measures after each stage, ledger. The peer is the same decision by `workbench segment`'s own path with the
 nets run again. A first call, which loads kernels, does not count. JSON: the work, the device, median and largest seconds of each kind of change,
 the ratio to the peer. Exit status 1 when a median is above the aim: 1 s on a CPU, .1 s on a GPU.
@@ -26,10 +26,9 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench import segmentation
-from workbench.experiment import Experiment
+from workbench.experiment import Experiment, segmentation
+from workbench.experiment.whatif import WhatIf
 from workbench.volume import Volume, canonical_affine
-from workbench.whatif import WhatIf
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 

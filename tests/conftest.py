@@ -77,7 +77,7 @@ def realdata() -> Path:
 @pytest.fixture(scope="session")
 def small_phantom():
     """One phantom case of the demo's size, the same in every test; whoever changes it takes a copy."""
-    from workbench import phantom
+    from workbench.data import phantom
 
     return phantom.generate(seed=7, preset="demo")
 
@@ -131,7 +131,9 @@ def trained(toy_cohort, tmp_path_factory):
     """An experiment with every stage trained on the toy patients, for reading only."""
     import tiny
 
-    from workbench import experiment, pipeline, results
+    from workbench import experiment
+    from workbench.experiment import pipeline
+    from workbench.lab import results
 
     made = experiment.Experiment.create(tmp_path_factory.mktemp("trained"), toy_cohort, tiny.settings(), "cpu")
     pipeline.train(made, "all", results.keep)
@@ -140,7 +142,7 @@ def trained(toy_cohort, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(trained):
-    from workbench import segmentation
+    from workbench.experiment import segmentation
 
     return segmentation.Models.load(trained.folder, "cpu")
 
@@ -152,8 +154,8 @@ def healthy(tmp_path_factory):
     import pandas as pd
     import tiny
 
-    from workbench import cohort
-    from workbench.readers import nifti
+    from workbench.data import cohort
+    from workbench.data.readers import nifti
 
     place = tmp_path_factory.mktemp("healthy")
     rows = []

@@ -33,10 +33,15 @@ import tiny
 import torch
 from test_faults import AFFINE, ct, series
 
-from workbench import batch, boundary, cascade, cohort, experiment, files, fit, folders, forest, readers
+from workbench import experiment
 from workbench.__main__ import _parameters
-from workbench.network import SlabNet
-from workbench.readers import dicom
+from workbench.data import cohort, files, readers
+from workbench.data.readers import dicom
+from workbench.experiment import reading
+from workbench.nets import cascade, fit
+from workbench.nets.network import SlabNet
+from workbench.run import batch
+from workbench.stages import boundary, forest
 from workbench.volume import Refused
 
 LIMIT_S = 10.0  # the sound inputs take milliseconds
@@ -243,7 +248,7 @@ def of_manifest(folder: Path) -> Try:
 
 def of_experiment(folder: Path) -> Try:
     place = _experiment(folder)
-    files = [place / "experiment.json", *(place / stage / "stage.json" for stage in folders.STAGES)]
+    files = [place / "experiment.json", *(place / stage / "stage.json" for stage in reading.STAGES)]
     sound = {file: file.read_text() for file in files}
     table = (place / "cohort" / "cases.csv").read_text()
 
@@ -254,8 +259,8 @@ def of_experiment(folder: Path) -> Try:
         for file in rng.sample(files, 1) if rng.random() < 0.5 else files[:1]:
             file.write_text(damaged_json(rng, json.loads(sound[file])))
         made = experiment.Experiment(place, "cpu")
-        done = [made.finished(stage) for stage in folders.STAGES]
-        return made.manifest, made.start, made.cases("train"), done, folders.experiment(place).patients()
+        done = [made.finished(stage) for stage in reading.STAGES]
+        return made.manifest, made.start, made.cases("train"), done, reading.experiment(place).patients()
 
     return one
 
@@ -359,9 +364,9 @@ def _experiment(folder: Path) -> Path:
         model.with_threshold(forest.threshold_for_recall(model.score(table), table.a > 0, 0.9)), made.path("forest")
     )
     cases = pd.DataFrame({"case": [r[0] for r in rows], "patient": [r[1] for r in rows], "split": "train", "fold": 0})
-    for stage in folders.STAGES:
+    for stage in reading.STAGES:
         files.write_table(made.path(stage) / "cases.csv", cases)
-        identity = made._identity(stage)
+        identity = made.identity(stage)
         files.write_json(made.path(stage) / "stage.json", identity | {"outputs": {"cases.csv": "0"}, "seconds": 1})
     return made.folder
 

@@ -8,25 +8,7 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 
 KINDS = ("Float", "Int", "Bool", "Shaped", "Num", "UInt8", "Int16", "Int32", "Int64", "Integer", "Real", "Inexact")
-SCIENCE = [
-    "blocks",
-    "network",
-    "slabs",
-    "losses",
-    "fit",
-    "cascade",
-    "phantom",
-    "liver",
-    "tumor",
-    "consistency",
-    "candidates",
-    "radiomics",
-    "selection",
-    "forest",
-    "boundary",
-    "metrics",
-    "volume",
-]
+SCIENCE = ["volume", "masks", "nets", "stages", "data.phantom"]
 
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench import experiment, metrics
+from workbench import experiment
+from workbench.stages import metrics
 from workbench.volume import Refused
 
 

@@ -4,7 +4,7 @@ import browser
 import nbformat
 import pytest
 
-from workbench import figures, widgets
+from workbench.lab import figures, widgets
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]  # where many share the cores, Lab takes its time
 
@@ -17,9 +17,9 @@ CELLS = {  # a widget a cell, below one that opens the experiment
     "planes": "seen = review.seen(made, case); widgets.Planes(seen.ct, seen.spacing_mm, seen.labels, title=case)",
 }
 OPENS = """
-from workbench import review, widgets
+from workbench.lab import review, widgets
 from workbench.experiment import Experiment
-from workbench.whatif import WhatIf
+from workbench.experiment.whatif import WhatIf
 made = Experiment({!r}, "cpu"); case = review.shown(made)
 """
 MOVES = [  # the widget, one of its sliders by its description, a key

@@ -19,12 +19,16 @@ from test_cascade import CASES, SETTINGS, patient
 from test_notebooks import NUMBERED
 from torch import Tensor
 
-from workbench import boundary, cascade, experiment, pipeline, radiomics, results, segmentation, slabs
-from workbench.fit import load_tensors
-from workbench.network import SlabNet
-from workbench.radiomics import engine, ragged
+from workbench import experiment
+from workbench.experiment import pipeline, segmentation
+from workbench.experiment.whatif import WhatIf
+from workbench.lab import results
+from workbench.nets import cascade, slabs
+from workbench.nets.fit import load_tensors
+from workbench.nets.network import SlabNet
+from workbench.stages import boundary, radiomics
+from workbench.stages.radiomics import engine, ragged
 from workbench.volume import Refused
-from workbench.whatif import WhatIf
 
 THERE = torch.cuda.is_available()
 only_a_gpu = pytest.mark.skipif(not THERE, reason="no GPU")

@@ -27,25 +27,15 @@ import tiny
 import torch
 from pydicom.uid import JPEGLosslessSV1
 
-from workbench import (
-    __main__,
-    batch,
-    boundary,
-    candidates,
-    cascade,
-    cohort,
-    doctor,
-    experiment,
-    fit,
-    forest,
-    pipeline,
-    radiomics,
-    readers,
-    slabs,
-)
-from workbench.network import NetworkSettings, SlabNet
-from workbench.readers import WorkbenchWarning, dicom
-from workbench.readers import nifti as nifti_file
+from workbench import __main__, experiment
+from workbench.data import cohort, files, readers
+from workbench.data.readers import WorkbenchWarning, dicom
+from workbench.data.readers import nifti as nifti_file
+from workbench.experiment import pipeline
+from workbench.nets import cascade, fit, slabs
+from workbench.nets.network import NetworkSettings, SlabNet
+from workbench.run import batch, doctor
+from workbench.stages import boundary, candidates, forest, radiomics
 from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -465,7 +455,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("row, fault, build, reader, message", FAULTS, ids=[f"{f[0]}-{f[1]}" for f in FAULTS])
-@pytest.mark.filterwarnings("ignore::workbench.readers.WorkbenchWarning")
+@pytest.mark.filterwarnings("ignore::workbench.data.readers.WorkbenchWarning")
 def test_refused_in_one_line(tmp_path, row, fault, build, reader, message):
     path = build(tmp_path)
     with pytest.raises(Refused) as refused:
@@ -571,7 +561,7 @@ def loose_tree(folder):
 def other_settings(folder, request):
     cohort_of = request.getfixturevalue("toy_cohort")
     experiment.Experiment.create(folder / "e", cohort_of, tiny.settings(), "cpu")
-    experiment.write_json(folder / "e" / "cohort" / "stage.json", {})
+    files.write_json(folder / "e" / "cohort" / "stage.json", {})
     changed = replace(tiny.settings(), folds=3, forest=replace(tiny.settings().forest, trees=500))
     experiment.Experiment.create(folder / "e", cohort_of, changed, "cpu")
 
@@ -585,7 +575,7 @@ def changed_settings(folder, request):
 
 
 def in_use(folder, request):
-    with experiment.held(folder), experiment.held(folder):
+    with files.held(folder), files.held(folder):
         pass
 
 
@@ -1086,7 +1076,8 @@ def page() -> str:
             own.append(("", PROOF[number], "*silent in the library below*"))
         for k, (fault, tests, words) in enumerate(own):
             places = [test.split("::") for test in tests.split()]
-            links = " ".join(f"[{name.removeprefix('test_')}](../tests/{file}.py)" for file, name in places)
+            where = {p.stem: p.relative_to(ROOT) for p in (ROOT / "tests").rglob("test_*.py")}
+            links = " ".join(f"[{name.removeprefix('test_')}](../{where[file].as_posix()})" for file, name in places)
             lines.append(
                 f"| {number if k == 0 else ''} | {title if k == 0 else ''} | {fault} | {links} | {cell(words)} |"
             )

@@ -21,9 +21,12 @@ import pytest
 import tiny
 import torch
 
-from workbench import __main__, batch, cohort, experiment, pipeline, tracking
-from workbench.files import sweep, write_atomic
-from workbench.readers import nifti
+from workbench import __main__, experiment
+from workbench.data import cohort, files
+from workbench.data.files import sweep, write_atomic
+from workbench.data.readers import nifti
+from workbench.experiment import pipeline
+from workbench.run import batch, tracking
 from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,8 +256,9 @@ def test_a_signal_is_told_marked_and_gone_on_from(few, undisturbed, tmp_path, nu
     folder, mark = tmp_path / "e", tmp_path / "e" / "liver" / "killed.json"
 
     def slowly(at: Path) -> None:
-        made = pipeline.RUN["liver"]
-        with patch.dict(pipeline.RUN, liver=lambda *a: (time.sleep(60), made(*a))):
+        row = table.STAGES["liver"]
+        made = row.call("run")
+        with patch.dict(table.STAGES, liver=replace(row, run=lambda *a: (time.sleep(60), made(*a)))):
             by_command(few, at)
 
     child = os.fork()
@@ -296,7 +300,7 @@ def test_a_second_process_is_told_who_is_first(few, tmp_path):
     made = experiment.Experiment.create(folder, few, survive.brisk(6), "cpu", survive.quiet)
     first = os.fork()
     if first == 0:
-        with experiment.held(folder):
+        with files.held(folder):
             (tmp_path / "held").touch()
             time.sleep(60)
         os._exit(0)

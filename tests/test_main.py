@@ -17,9 +17,12 @@ import tiny
 import torch
 from scipy import ndimage
 
-from workbench import __main__, __version__, batch, experiment, folders, liver, radiomics
-from workbench.readers import nifti
-from workbench.threads import in_processes
+from workbench import __main__, __version__, experiment
+from workbench.data.readers import nifti
+from workbench.data.threads import in_processes
+from workbench.experiment import reading
+from workbench.run import batch
+from workbench.stages import liver, radiomics
 from workbench.volume import Refused
 
 AFFINE = np.diag([3.0, 3.0, 4.0, 1.0])
@@ -381,11 +384,11 @@ def test_run_all_takes_one_case_at_most(call, tmp_path):
 
 def test_lineage_tells_what_it_can_without_a_store(call, trained, tmp_path):
     refused(call("lineage", tmp_path), "no result.json")
-    result = folders.experiment(trained.folder).results()[0]
+    result = reading.experiment(trained.folder).results()[0]
     status, out, err = call("lineage", result, "--store", tmp_path / "none")
     lines = out.splitlines()
     assert status == 0 and [line.split()[0] for line in lines] == ["liver", "tumor", "forest", "boundary"]
-    assert folders.stage_hashes(trained.folder)["forest"][:12] in lines[2] and "no mlflow.db" in err
+    assert reading.stage_hashes(trained.folder)["forest"][:12] in lines[2] and "no mlflow.db" in err
 
 
 def test_train_refuses_what_is_not_there(call, tmp_path, toy_cohort):
@@ -478,7 +481,7 @@ def test_one_bad_input_does_not_keep_the_others_back(call, files, trained):
 
 
 def test_an_occupied_place_is_refused_before_the_work(call, files, trained, monkeypatch):
-    from workbench import results
+    from workbench.lab import results
 
     (files / "out" / "toy").mkdir(parents=True)
     (files / "out" / "toy" / "notes.txt").touch()
@@ -594,7 +597,7 @@ def test_export_nnunet_refuses_what_is_not_there(call, tmp_path):
 
 def test_a_header_is_known_with_its_data(tmp_path):
     """Of an MHD the file that it names counts too, and of a folder all files."""
-    from workbench.results import _state
+    from workbench.lab.results import _state
 
     (tmp_path / "p.mhd").write_text("ElementDataFile = voxels.raw")
     (tmp_path / "voxels.raw").write_bytes(b"1")

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import batch, demo, review
 from workbench.experiment import PRESETS
+from workbench.lab import review
+from workbench.run import batch, demo
 from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]

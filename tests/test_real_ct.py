@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from workbench import cohort
-from workbench.readers import nifti
+from workbench.data import cohort
+from workbench.data.readers import nifti
 
 
 @pytest.fixture(scope="module")

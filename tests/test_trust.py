@@ -23,7 +23,9 @@ import test_faults
 import tiny
 from test_batch import notebook
 
-from workbench import __main__, batch, experiment, forest, tracking
+from workbench import __main__, experiment
+from workbench.run import batch, tracking
+from workbench.stages import forest
 from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,7 +265,7 @@ def test_no_patient_is_named_anywhere(trained, tmp_path, capfd, monkeypatch):
     call("check", scan)
     call("segment", scan, "--models", trained.folder, "-o", out, "--device", "cpu")
     call("report", out / "case7", "-o", out / "again.html")
-    from workbench.readers import nifti
+    from workbench.data.readers import nifti
 
     rows = []
     for n in range(3):
@@ -279,7 +281,7 @@ def test_no_patient_is_named_anywhere(trained, tmp_path, capfd, monkeypatch):
         call("train", "cohort", "--cohort", manifest, "-o", out / "e", "--preset", "toy", "--device", "cpu")
         book = notebook(
             tmp_path / "01_look.ipynb",
-            "from workbench import readers\nfrom workbench.experiment import Experiment\n"
+            "from workbench.data import readers\nfrom workbench.experiment import Experiment\n"
             "e = Experiment(experiment, 'cpu')\nv = readers.read(e.manifest.parent / 'c0' / 'dicom')\nprint(v, v.name)\ne.cases()",
         )
         outcome = batch.run(book, out / "e")

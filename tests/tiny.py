@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench import boundary, experiment, forest, selection
-from workbench.fit import FitSettings
-from workbench.network import NetworkSettings
-from workbench.readers import nifti
+from workbench import experiment
+from workbench.data import files
+from workbench.data.readers import nifti
+from workbench.nets.fit import FitSettings
+from workbench.nets.network import NetworkSettings
+from workbench.stages import boundary, forest, selection
 from workbench.volume import Volume, canonical_affine
 
 SPACING = (4.0, 3.0, 3.0)
@@ -99,8 +101,8 @@ def settings() -> experiment.Settings:
 def copied(made, folder: Path) -> Path:
     """A copy of an experiment, in `folder`, that finds its manifest and the experiment that it began with."""
     shutil.copytree(made.folder, folder)
-    about = experiment.read_json(folder / "experiment.json")
+    about = files.read_json(folder / "experiment.json")
     about["manifest"] = os.path.relpath(made.manifest, folder)
     about["start"] = os.path.relpath(made.start, folder) if made.start else None
-    experiment.write_json(folder / "experiment.json", about)
+    files.write_json(folder / "experiment.json", about)
     return folder

@@ -1,4 +1,4 @@
-"""What test_processes.py trains, alone or in one of several processes: `python together.py COHORT OUT`."""
+"""What nets/test_distributed.py trains, alone or in one of several processes: `python together.py COHORT OUT`."""
 
 import sys
 from dataclasses import replace
@@ -11,10 +11,11 @@ import tiny
 import torch
 from torch import nn
 
-from workbench import boundary, fit, pipeline, processes
 from workbench.__main__ import _joined
-from workbench.experiment import Experiment
-from workbench.fit import FitSettings
+from workbench.experiment import Experiment, pipeline
+from workbench.nets import distributed, fit
+from workbench.nets.fit import FitSettings
+from workbench.stages import boundary
 
 
 def in_float32():
@@ -48,9 +49,9 @@ def stages(cohort, folder):
     s = tiny.settings()
     cascade = replace(s.liver.cascade, fit=replace(s.liver.cascade.fit, steps=6, check_every=1))
     made = partial(Experiment.create, folder, cohort, replace(s, liver=replace(s.liver, cascade=cascade)), "cpu")
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         made()
-    processes.wait()
+    distributed.wait()
     with in_float32():
         for stage in ("cohort", "liver"):
             pipeline.run(made(), stage)
@@ -64,5 +65,5 @@ def train(cohort: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     _joined("cpu")
-    print(f"process {processes.rank()} of {processes.count()}", file=sys.stderr)
+    print(f"process {distributed.rank()} of {distributed.count()}", file=sys.stderr)
     train(Path(sys.argv[1]), Path(sys.argv[2]))

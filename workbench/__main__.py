@@ -59,7 +59,7 @@ def _top(
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this machine has: device, precision, versions, display, missing system packages."""
-    from workbench import doctor as d
+    from workbench.run import doctor as d
 
     found = d.examine()
     print(json.dumps(found, indent=1) if as_json else d.words(found))
@@ -74,7 +74,7 @@ def phantom(
     device: Device = "auto",
 ) -> None:
     """Generate a cohort of phantom CTs with known truth; the last third is held out."""
-    from workbench import cohort
+    from workbench.data import cohort
     from workbench.experiment import pick_device
 
     _writable(out)
@@ -93,9 +93,9 @@ def implant(
     mass_effect: Annotated[bool, typer.Option("--mass-effect", help="Push the liver around each tumor away.")] = False,
 ) -> None:
     """Draw made-up tumors into the liver of a CT; everything but that liver keeps its HU."""
-    from workbench import phantom, readers
-    from workbench.files import write_table
-    from workbench.readers import nifti
+    from workbench.data import phantom, readers
+    from workbench.data.files import write_table
+    from workbench.data.readers import nifti
     from workbench.volume import Refused
 
     _writable(out)
@@ -121,7 +121,7 @@ def take(
     out: Annotated[Path, typer.Option("-o", help="Folder for the manifest and what must be written.")],
 ) -> None:
     """Read a public collection whole and write its manifest; into the same folder, add to it. Exit status 2 when a case is refused."""
-    from workbench import intake
+    from workbench.data import intake
 
     _writable(out)
     done = intake.take(kind, root, out)
@@ -132,7 +132,7 @@ def take(
 @app.command()
 def check(paths: list[Path]) -> None:
     """Look at images, or at all scans of a manifest (.csv), before use: a verdict for each, exit status 1 when one is refused."""
-    from workbench import cohort, readers
+    from workbench.data import cohort, readers
 
     good = True
     for path in paths:
@@ -150,7 +150,7 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """The whole method on the phantom cohort, notebook by notebook; ends with a report."""
-    from workbench import demo as d
+    from workbench.run import demo as d
 
     _writable(experiment)
     raise typer.Exit(d.run(experiment, device))
@@ -183,13 +183,19 @@ def train(
             help="Results whose verdicts and corrected labels to learn from, or a folder of them; repeatable."
         ),
     ] = None,
+    retrain: Annotated[
+        str | None,
+        typer.Option(help="A finished stage that no longer holds: train it and what rests on it again, in its place."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an experiment that is there.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train one stage or all; finished stages are kept, an interrupted one goes on. Also under `accelerate launch`."""
-    from workbench import adapt, models, pipeline, processes, results, tracking
-    from workbench.experiment import PRESETS, Experiment, read_settings
-    from workbench.folders import STAGES
+    from workbench.experiment import PRESETS, Experiment, models, pipeline, read_settings
+    from workbench.experiment.table import STAGES
+    from workbench.lab import results
+    from workbench.nets import distributed
+    from workbench.run import adapt, tracking
     from workbench.volume import Refused
 
     if preset is not None and preset not in PRESETS:
@@ -204,11 +210,11 @@ def train(
             "Leave --resume out to start it.",
         )
     device = _joined(device)
-    if fold is not None and processes.count() > 1:
-        raise Refused("--fold", f"{processes.count()} processes", "one, while others train the other folds")
-    if processes.rank() > 0:
-        processes.wait()  # for the folder
-        pipeline.train(Experiment(experiment, device), stage)
+    if fold is not None and distributed.count() > 1:
+        raise Refused("--fold", f"{distributed.count()} processes", "one, while others train the other folds")
+    if distributed.rank() > 0:
+        distributed.wait()  # for the folder
+        pipeline.train(Experiment(experiment, device), stage, retrain=retrain)
         return
     _writable(experiment)
     if settings:
@@ -220,22 +226,26 @@ def train(
         wanted = adapt.fine_tuning(Experiment(models.find(start), "cpu"))
     else:
         wanted = PRESETS[preset or "demo"]()
-    new = fold is None and processes.count() == 1 and not experiment.exists()
+    new = fold is None and distributed.count() == 1 and not experiment.exists()
     origin = None if start is None else models.find(start)
-    made = Experiment.create(experiment, cohort, wanted, device, start=origin, with_corrections=with_corrections or ())
-    processes.wait()
+    made = Experiment.create(
+        experiment, cohort, wanted, device, start=origin, with_corrections=with_corrections or (), retrain=retrain
+    )
+    distributed.wait()
+    if with_corrections and not retrain:
+        retrain = made.taking_up_corrections()
     with _trained(experiment, new):
         if fold is not None:
-            print(pipeline.train_fold(made, stage, fold))
+            print(pipeline.train_fold(made, stage, fold, retrain))
             return
-        pipeline.train(made, stage, results.keep)
+        pipeline.train(made, stage, results.keep, retrain)
     print(tracking.sync(experiment))
 
 
 @app.command("models")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """The models that come with the workbench: what each learned from, its figures on patients, operating points, licence."""
-    from workbench import models
+    from workbench.experiment import models
 
     print(models.as_json() if as_json else "\n\n".join(map(models.words, models.listed())))
 
@@ -249,8 +259,8 @@ def pack(
     ],
 ) -> None:
     """Pack a trained experiment as a model without its scans, with a hash of each file."""
-    from workbench import models
-    from workbench.files import read_json
+    from workbench.data.files import read_json
+    from workbench.experiment import models
 
     models.described(says := read_json(about), about)
     print(models.pack(experiment, out, says))
@@ -270,20 +280,25 @@ def adapt(
         list[str] | None,
         typer.Option(help="CASE/NUMBER of adapt/suspects.csv: leave this region out of training; repeatable."),
     ] = None,
+    retrain: Annotated[
+        str | None,
+        typer.Option(help="A finished stage that no longer holds: train it and what rests on it again, in its place."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Adapt an experiment to your scanner with scans that have no known tumors. The same command resumes."""
-    from workbench import adapt as a
-    from workbench import models as known
-    from workbench import results, tracking
+    from workbench.experiment import models as known
+    from workbench.lab import results
+    from workbench.run import adapt as a
+    from workbench.run import tracking
 
     _writable(out)
     new = not out.exists()
-    made = a.begin(known.find(models), cohort, out, device, copies, tumor_steps, operating_point)
+    made = a.begin(known.find(models), cohort, out, device, copies, tumor_steps, operating_point, retrain=retrain)
     if exclude:
         print(*a.exclude(made, exclude), sep="\n", flush=True)
     with _trained(out, new):
-        a.run(made, results.keep)
+        a.run(made, results.keep, retrain or ("candidates" if exclude else None))
     for line in a.phases(made):
         print(f"warning: {line}", file=sys.stderr)
     print(a.words(made))
@@ -311,10 +326,11 @@ def segment(
     ] = False,
 ) -> None:
     """Segment CTs (NIfTI, NRRD/MHA, DICOM folder): labels, maps, ledger, lesions, report, on the input's own grid."""
-    from workbench import cohort, readers, results, segmentation
-    from workbench import models as known
-    from workbench.experiment import pick_device
-    from workbench.threads import at_once, in_processes
+    from workbench.data import cohort, readers
+    from workbench.data.threads import at_once, in_processes
+    from workbench.experiment import models as known
+    from workbench.experiment import pick_device, segmentation
+    from workbench.lab import results
     from workbench.volume import Refused
 
     if workers < 0:
@@ -367,10 +383,10 @@ def radiomics(
     device: Device = "auto",
 ) -> None:
     """728 descriptors of each region of a mask, a row each: of each value, or, of a mask with one value only, of each piece."""
-    from workbench import radiomics as r
-    from workbench import readers
+    from workbench.data import readers
+    from workbench.data.files import sha256, write_atomic, write_json, write_table
     from workbench.experiment import pick_device, versions
-    from workbench.files import sha256, write_atomic, write_json, write_table
+    from workbench.stages import radiomics as r
     from workbench.volume import Refused, numbered
 
     _file(out, image, mask)
@@ -430,8 +446,9 @@ def evaluate(
 
     -o scores.json writes scores.csv too: each mean with what it is a mean of, also by size of lesion.
     """
-    from workbench import metrics, readers
-    from workbench.files import write_json, write_table
+    from workbench.data import readers
+    from workbench.data.files import write_json, write_table
+    from workbench.stages import metrics
 
     with _said():
         pairs = readers.pair_labels(truth, prediction, common)
@@ -464,7 +481,7 @@ def run(
     -p preset demo begins an experiment where there is none. One parameter may be given several times: -p case A -p case B,
     or -p case all. Exit status: 0 all ran, 1 a notebook failed, 2 refused, 130 interrupted.
     """
-    from workbench import batch, tracking
+    from workbench.run import batch, tracking
     from workbench.volume import Refused
 
     given = _parameters(context.args)
@@ -495,7 +512,7 @@ def view(
     result: Annotated[Path, typer.Argument(help="A result, a folder of results or an experiment.")],
 ) -> None:
     """Open results in napari; without a display, write the same layers as a contact sheet."""
-    from workbench import qa
+    from workbench.lab import qa
 
     qa.view(result)
 
@@ -507,10 +524,11 @@ def correct(
     who: Annotated[str, typer.Option(help="Who drew them; by default the user.")] = "",
 ) -> None:
     """Keep labels that were corrected elsewhere (3D Slicer, ITK-SNAP) beside a result, as the panel of `view` does."""
-    from workbench import folders, readers, verdicts
+    from workbench.data import readers
+    from workbench.experiment import reading, verdicts
 
     with _said():
-        own = readers.read_labels(folders.result(result).file("labels"))
+        own = readers.read_labels(reading.result(result).file("labels"))
         drawn = readers.read_labels(labels, like=own)
         kept = verdicts.correct(result, drawn.array.numpy(), who)
     print(kept)
@@ -522,7 +540,7 @@ def report(
     out: Annotated[Path, typer.Option("-o", help="HTML to write.")],
 ) -> None:
     """One HTML file, images included, of a result or of an experiment."""
-    from workbench import report as r
+    from workbench.lab import report as r
 
     _file(out)
     print(r.write(result, out))
@@ -545,8 +563,8 @@ def cohort(
     profile: Annotated[str, typer.Option(help="local, slurm or a folder with a Snakemake profile.")] = "local",
 ) -> None:
     """A whole cohort through Snakemake, one case or fold a job; run again it goes on. Other options go to Snakemake."""
-    from workbench import cluster
     from workbench.experiment import PRESETS, pick_device
+    from workbench.run import cluster
     from workbench.volume import Refused
 
     if preset not in PRESETS:
@@ -584,7 +602,7 @@ def sweep(
     device: Device = "auto",
 ) -> None:
     """Try other settings of some stages on the training patients, scored out of fold; no held-out patient takes part."""
-    from workbench import sweep as s
+    from workbench.run import sweep as s
 
     _writable(out)
     plan = s.prepare(experiment, out, over, after, seed, startup, device)
@@ -606,7 +624,7 @@ def evidence(
     edges: Annotated[Path | None, typer.Option(help="What benchmarks/blurred_edges.py --json wrote.")] = None,
 ) -> None:
     """Each stage's claim, its number with interval, and whether the data support it: a Markdown page."""
-    from workbench import evidence as e
+    from workbench.lab import evidence as e
 
     _file(out)
     print(e.page(experiment, out, real_ct, edges))
@@ -618,7 +636,7 @@ def lineage(
     store: Annotated[Path | None, typer.Option(help="MLflow's folder; mlruns/ by default.")] = None,
 ) -> None:
     """Which trained stages made a result, and the MLflow runs and model versions that they are."""
-    from workbench import tracking
+    from workbench.run import tracking
 
     origins, reason = tracking.lineage(result, store)
     for o in origins:
@@ -637,7 +655,7 @@ def nnunet(
     folds: Annotated[int, typer.Option(help="Folds in splits_final.json, by patient.")] = 5,
 ) -> None:
     """A cohort in nnU-Net v2's raw layout: the same patients held out, folds by patient, names in cases.csv."""
-    from workbench import nnunet as layout
+    from workbench.data.export import nnunet as layout
 
     _writable(out)
     with _said():
@@ -652,7 +670,7 @@ def dicomseg(
     series: Annotated[str | None, typer.Option(help="UID of the CT series, where the folder holds several.")] = None,
 ) -> None:
     """Liver and tumors as a DICOM segmentation of the CT's own slices. The file names the patient, as its source does."""
-    from workbench import dicomseg as segmentation
+    from workbench.data.export import dicomseg as segmentation
 
     _file(out)
     with _said():
@@ -665,9 +683,9 @@ def lesions(
     out: Annotated[Path, typer.Option("-o", help="CSV or JSON to write.")],
 ) -> None:
     """The lesions of one or more results in one table, a row a candidate: CSV, or JSON where FILE ends in .json."""
-    from workbench.files import write_json, write_table
-    from workbench.qa import worklist
-    from workbench.results import lesion_table
+    from workbench.data.files import write_json, write_table
+    from workbench.lab.qa import worklist
+    from workbench.lab.results import lesion_table
     from workbench.volume import Refused
 
     _file(out)
@@ -688,9 +706,9 @@ def lesions(
 def _trained(experiment: Path, new: bool) -> Iterator[None]:
     """Around training: a new experiment that is refused before any stage has finished is removed, so that the mended command can begin; a run
     that is interrupted is on record."""
-    from workbench import tracking
-    from workbench.files import held
-    from workbench.folders import STAGES
+    from workbench.data.files import held
+    from workbench.experiment.table import STAGES
+    from workbench.run import tracking
     from workbench.volume import Refused
 
     try:
@@ -744,7 +762,7 @@ def _parameters(words: list[str]) -> dict[str, list[str]]:
 @contextmanager
 def _said() -> Iterator[list[str]]:
     """The readers' warnings, a line each on stderr, and in the list."""
-    from workbench.readers import gates
+    from workbench.data.readers import gates
 
     with gates.heard() as lines:
         yield lines
@@ -808,7 +826,7 @@ def _beside(out: Path, suffix: str, begins: str) -> Path:
 
 def _origin(path: Path, array: Tensor, beside: Path) -> dict[str, str]:
     """An input by its place, the SHA-256 of its file (of a folder: of the names and hashes of its files) and of its voxels as read."""
-    from workbench.files import sha256
+    from workbench.data.files import sha256
 
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     names = "".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)

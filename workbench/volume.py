@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from workbench import connected
+from workbench import masks
 
 Spacing = tuple[float, float, float]
 
@@ -199,7 +199,7 @@ TOUCHING = np.ones((3, 3, 3))  # 26-connected
 def components(mask: Tensor) -> tuple[np.ndarray, int]:
     """Numbers of the 26-connected pieces [z y x] in the order of their first voxels, and how many there are."""
     if mask.is_cuda:
-        pieces, count = connected.label(mask)
+        pieces, count = masks.label(mask)
         return pieces.cpu().numpy(), count
     return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
 

@@ -1,6 +1,6 @@
 """The model that comes with the workbench: `make model`. Trains the preset `clinical` on phantoms and on the CTs of scans.csv, and packs it.
 
-    python benchmarks/clinical/model.py [--experiment experiments/clinical] [--phantoms 120] [--out workbench/shipped/clinical]
+    python benchmarks/clinical/model.py [--experiment experiments/clinical] [--phantoms 120] [--out workbench/experiment/shipped/clinical]
 
 The CTs are to lie in data/licensed (data/README.md says where they come from); their liver masks are here. Every step resumes.
 """
@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench import adapt, cohort, experiment, models, pipeline
-from workbench.experiment import STAGES, Experiment
-from workbench.files import write_table
+from workbench import experiment
+from workbench.data import cohort
+from workbench.data.files import write_table
+from workbench.experiment import Experiment, models, pipeline
+from workbench.experiment.table import before
+from workbench.run import adapt
 
 HERE = Path(__file__).resolve().parent
 PHANTOM_SEED = 50_000
@@ -49,11 +52,11 @@ def main() -> None:
     about = json.loads((HERE / "about.json").read_text())
     models.described(about, HERE / "about.json")
     made = Experiment.create(folder, table, experiment.clinical(), "auto")
-    for stage in STAGES[: STAGES.index("candidates") + 1]:
+    for stage in (*before("candidates"), "candidates"):
         pipeline.run(made, stage)
     if names := json.loads((HERE / "exclude.json").read_text()):
         print(*adapt.exclude(made, names), sep="\n")
-    adapt.run(made)
+    adapt.run(made, retrain="candidates" if names else None)
     print(adapt.words(made))
     print(models.pack(folder, args.out, about))
 

@@ -1,0 +1,1 @@
+"""What goes out in formats of other tools: DICOM-SEG and nnU-Net."""

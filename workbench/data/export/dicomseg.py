@@ -1,0 +1,139 @@
+"""A result as DICOM-SEG, so that a hospital's viewer shows it on the CT it belongs to.
+
+Two BINARY segments on the source's own slices, each frame with a reference to its source image: the whole liver, tumors included (SNOMED CT
+10200004), and the tumors (108369006, neoplasm, in the anatomic region liver). Patient and study are those of the source, as DICOM
+demands: the file names the patient, nothing else that is written or said here does. UIDs follow from source and voxels, so the same result
+has the same ones. The file is read back through `readers.dicomseg`, which shares nothing with the library that encodes it, and compared
+voxel by voxel before it comes into its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import uuid
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import workbench
+from workbench.data.files import write_atomic
+from workbench.data.readers import dicom, dicomseg, gates, read_labels, scans
+from workbench.volume import Refused, Volume
+
+# type 2 of the standard: present, and empty where unknown
+EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
+         "ReferringPhysicianName")  # fmt: skip
+UTF_8 = "ISO_IR 192"  # fixed: takes every name, whatever character set the source has
+NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+
+
+def export(result: str | Path, source: str | Path, out: str | Path, series: str | None = None) -> Path:
+    """Write the labels of a result (its folder, or a label map: 1 liver, 2 tumor) as a segmentation of a DICOM series.
+
+    `source` is the folder of the CT, `series` the UID where it holds several. Labels must lie on the source's grid.
+    """
+    result, source, out = Path(result), Path(source), Path(out)
+    order, affine = dicom.stack(source, series)
+    shape = (order[0].columns, order[0].rows, len(order))
+    ct = gates.canonical(np.zeros(shape, np.uint8), affine, source)
+    labels = read_labels(result / "labels.nii.gz" if result.is_dir() else result, like=ct, allow_empty=False)
+    data = encode(labels.array, ct, [s.file for s in order])
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        write_atomic(part, data)
+        _compare(part, labels.array, ct)
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return out
+
+
+def encode(labels: torch.Tensor, ct: Volume, files: list[Path]) -> bytes:
+    """The bytes of a segmentation from labels [z y x] on the grid of `ct`, whose slices along its file's third axis are `files`."""
+    try:
+        import highdicom
+    except ModuleNotFoundError:
+        raise Refused("workbench export dicomseg", "no highdicom", "it installed", "pip install highdicom") from None
+    images = [_source(file) for file in files]
+    stored = np.ascontiguousarray(ct.source.to_file_order(labels.cpu().numpy()).transpose(2, 1, 0))
+    pixels = np.stack([stored >= 1, stored == 2], -1).astype(np.uint8)  # [slice row column segment]
+    about = (images[0].SeriesInstanceUID, hashlib.sha256(stored.tobytes()).hexdigest(), workbench.__version__)
+    uids = [highdicom.UID.from_uuid(str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join((*about, part))))) for part in "si"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values in the source that are no valid DICOM
+            made = highdicom.seg.Segmentation(
+                source_images=images,
+                pixel_array=pixels,
+                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=_described(highdicom),
+                series_instance_uid=uids[0],
+                series_number=(int(images[0].get("SeriesNumber") or 0) % 10000) * 100 + 1,
+                sop_instance_uid=uids[1],
+                instance_number=1,
+                manufacturer="Liver Workbench",
+                manufacturer_model_name="Liver Workbench",
+                software_versions=workbench.__version__,
+                device_serial_number="0",
+                content_label="LIVER_TUMOR",
+                content_description="Liver and liver tumors; research use only",
+                series_description="Liver and liver tumors (research use only)",
+                specific_character_set=UTF_8,
+            )
+            held = io.BytesIO()
+            made.save_as(held)
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # highdicom has no type of its own for what it will not encode
+        raise Refused(files[0].parent, f"headers that cannot be carried over ({dicom.first_line(error)})", "valid DICOM",
+                      "Correct the source's headers first.") from error  # fmt: skip
+    return held.getvalue()
+
+
+def _described(highdicom) -> list:
+    """What the two segments are, coded with SNOMED CT, and by what they were made."""
+    from pydicom.sr.codedict import codes
+
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        "Liver Workbench", codes.DCM.ArtificialIntelligence, workbench.__version__
+    )
+    kind = highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC
+    category = (codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure)
+    return [
+        highdicom.seg.SegmentDescription(1, "Liver", category[0], codes.SCT.Liver, kind, algorithm),
+        highdicom.seg.SegmentDescription(
+            2, "Liver tumor", category[1], codes.SCT.Neoplasm, kind, algorithm, anatomic_regions=[codes.SCT.Liver]
+        ),
+    ]
+
+
+def _source(file: Path):
+    """The header of a source image, with what the standard lets be empty; refused without what it does not."""
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = pydicom.dcmread(file, stop_before_pixels=True)
+    lacking = [tag for tag in NEEDED if not image.get(tag)]
+    if lacking:
+        raise Refused(
+            file, f"no {', '.join(lacking)}", "an image that others can refer to", "Fetch the original series."
+        )
+    for tag in EMPTY:
+        if tag not in image:
+            setattr(image, tag, "")
+    return image
+
+
+def _compare(path: Path, labels: torch.Tensor, ct: Volume) -> None:
+    """Refuse a file whose segments, read back, are not the labels voxel by voxel."""
+    read = {meant: mask for meant, _, mask in dicomseg.segments(path, ct)}
+    back, _ = scans.joined(ct, read[scans.LIVER], read[scans.TUMOR])
+    if apart := int((back.array != labels.to(torch.uint8)).sum()):
+        raise Refused(path, f"{apart} voxels that read back differently", "none", "Please report this.")

@@ -1,0 +1,262 @@
+"""NRRD, MHA and MHD in.
+
+The text header is read here first and the length of the data is compared with it, because ITK's own answer to a
+short file depends on the format and the encoding. NRRD is then read by SimpleITK, MetaImage here: a damaged header makes
+ITK's reader of it write beyond its memory. Both formats lie in LPS; affines leave here in RAS as NIfTI's do.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from workbench.data.readers import gates
+from workbench.volume import Refused, Volume
+
+SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+HEADER_BYTES = 1 << 16
+BYTES = {
+    "char": 1, "signed char": 1, "unsigned char": 1, "int8": 1, "int8_t": 1, "uint8": 1, "uint8_t": 1, "uchar": 1,
+    "short": 2, "short int": 2, "signed short": 2, "int16": 2, "int16_t": 2, "unsigned short": 2, "ushort": 2,
+    "uint16": 2, "uint16_t": 2, "int": 4, "signed int": 4, "int32": 4, "int32_t": 4, "unsigned int": 4, "uint": 4,
+    "uint32": 4, "uint32_t": 4, "float": 4, "double": 8, "long long": 8, "int64": 8, "int64_t": 8, "longlong": 8,
+    "unsigned long long": 8, "uint64": 8, "uint64_t": 8, "ulonglong": 8,
+}  # fmt: skip
+META_TYPES = {
+    "met_char": "i1", "met_uchar": "u1", "met_short": "i2", "met_ushort": "u2", "met_int": "i4", "met_uint": "u4", "met_long": "i4",
+    "met_ulong": "u4", "met_long_long": "i8", "met_ulong_long": "u8", "met_float": "f4", "met_double": "f8",
+}  # fmt: skip
+# MetaImage's other names for the same
+SAME = {"position": "offset", "origin": "offset", "rotation": "transformmatrix", "orientation": "transformmatrix",
+        "elementbyteordermsb": "binarydatabyteordermsb"}  # fmt: skip
+DAMAGED = "The header is damaged."
+
+
+def list_cases(path: str | Path) -> list[Path]:
+    """The NRRD, MHA and MHD files at or below a path, label maps left out."""
+    path = Path(path)
+    if path.is_file():
+        return [path] if path.name.lower().endswith(SUFFIXES) else []
+    words = ("label", "mask", "seg", "liver", "tumor", "tumour", "lesion", "vessel")
+    files = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+    return sorted((p for p in files if not p.name.lower().startswith(words)), key=gates.natural)
+
+
+def read(path: str | Path, *, fill_nonfinite: float | None = None, as_stored: bool = False) -> Volume:
+    """A CT as canonical `[z y x]` HU."""
+    array, affine = voxels(path)
+    return gates.ct(array, affine, path, fill_nonfinite, array.dtype.itemsize == 1, as_stored)
+
+
+def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:
+    """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
+    array, affine = voxels(path)
+    return gates.labels(array, affine, path, allowed)
+
+
+def parts(path: Path) -> list[Path]:
+    """What an input consists of: all in a folder; else its file and, where an image's voxels lie apart, theirs beside it."""
+    if path.is_dir():
+        return sorted(path.rglob("*"))
+    if path.suffix.lower() not in SUFFIXES:
+        return [path]
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+        if path.suffix.lower() in (".nrrd", ".nhdr"):
+            name = _nrrd_fields(head, path)[0].get("datafile", "LOCAL")
+        else:
+            name = _meta_fields(head, path)[0]["elementdatafile"]
+        return list(dict.fromkeys((path, path.parent / _data(path, name, 0)[0].name)))
+    except (Refused, OSError):  # what cannot be read is known by its own file
+        return [path]
+
+
+def voxels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """File voxels `[i j k]` and their affine -> RAS mm."""
+    path = Path(path)
+    gates.existing(path)
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    array, lps = (_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta)(path, head)
+    return array.reshape(array.shape[:3], order="F"), np.diag([-1.0, -1, 1, 1]) @ lps
+
+
+def _nrrd(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of an NRRD and their affine -> LPS mm, by SimpleITK once its header is found sound."""
+    fields, start = _nrrd_fields(head, path)
+    shape = _shape(fields.get("sizes", ""), fields.get("dimension", "none"), path)
+    if "spacedirections" not in fields:
+        raise Refused(path, "no space directions in the NRRD header, so left and right are unknown", "space directions",
+                      "Write it again with its geometry, from the original DICOM.")  # fmt: skip
+    encoding, need = fields.get("encoding", "raw"), math.prod(shape) * _of_kind(BYTES, fields.get("type", ""), path)
+    data, start = _data(path, fields.get("datafile", "LOCAL"), start)
+    if encoding in ("bzip2", "bz2"):
+        raise Refused(
+            path, "voxels packed by bzip2", "raw or gzip", "Write it again so, as `unu save -f nrrd -e gzip` does."
+        )
+    if encoding in ("raw", "gzip", "gz"):  # text fails aloud in ITK
+        _enough(path, data, start, need, shape, encoding != "raw")
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        image = sitk.ReadImage(os.fspath(path), imageIO="NrrdImageIO")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise Refused(path, f"a file that ITK cannot read ({reason})", "a valid image", "Write it again.") from None
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise Refused(path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel", "one")
+    n = image.GetDimension()
+    turn = np.reshape(image.GetDirection(), (n, n)) * np.array(image.GetSpacing())
+    return sitk.GetArrayFromImage(image).T, _affine(turn, np.array(image.GetOrigin()))
+
+
+def _meta(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of a MetaImage and their affine -> LPS mm."""
+    fields, start = _meta_fields(head, path)
+    shape = _shape(fields.get("dimsize", ""), fields.get("ndims", "none"), path)
+    if fields.get("elementnumberofchannels", "1") != "1":
+        raise Refused(path, f"{fields['elementnumberofchannels'][:20]} values a voxel", "one")
+    if not _true(fields.get("binarydata", "true")) or fields.get("headersize", "0") != "0":
+        raise Refused(path, "voxels as text or after a header of their own", "plain binary voxels", "Write it again.")
+    if "transformmatrix" not in fields:
+        gates.warn(path, "no TransformMatrix in the header; the axes are taken as left, back, head (LPS)")
+    n = len(shape)
+    turn = _numbers(path, fields, "transformmatrix", np.eye(n).ravel()).reshape(n, n).T
+    spacing = _numbers(path, fields, "elementspacing", _numbers(path, fields, "elementsize", np.ones(n)))
+    origin = _numbers(path, fields, "offset", np.zeros(n))
+
+    kind = np.dtype(_of_kind(META_TYPES, fields.get("elementtype", ""), path))
+    kind = kind.newbyteorder(">" if _true(fields.get("binarydatabyteordermsb", "false")) else "<")
+    need, zipped = math.prod(shape) * kind.itemsize, _true(fields.get("compresseddata", "false"))
+    data, start = _data(path, fields["elementdatafile"], start)
+    _enough(path, data, start, need, shape, zipped)
+    with open(data, "rb") as file:
+        file.seek(start)
+        held = zlib.decompressobj(47).decompress(file.read(), need) if zipped else file.read(need)
+    return np.frombuffer(held, kind).reshape(shape, order="F").astype(kind.newbyteorder("=")), _affine(
+        turn * spacing, origin
+    )
+
+
+def _affine(columns: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Of three or more axes, the first three."""
+    lps = np.eye(4)
+    lps[:3, :3], lps[:3, 3] = columns[:3, :3], origin[:3]
+    return lps
+
+
+def _shape(told: str, dimensions: str, path: Path) -> tuple[int, ...]:
+    sizes = told.split()
+    if not sizes or not all(s.isdecimal() and len(s) < 10 for s in sizes):
+        raise Refused(path, f"sizes {told[:60] or 'missing'}", "three lengths in the header")
+    if dimensions != str(len(sizes)):
+        raise Refused(path, f"{dimensions[:20]} dimensions for the sizes {told[:60]}", str(len(sizes)), DAMAGED)
+    shape = tuple(int(s) for s in sizes)
+    gates.size(shape, path)
+    gates.three_axes(shape, path)
+    return shape
+
+
+def _of_kind(kinds: dict, kind: str, path: Path):
+    if kind.lower() not in kinds:
+        raise Refused(path, f"voxels of type {kind[:60] or 'missing'}", "integers or real numbers")
+    return kinds[kind.lower()]
+
+
+def _numbers(path: Path, fields: dict[str, str], name: str, default: np.ndarray) -> np.ndarray:
+    """A field of as many finite numbers as the default has."""
+    if name not in fields:
+        return default
+    try:
+        told = np.array(fields[name].split(), float)
+    except ValueError:
+        told = np.array([])
+    if len(told) != len(default) or not np.isfinite(told).all():
+        raise Refused(path, f"{name} {fields[name][:60]!r}", f"{len(default)} numbers", DAMAGED)
+    return told
+
+
+def _true(word: str) -> bool:
+    return word[:1] in ("T", "t", "1")
+
+
+def _nrrd_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
+    """Fields by their names without spaces, as both spellings of a name are valid, and where the data begin."""
+    if not head.startswith(b"NRRD"):
+        raise Refused(path, f"a file that starts with {head[:4]!r}", "NRRD", "Is this another format under this name?")
+    ends = ((head.find(b"\n\n"), 2), (head.find(b"\r\n\r\n"), 4), (len(head), 0))
+    end, skip = min((at, n) for at, n in ends if at >= 0)
+    if end == HEADER_BYTES:
+        raise Refused(path, f"a header of more than {HEADER_BYTES:,} bytes", "less", DAMAGED)
+    lines = (line.split(":", 1) for line in head[:end].decode("latin-1").splitlines()[1:] if not line.startswith("#"))
+    return {"".join(line[0].split()).lower(): line[1].strip() for line in lines if len(line) == 2}, end + skip
+
+
+def _meta_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
+    fields, start = {}, 0
+    for line in head.split(b"\n"):
+        start += len(line) + 1
+        key, equals, value = line.decode("latin-1").partition("=")
+        if not equals:
+            break
+        key = SAME.get(key.strip().lower(), key.strip().lower())
+        if key in fields:
+            raise Refused(path, f"{key[:60]} told twice", "once", DAMAGED)
+        fields[key] = value.strip()
+        if key == "elementdatafile":
+            return fields, start
+    raise Refused(path, "no MetaImage header", "lines up to ElementDataFile", "Is this another format under this name?")
+
+
+def _data(path: Path, name: str, start: int) -> tuple[Path, int]:
+    """The file of the voxels and where they begin in it.
+
+    Several files are refused: their names are patterns that ITK hands to `sprintf`.
+    """
+    if not name:
+        raise Refused(path, "an empty ElementDataFile", "LOCAL or a file's name", DAMAGED)
+    if name.upper() == "LOCAL":
+        return path, start
+    if name.startswith("LIST") or "%" in name:
+        raise Refused(path, f"voxels in several files ({name[:40]})", "in one", "Write it again as one file.")
+    return _beside(path, name), 0
+
+
+def _enough(path: Path, data: Path, start: int, need: int, shape: tuple[int, ...], zipped: bool) -> None:
+    have = _unpacked(data, start, need) if zipped else data.stat().st_size - start
+    if have < need:
+        sizes = " x ".join(map(str, shape))
+        raise Refused(path, f"{have:,} bytes of voxels", f"{need:,} for the {sizes} voxels of the header",
+                      "The file is truncated or its header is wrong.")  # fmt: skip
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The detached data file: in the header's own folder and nowhere else."""
+    data = path.parent / name.replace("\0", "")
+    if data.resolve().parent != path.resolve().parent:
+        raise Refused(path, f"voxels in {name}", "a data file in the same folder", "Move the two files together.")
+    if not os.path.isfile(data):
+        raise Refused(path, f"no file {name}", "the data file that the header names", "Copy it beside the header.")
+    return data
+
+
+def _unpacked(path: Path, start: int, need: int) -> int:
+    """Bytes that deflated data unpack to, up to what is needed; its checksum is looked at."""
+    count, unpack = 0, zlib.decompressobj(47)
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            while (chunk := file.read(1 << 20)) and not unpack.eof and count <= need:
+                while chunk and count <= need:
+                    count += len(unpack.decompress(chunk, 1 << 22))
+                    chunk = unpack.unconsumed_tail
+    except zlib.error as error:
+        raise Refused(path, f"damaged compressed data ({error})", "a whole file", "Fetch it again.") from None
+    return count if unpack.eof else min(count, need - 1)

@@ -1,0 +1,1 @@
+"""What runs it: notebooks in batches, MLflow, clusters, sweeps, the demo, adapting to other scans."""
