@@ -22,7 +22,7 @@ export QT_API := pyside6
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: help .venv demo model evidence test lint lab mlflow view bench clean
+.PHONY: help .venv demo model evidence test lint sizes graph lab mlflow view bench clean
 
 help: ## this list
 	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 10
@@ -67,6 +67,12 @@ lint: .venv ## ruff, import directions, types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+sizes: ## lines of each room, and what is too long
+	@python3 .ci/house.py sizes
+
+graph: ## docs/house.md: which room imports which, and the sizes
+	@python3 .ci/house.py graph
 
 lab: .venv ## JupyterLab on loopback
 	$(BIN)/jupyter lab --ip 127.0.0.1 --port $(LAB_PORT) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -74,93 +74,11 @@ class Experiment:
         """
         folder, manifest = Path(folder), Path(manifest)
         cases = cohort.read_manifest(manifest)
-        patients = {case.patient for case in cases}
-        seen = set() if start is None else patients & cls(start, "cpu").patients_learned_from()
-        if seen:
-            raise Refused(
-                start,
-                f"nets that learnt from {len(seen)} patients of {manifest} ({min(seen)} among them)",
-                "nets that never saw them",
-                "Begin with another experiment; else maps of these patients are not out of fold.",
-            )
-        about = {
-            "preset": preset_of(settings),
-            "settings": json.loads(json.dumps(asdict(settings))),
-            "manifest": os.path.relpath(manifest, folder),
-            "manifest_sha256": sha256(manifest),
-            "manifest_rows": cohort.digests(manifest, cases),
-            "version": workbench.__version__,
-            "seed": settings.seed,
-            "start": None if start is None else os.path.relpath(cls(start, "cpu").folder, folder),
-        }
-        if start is not None:  # kept here, so that it is known also where that experiment is gone
-            about["patients_before"] = sorted(cls(start, "cpu").patients_learned_from())
-            if (
-                cls(start, "cpu").folder / PACKED
-            ).is_file():  # another version of the workbench may have another of this name
-                about["start_stages"] = {stage: sha256(Path(start) / stage / "stage.json") for stage in nets()}
-        if take:
-            about["taken"] = sorted(take)
-        if start is not None and any(case.labels is None for case in cases):
-            about["liver_by_start"] = True
-        file = folder / "experiment.json"
-        if file.is_file():
-            stored = read_json(file)
-            kept = from_dict(Settings, stored.get("settings", {}), file)  # what it does not name yet is at its default
-            changed = _changed(asdict(kept), asdict(settings))
-            again = resting_on(retrain)
-            resting = [s for s in _reached(changed) if _made(folder / s) and s not in again]
-            differs = ["start"] * (stored.get("start") != about["start"])
-            known, now = stored.get("start_stages"), about.get("start_stages")
-            if (
-                known
-                and now
-                and known != now
-                and not all((folder / stage / "stage.json").is_file() for stage in nets())
-            ):
-                differs.append("start (another version of the model)")
-            fix = ""
-            differs += ["nets taken as they are"] * (stored.get("taken") != about.get("taken"))
-            if stored.get("manifest_sha256") != about["manifest_sha256"]:
-                rows = _other_rows(stored.get("manifest_rows"), about["manifest_rows"])
-                if rows and "cohort" not in again:
-                    differs.append(f"rows in its manifest ({rows})")
-                    fix = " or train it anew with --retrain cohort"
-            if resting:
-                done = (folder / resting[0] / "stage.json").is_file()
-                what = f"its finished stage {resting[0]}" if done else f"what its stage {resting[0]} has learnt so far"
-                differs.append(f"settings ({_differences(changed)}), on which {what} rests")
-                fix = f" or train it anew with --retrain {(resting + ['cohort'])[0] if not fix else 'cohort'}"
-            if differs:
-                raise Refused(
-                    folder,
-                    f"an experiment with other {' and '.join(differs)}",
-                    "the same, to go on with it",
-                    f"Choose another folder with -o{fix}.",
-                )
-            if rows := stored.get("manifest_sha256") != about["manifest_sha256"] and "cohort" in again:
-                with held(folder):
-                    stored |= {k: about[k] for k in ("manifest", "manifest_sha256", "manifest_rows")}
-                    write_json(file, stored)
-            if changed:
-                # the others stay as they are written: stages are known by them
-                own = {name.split(".")[0] for name in changed}
-                now = {k: v for k, v in about["settings"].items() if k in own}
-                with held(folder):
-                    write_json(
-                        file,
-                        stored
-                        | {
-                            "preset": about["preset"],
-                            "seed": about["seed"],
-                            "settings": stored.get("settings", {}) | now,
-                        },
-                    )
-                print(
-                    f"other settings from here on: {_differences({k: v[::-1] for k, v in changed.items()})}", flush=True
-                )
+        about = _about(folder, manifest, cases, settings, None if start is None else cls(start, "cpu"), take)
+        if (folder / "experiment.json").is_file():
+            _go_on(folder, about, settings, retrain)
         else:
-            write_json(file, about)
+            write_json(folder / "experiment.json", about)
         made = cls(folder, device, progress)
         if with_corrections:
             with held(folder):
@@ -327,6 +245,83 @@ class Experiment:
         if self.taken:
             fix = "Run the same `workbench adapt` command again."
         raise Refused(self.folder, found, "it finished", fix)
+
+
+def _about(
+    folder: Path,
+    manifest: Path,
+    cases: list[cohort.Case],
+    settings: Settings,
+    start: Experiment | None,
+    take: Sequence[str],
+) -> dict:
+    """What experiment.json says; refused where the nets of `start` have learned from a patient of the cohort."""
+    before = set() if start is None else start.patients_learned_from()
+    if seen := before & {case.patient for case in cases}:
+        raise Refused(
+            start.folder,
+            f"nets that learnt from {len(seen)} patients of {manifest} ({min(seen)} among them)",
+            "nets that never saw them",
+            "Begin with another experiment; else maps of these patients are not out of fold.",
+        )
+    about = {
+        "preset": preset_of(settings),
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "manifest": os.path.relpath(manifest, folder),
+        "manifest_sha256": sha256(manifest),
+        "manifest_rows": cohort.digests(manifest, cases),
+        "version": workbench.__version__,
+        "seed": settings.seed,
+        "start": None if start is None else os.path.relpath(start.folder, folder),
+    }
+    if start is not None:
+        about["patients_before"] = sorted(before)  # kept here, so that it is known also where that experiment is gone
+        if (start.folder / PACKED).is_file():  # another version of the workbench may have another of this name
+            about["start_stages"] = {stage: sha256(start.folder / stage / "stage.json") for stage in nets()}
+        if any(case.labels is None for case in cases):
+            about["liver_by_start"] = True
+    return about | ({"taken": sorted(take)} if take else {})
+
+
+def _go_on(folder: Path, about: dict, settings: Settings, retrain: str | None) -> None:
+    """Bring experiment.json to what is asked for now; refused where a finished stage rests on what was, unless it is trained again."""
+    file, again = folder / "experiment.json", resting_on(retrain)
+    stored = read_json(file)
+    kept = from_dict(Settings, stored.get("settings", {}), file)  # what it does not name yet is at its default
+    changed = _changed(asdict(kept), asdict(settings))
+    resting = [s for s in _reached(changed) if _made(folder / s) and s not in again]
+    differs, fix = ["start"] * (stored.get("start") != about["start"]), ""
+    known, now = stored.get("start_stages"), about.get("start_stages")
+    if known and now and known != now and not all((folder / stage / "stage.json").is_file() for stage in nets()):
+        differs.append("start (another version of the model)")
+    differs += ["nets taken as they are"] * (stored.get("taken") != about.get("taken"))
+    other = stored.get("manifest_sha256") != about["manifest_sha256"]
+    rows = _other_rows(stored.get("manifest_rows"), about["manifest_rows"]) if other else ""
+    if rows and "cohort" not in again:
+        differs.append(f"rows in its manifest ({rows})")
+        fix = "cohort"
+    if resting:
+        done = (folder / resting[0] / "stage.json").is_file()
+        what = f"its finished stage {resting[0]}" if done else f"what its stage {resting[0]} has learnt so far"
+        differs.append(f"settings ({_differences(changed)}), on which {what} rests")
+        fix = fix or resting[0]
+    if differs:
+        raise Refused(
+            folder,
+            f"an experiment with other {' and '.join(differs)}",
+            "the same, to go on with it",
+            "Choose another folder with -o" + (f", or train it anew with --retrain {fix}." if fix else "."),
+        )
+    if rows:
+        stored |= {k: about[k] for k in ("manifest", "manifest_sha256", "manifest_rows")}
+    if changed:  # the others stay as they are written: stages are known by them
+        own = {name.split(".")[0] for name in changed}
+        stored |= {"preset": about["preset"], "seed": about["seed"]}
+        stored["settings"] = stored.get("settings", {}) | {k: v for k, v in about["settings"].items() if k in own}
+        print(f"other settings from here on: {_differences({k: v[::-1] for k, v in changed.items()})}", flush=True)
+    if rows or changed:
+        with held(folder):
+            write_json(file, stored)
 
 
 def _made(stage: Path) -> bool:

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -156,31 +156,14 @@ def fit(
     config = {"fit": asdict(settings), **about}
     first = distributed.rank() == 0
     tell = progress if first and progress else lambda *_: None
-    start, rows, spent, running = 0, [], 0.0, []
-    average = _copy(net) if settings.ema else {}
-    top, top_step, top_weights = -math.inf, 0, {}
     point = None if folder is None else folder / f"{name}-resume"
-    if point is not None and point.with_suffix(".json").is_file():
-        tensors, saved = load_tensors(point)
-        stored, wanted = _filled(saved.get("config"), defaults or {}), json.loads(json.dumps(config))
-        if stored != wanted:
-            print(
-                f"{point}: a checkpoint of other settings, which is not used: {name} begins at its first step",
-                flush=True,
-            )
-        else:
-            _restore(optimiser, net, tensors)
-            average, top_weights = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
-            start, rows, spent, running = (
-                saved["step"],
-                saved["curve"],
-                saved["seconds"],
-                list(tensors["running"].to(device)),
-            )
-            top, top_step = saved["best"] or (-math.inf, 0)
+    run = _resumed(point, config, defaults or {}, optimiser, net, device) or _Run(
+        average=_copy(net) if settings.ema else {}
+    )
     trained = torch.compile(net) if settings.compile else net
     net.train()
     began = saved_at = told_at = time.monotonic()
+    start, spent = run.step, run.spent
     tell(name, start, settings.steps, {})
     for step in range(start, settings.steps):
         for group in optimiser.param_groups:
@@ -195,45 +178,107 @@ def fit(
             loss = distributed.summed(net, loss)
             nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
             optimiser.step()
-        _follow(average, net, min(settings.ema, (1 + step) / (10 + step)))
-        running.append(loss)
-        done, last = step + 1, step + 1 == settings.steps
+        _follow(run.average, net, min(settings.ema, (1 + step) / (10 + step)))
+        run.running.append(loss)
+        run.step, run.spent, now = step + 1, spent + time.monotonic() - began, time.monotonic()
+        done, last = run.step, run.step == settings.steps
         if done % settings.check_every == 0 or last:
-            row = {"step": done, "loss": _mean(running, name, done), "seconds": spent + time.monotonic() - began}
-            if validate is not None:
-                with _still(net, average):
-                    row |= validate(net, settings.whole_at(done))
-                    if best is not None and row.get(best, -math.inf) > top:
-                        top, top_step, top_weights = row[best], done, _copy(net)
-            rows.append(row)
-            running = []
-            tell(name, done, settings.steps, row)
+            tell(name, done, settings.steps, _point(run, net, settings, validate, best, name))
             told_at = time.monotonic()
-        elif time.monotonic() - told_at > TELL_S:
-            told_at = time.monotonic()
-            pace = (done - start) / (told_at - began)
-            row = {"loss": _mean(running, name, done), "steps_per_s": pace, "left_s": (settings.steps - done) / pace}
+        elif now - told_at > TELL_S:
+            told_at, pace = now, (done - start) / (now - began)
+            row = {
+                "loss": _mean(run.running, name, done),
+                "steps_per_s": pace,
+                "left_s": (settings.steps - done) / pace,
+            }
             tell(name, done, settings.steps, row)
         if first and point is not None and not last and time.monotonic() - saved_at > settings.save_every_s:
-            state = _state(optimiser, net, running, average, top_weights)
-            about_point = {"config": config, "step": done, "curve": rows, "best": (top, top_step) if top_step else None}
-            save_tensors(point, state, about_point | {"seconds": spent + time.monotonic() - began})
+            run.spent = spent + time.monotonic() - began
+            about_point = {"config": config, "step": done, "curve": run.rows, "seconds": run.spent}
+            top = (run.top, run.top_step) if run.top_step else None
+            save_tensors(point, _state(optimiser, net, run), about_point | {"best": top})
             saved_at = time.monotonic()
     net.eval()
-    if average:
-        net.load_state_dict(average)
-    kept = {"config": config, "curve": rows}
-    last_weights = _copy(net)
-    if top_step:
-        net.load_state_dict(top_weights)
-    if first and folder is not None:
-        if top_step:
-            save_tensors(folder / f"{name}-last", last_weights, kept | {"step": settings.steps})
-        save_tensors(folder / name, net.state_dict(), kept | {"step": top_step or settings.steps})
-        for old in folder.glob(f"{name}-resume.*"):
-            old.unlink()
+    if run.average:
+        net.load_state_dict(run.average)
+    _finish(run, net, settings, folder if first else None, name, {"config": config, "curve": run.rows})
     distributed.wait()
-    return pd.DataFrame(rows)
+    return pd.DataFrame(run.rows)
+
+
+@dataclass
+class _Run:
+    """How far a training is: steps done, its curve, seconds, the losses since the curve's last row, the averaged weights, and the best ones
+    with their figure and step."""
+
+    step: int = 0
+    rows: list[dict] = field(default_factory=list)
+    spent: float = 0.0
+    running: list[Tensor] = field(default_factory=list)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    top: float = -math.inf
+    top_step: int = 0
+    top_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _resumed(
+    point: Path | None,
+    config: dict,
+    defaults: dict,
+    optimiser: torch.optim.AdamW,
+    net: nn.Module,
+    device: torch.device | str,
+) -> _Run | None:
+    """The run of a checkpoint, its weights and moments put in place; None where there is none of these settings."""
+    if point is None or not point.with_suffix(".json").is_file():
+        return None
+    tensors, saved = load_tensors(point)
+    if _filled(saved.get("config"), defaults) != json.loads(json.dumps(config)):
+        name = point.name.removesuffix("-resume")
+        print(
+            f"{point}: a checkpoint of other settings, which is not used: {name} begins at its first step", flush=True
+        )
+        return None
+    _restore(optimiser, net, tensors)
+    average, best = ({k: v.to(device) for k, v in _part(tensors, p).items()} for p in ("ema.", "best."))
+    top, top_step = saved["best"] or (-math.inf, 0)
+    running = list(tensors["running"].to(device))
+    return _Run(saved["step"], saved["curve"], saved["seconds"], running, average, top, top_step, best)
+
+
+def _point(
+    run: _Run,
+    net: nn.Module,
+    settings: FitSettings,
+    validate: Callable[[nn.Module, bool], dict] | None,
+    best: str | None,
+    name: str,
+) -> dict:
+    """A row of the curve, which also keeps the weights where they are the best so far."""
+    row = {"step": run.step, "loss": _mean(run.running, name, run.step), "seconds": run.spent}
+    if validate is not None:
+        with _still(net, run.average):
+            row |= validate(net, settings.whole_at(run.step))
+            if best is not None and row.get(best, -math.inf) > run.top:
+                run.top, run.top_step, run.top_weights = row[best], run.step, _copy(net)
+    run.rows.append(row)
+    run.running = []
+    return row
+
+
+def _finish(run: _Run, net: nn.Module, settings: FitSettings, folder: Path | None, name: str, kept: dict) -> None:
+    """Put the best weights into the net, where there are some, and save what is kept."""
+    last_weights = _copy(net)
+    if run.top_step:
+        net.load_state_dict(run.top_weights)
+    if folder is None:
+        return
+    if run.top_step:
+        save_tensors(folder / f"{name}-last", last_weights, kept | {"step": settings.steps})
+    save_tensors(folder / name, net.state_dict(), kept | {"step": run.top_step or settings.steps})
+    for old in folder.glob(f"{name}-resume.*"):
+        old.unlink()
 
 
 def _filled(stored: dict | None, defaults: dict) -> dict:
@@ -299,19 +344,13 @@ def _still(net: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
     net.train()
 
 
-def _state(
-    optimiser: torch.optim.AdamW,
-    net: nn.Module,
-    running: list[Tensor],
-    average: dict[str, Tensor],
-    top_weights: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """All that the next steps depend on; `running`: the losses since the curve's last row."""
-    groups = {"net": net.state_dict(), "ema": average, "best": top_weights}
+def _state(optimiser: torch.optim.AdamW, net: nn.Module, run: _Run) -> dict[str, Tensor]:
+    """All that the next steps depend on."""
+    groups = {"net": net.state_dict(), "ema": run.average, "best": run.top_weights}
     out = {f"{group}.{k}": v for group, held in groups.items() for k, v in held.items()}
     for key, parameter in net.named_parameters():
         out |= {f"opt.{what}.{key}": value for what, value in optimiser.state[parameter].items()}
-    return out | {"running": torch.stack(running) if running else torch.zeros(0)}
+    return out | {"running": torch.stack(run.running) if run.running else torch.zeros(0)}
 
 
 def _restore(optimiser: torch.optim.AdamW, net: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -146,9 +146,20 @@ class Body:
 
     # -- other organs
     def _organs(self, d: Draw):
-        w, f = self.half_width, self.frame
-        hz, hy, hx = self.hilum
-        front = self.spine_y - self.vertebra[0]
+        self._great_vessels(d)
+        self._solid_organs(d)
+        self._stomach(d)
+        self._bowel(d)
+        self._small_vessels(d)
+        self._heart(d)
+
+    @property
+    def _front(self) -> float:
+        """The front of the spine."""
+        return self.spine_y - self.vertebra[0]
+
+    def _great_vessels(self, d: Draw):
+        front = self._front
         self.aorta = capsules(
             [
                 (220, front - 4, 14),
@@ -171,7 +182,10 @@ class Body:
             ],
             [8.5 * iv, 9.5 * iv, 10 * iv, 11 * iv, 12 * iv, 13.5 * iv],
         )
-        # Gallbladder in its fossa under the right lobe.
+
+    def _solid_organs(self, d: Draw):
+        """Gallbladder in its fossa under the right lobe, spleen, kidneys."""
+        w = self.half_width
         self.has_gallbladder = d.chance(0.88)
         gz, gy, gx = -36 + d.normal(0, 7), -0.40 * self.half_front + d.normal(0, 6), -30 + d.normal(0, 6)
         gr = d.uniform(9, 17)
@@ -181,7 +195,6 @@ class Body:
             if self.has_gallbladder
             else []
         )
-        # Spleen.
         sp = d.uniform(0.8, 1.2)
         self.spleen = Ellipsoid(
             (22 + d.normal(0, 10), 0.34 * self.half_back + d.normal(0, 5), 0.70 * w),
@@ -191,7 +204,6 @@ class Body:
         self.spleen_hilum = Ellipsoid(
             (24 + d.normal(0, 8), 0.05 * self.half_back, 0.40 * w), (44, 36, 24), rotation(-30, 0, 0)
         )
-        # Kidneys.
         self.kidneys = []
         for side, z in ((-1, -52), (1, -36)):
             k = d.uniform(0.88, 1.12)
@@ -200,7 +212,10 @@ class Body:
             body = Ellipsoid(centre, (55 * k, 29 * k, 25 * k), turn)
             medial = np.array(centre) + np.array([0, -10, -side * 17]) * k
             self.kidneys.append((body, Ellipsoid(tuple(medial), (25 * k, 12 * k, 15 * k), turn)))
-        # Stomach: fundus, body, antrum.
+
+    def _stomach(self, d: Draw):
+        """Fundus, body, antrum, and the oesophagus."""
+        w, front = self.half_width, self._front
         st = d.uniform(0.78, 1.15)
         left_dome = self.dome_z - self.dome_left
         self.stomach = capsules(
@@ -216,7 +231,10 @@ class Body:
         self.stomach_level = d.normal(-22, 14)
         self.stomach_hu = d.pick((d.uniform(5, 35), d.uniform(180, 340), d.uniform(40, 70)), (0.66, 0.17, 0.17))
         self.oesophagus = capsules([(220, front - 18, 6), (80, front - 22, 10), (60, 10, 24)], [8, 8, 9])
-        # Colon with haustra, and small bowel as a chain of loops.
+
+    def _bowel(self, d: Draw):
+        """Colon with haustra, and small bowel as a chain of loops."""
+        w = self.half_width
         cz = d.normal(-92, 10)
         fb = self.half_front
         self.colon = [
@@ -261,7 +279,11 @@ class Body:
                     d.chance(0.4),
                 )
             )
-        # Pancreas and the portal trunk behind its neck, renal and mesenteric vessels.
+
+    def _small_vessels(self, d: Draw):
+        """Pancreas and the portal trunk behind its neck, renal and mesenteric vessels."""
+        w, front = self.half_width, self._front
+        hz, hy, hx = self.hilum
         self.pancreas = capsules(
             [(-44, 4, -24), (-22, -10, -14), (-10, -16, 12), (4, -6, 44), (18, 12, 0.56 * w)], [14, 12, 9, 9, 8]
         )
@@ -284,6 +306,9 @@ class Body:
             + capsules([(18, front - 32, 2), (6, 4, -18)], [2.6, 2.2])
             + capsules([(18, front - 32, 2), (20, 20, 0.5 * w)], [2.8, 2.2])
         )
+
+    def _heart(self, d: Draw):
+        w, f = self.half_width, self.frame
         self.heart = Ellipsoid(
             (self.dome_z + d.uniform(14, 30), -0.36 * self.half_front, 0.16 * w),
             (42, 52, 56 * f),

@@ -196,6 +196,14 @@ def _clear(point, reach: float, lesions: list[Lesion]) -> bool:
 
 def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
     """What looks like a tumor and is none, clear of the lesions."""
+    found: list[Decoy] = []
+    for kind in (_focal_fat, _perfusion, _vessel_loop, _beam_hardening, _shallow):
+        found += kind(d, body, survey, lesions)
+    return found
+
+
+def _focal_fat(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
+    """Wedges of fat beside the fissure and the gallbladder."""
     found = []
     front = -0.40 * body.half_front
     for anchor, p in (
@@ -220,6 +228,12 @@ def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list
                     )
                 )
                 break
+    return found
+
+
+def _perfusion(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
+    """Cones of other perfusion below the capsule."""
+    found = []
     for _ in range(d.pick((0, 1, 2, 3), (0.35, 0.35, 0.2, 0.1))):
         for _ in range(8):
             surface = survey.point(d, -4, 0)
@@ -246,6 +260,12 @@ def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list
                     )
                 )
                 break
+    return found
+
+
+def _vessel_loop(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
+    """A vessel that curls up."""
+    found = []
     if d.chance(0.3):
         for _ in range(8):
             centre = survey.point(d, -99, -12)
@@ -268,6 +288,12 @@ def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list
                 )
             )
             break
+    return found
+
+
+def _beam_hardening(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:
+    """Dark bands from the spine or from the arm."""
+    found = []
     for _ in range(d.pick((0, 1, 2), (0.4, 0.4, 0.2))):
         angle = d.uniform(180, 255)  # degrees from +x towards +y: from the spine to the right and forwards
         if d.chance(0.5):
@@ -283,7 +309,7 @@ def plan_decoys(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list
                 band=(origin, math.radians(angle), d.uniform(4, 8), d.uniform(-40, 60), d.uniform(5, 11)),
             )
         )
-    return found + _shallow(d, body, survey, lesions)
+    return found
 
 
 def _shallow(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[Decoy]:

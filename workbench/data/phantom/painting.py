@@ -333,14 +333,8 @@ def _decoy_effect(decoy: Decoy, slab: _Slab, box: Box) -> tuple[Tensor, Tensor] 
     return decoy.hu * occupancy, occupancy > 0.5
 
 
-def _paint_liver(slab: _Slab, plan: Plan, wall: Tensor, chest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Liver, vessels, lesions, look-alikes; returns occupancies [z y x] of liver and lesions, lesion and look-alike numbers."""
-    g, body = slab.grid, plan.body
-    liver_share = torch.zeros_like(slab.hu)
-    lesion_share = torch.zeros_like(slab.hu)
-    instance, decoy_map = torch.zeros_like(slab.organ), torch.zeros_like(slab.organ)
-    box = g.box(body.liver_bounds, 14)
-    result = liver_share, lesion_share, instance, decoy_map
+def _paint_trunks(slab: _Slab, body: Body) -> None:
+    """Portal trunk and vena cava."""
     for tube in body.portal_trunk:
         slab.shape(tube, body.hu["portal"], "portal vein")
     for index, tube in enumerate(body.cava):
@@ -350,16 +344,33 @@ def _paint_liver(slab: _Slab, plan: Plan, wall: Tensor, chest: Tensor) -> tuple[
             body.hu["cava"] if not above else 0.5 * (body.hu["cava"] + max(body.hu["hepatic"], body.hu["cava"])),
             "vena cava",
         )
-    if box is None:
-        return result
-    bladder = None
+
+
+def _paint_bladder(slab: _Slab, body: Body) -> bool:
+    """The gallbladder and its wall; whether the slab shows it."""
+    seen = False
     for tube in body.gallbladder:
-        inner = g.box(tube.bounds, BEND_PAD_MM)
+        inner = slab.grid.box(tube.bounds, BEND_PAD_MM)
         if inner is not None:
-            sdf = tube.sdf(g.bent_in(inner))
+            sdf = tube.sdf(slab.grid.bent_in(inner))
             slab.paint(inner, sdf - 1.2, 55.0)
             slab.paint(inner, sdf, 9.0 + 3 * slab.mottle[inner], "gallbladder")
-            bladder = True
+            seen = True
+    return seen
+
+
+def _paint_liver(slab: _Slab, plan: Plan, wall: Tensor, chest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Liver, vessels, lesions, look-alikes; returns occupancies [z y x] of liver and lesions, lesion and look-alike numbers."""
+    g, body = slab.grid, plan.body
+    liver_share = torch.zeros_like(slab.hu)
+    lesion_share = torch.zeros_like(slab.hu)
+    instance, decoy_map = torch.zeros_like(slab.organ), torch.zeros_like(slab.organ)
+    box = g.box(body.liver_bounds, 14)
+    result = liver_share, lesion_share, instance, decoy_map
+    _paint_trunks(slab, body)
+    if box is None:
+        return result
+    bladder = _paint_bladder(slab, body)
     sdf = body.liver(g, box, wall, chest)
     if float(sdf.min()) > 20:
         return result
@@ -406,6 +417,13 @@ def _paint_liver(slab: _Slab, plan: Plan, wall: Tensor, chest: Tensor) -> tuple[
     slab.organ[box].masked_fill_(share > 0.5, ORGAN["liver"])
     if bladder and plan.bladder_decoy:
         marks.masked_fill_((slab.organ[box] == ORGAN["gallbladder"]) & (sdf < 8), plan.bladder_decoy)
+    _paint_bands(slab, plan, box, fade, inside, marks)
+    return result
+
+
+def _paint_bands(slab: _Slab, plan: Plan, box: Box, fade: Tensor, inside: Tensor, marks: Tensor) -> None:
+    """Beam hardening, across the whole slab; in the liver it fades before it touches a lesion."""
+    g = slab.grid
     for row, decoy in enumerate(plan.decoys, 1):
         if decoy.band is None:
             continue
@@ -423,7 +441,6 @@ def _paint_liver(slab: _Slab, plan: Plan, wall: Tensor, chest: Tensor) -> tuple[
         delta[box] *= fade
         slab.hu += delta
         marks.masked_fill_((delta[box] < 0.5 * decoy.hu) & inside & (marks == 0), row)
-    return result
 
 
 def _paint_lesion(slab, lesion, number, at, local, distance, tissue, base, lesion_share, instance) -> None:
