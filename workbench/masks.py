@@ -9,6 +9,7 @@ Source: pointer jumping and hooking as Shiloach and Vishkin (1982).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
@@ -28,7 +29,7 @@ def together(each: int, device: torch.device) -> list[slice]:
     return [slice(d, min(d + step, len(DIRECTIONS))) for d in range(0, len(DIRECTIONS), step)]
 
 
-def steps(shape: tuple[int, int, int]) -> list[int]:
+def steps(shape: Sequence[int]) -> list[int]:
     """How far the neighbour in each direction is in flat memory, for boxes `[z y x]`."""
     _, y, x = shape
     return [(dz * y + dy) * x + dx for dz, dy, dx in DIRECTIONS]
@@ -44,7 +45,8 @@ def neighbours(region: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.full((region.numel(),), n, dtype=torch.int32, device=region.device)
     place[at] = torch.arange(n, dtype=torch.int32, device=region.device)
     near, far = at.int(), torch.tensor(steps(region.shape[1:]), dtype=torch.int32, device=at.device)[:, None]
-    return tuple(place.index_select(0, there.flatten()).view(there.shape) for there in (near + far, near - far))
+    ahead, behind = (place.index_select(0, there.flatten()).view(there.shape) for there in (near + far, near - far))
+    return ahead, behind
 
 
 def true_at(flags: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ other orders. Spacing is in mm in the same order. `Source` remembers the file's 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,14 @@ from torch import Tensor
 from workbench import masks
 
 Spacing = tuple[float, float, float]
+Shape = tuple[int, int, int]
+T = TypeVar("T")
+
+
+def three(values: Iterable[T]) -> tuple[T, T, T]:
+    """The three values, as a tuple whose type says that they are three."""
+    z, y, x = values
+    return z, y, x
 
 
 class Refused(ValueError):
@@ -40,9 +50,9 @@ class Source:
     """
 
     path: str
-    shape: tuple[int, int, int]
+    shape: Shape
     affine: np.ndarray
-    axes: tuple[int, int, int]
+    axes: Shape
     flips: tuple[int, ...]
 
     def to_file_order(self, array: np.ndarray) -> np.ndarray:
@@ -69,8 +79,8 @@ class Volume:
             raise Refused(self.name, f"spacing {self.spacing_mm} mm", "three positive lengths")
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return tuple(self.array.shape)
+    def shape(self) -> Shape:
+        return three(self.array.shape)
 
     @property
     def voxel_ml(self) -> float:
@@ -122,11 +132,9 @@ def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> None:
         )
 
 
-def shape_at(
-    shape: tuple[int, int, int], spacing_mm: Spacing, target_mm: tuple[float | None, ...]
-) -> tuple[int, int, int]:
+def shape_at(shape: Sequence[int], spacing_mm: Spacing, target_mm: tuple[float | None, ...]) -> Shape:
     """Grid of the same field of view at about `target_mm`; None keeps an axis as it is."""
-    return tuple(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm))
+    return three(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm))
 
 
 def _axis_weights(n_in: int, n_out: int, device: torch.device) -> Tensor:
@@ -141,7 +149,7 @@ def _axis_weights(n_in: int, n_out: int, device: torch.device) -> Tensor:
 Box = tuple[slice, slice, slice]
 
 
-def resample(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def resample(array: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring `[z y x]` to another grid of the same field of view, linearly and without aliasing; float32."""
     out = array.float()
     for axis in sorted(range(3), key=lambda a: shape[a] / array.shape[a]):
@@ -152,7 +160,7 @@ def resample(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return out.contiguous()
 
 
-def resample_part(array: Tensor, shape: tuple[int, int, int], part: Box) -> Tensor:
+def resample_part(array: Tensor, shape: Sequence[int], part: Box) -> Tensor:
     """`resample(array, shape)[part]`, worked out without the rest."""
     out = array.float()
     for axis in sorted(range(3), key=lambda a: shape[a] / array.shape[a]):
@@ -168,7 +176,7 @@ def resample_part(array: Tensor, shape: tuple[int, int, int], part: Box) -> Tens
     return out.contiguous()
 
 
-def resample_labels(array: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def resample_labels(array: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring a label map to another grid of the same field of view: the nearest voxel, never a mixture."""
     for axis in (2, 1, 0):  # whole rows and slices are copied last, when there is most
         n_in, n_out = array.shape[axis], shape[axis]
@@ -190,7 +198,7 @@ def bounding_box(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Box | N
             return None
         margin = math.ceil(margin_mm / s)
         box.append(slice(max(0, held[0] - margin), min(n, held[-1] + 1 + margin)))
-    return tuple(box)
+    return three(box)
 
 
 TOUCHING = np.ones((3, 3, 3))  # 26-connected

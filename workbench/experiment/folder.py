@@ -229,6 +229,7 @@ class Experiment:
 
     def _start_sha256(self, stage: str) -> str:
         known = self.about.get("start_stages") or {}
+        assert self.start is not None
         return known.get(stage) or sha256(self.start / stage / "stage.json")
 
     def need(self, stage: str) -> None:
@@ -257,7 +258,7 @@ def _about(
 ) -> dict:
     """What experiment.json says; refused where the nets of `start` have learned from a patient of the cohort."""
     before = set() if start is None else start.patients_learned_from()
-    if seen := before & {case.patient for case in cases}:
+    if start is not None and (seen := before & {case.patient for case in cases}):
         raise Refused(
             start.folder,
             f"nets that learnt from {len(seen)} patients of {manifest} ({min(seen)} among them)",

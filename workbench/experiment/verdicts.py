@@ -76,7 +76,7 @@ class Review:
         parts = [f"{len(old)} verdict{'s' * (len(old) > 1)}"] * bool(old) + ["the corrected labels"] * drawn
         if not parts:
             return ""
-        last = max([*(v.when for v in old), *([self.corrected.when] if drawn else [])])
+        last = max([*(v.when for v in old), *([self.corrected.when] if drawn and self.corrected else [])])
         return f"the result has changed since {' and '.join(parts)} (last on {last[:10]})"
 
     def words(self, result_sha256: str) -> str:

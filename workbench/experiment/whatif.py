@@ -95,14 +95,14 @@ class WhatIf:
         )
 
     def _measures(self, masks: dict[str, Tensor]) -> pd.DataFrame:
-        seen, rows = self._measured, {}
+        seen, rows = self._measured, dict[str, dict]()
         self._measured = []
         either = reduce(torch.logical_or, masks.values(), self._tumor)
         where = bounding_box(either, self.maps.spacing_mm, 0) or (slice(0, 1),) * 3
         for stage, mask in masks.items():  # many a stage changes nothing, and many a choice only the last ones
             count = int(mask.count_nonzero())
             known = (row for n, other, row in [*self._measured, *seen] if n == count and torch.equal(other, mask))
-            rows[stage] = next(known, None) or self._measure(mask, where)
+            rows[stage] = next(known, {}) or self._measure(mask, where)
             self._measured.append((count, mask, rows[stage]))
         return pd.DataFrame([{"stage": stage} | row for stage, row in rows.items()])
 

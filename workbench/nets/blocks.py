@@ -47,6 +47,7 @@ class SubPixelUp(nn.Module):
             kernel = torch.empty(channels_out, channels_in, 3, 3)
             nn.init.kaiming_normal_(kernel)
             self.expand.weight.copy_(kernel.repeat_interleave(4, 0))
+            assert self.expand.bias is not None
             self.expand.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +63,7 @@ class AttentionGate(nn.Module):
         self.gate = nn.Conv2d(gate, width, 1)
         self.coarse = nn.Conv2d(coarse, width, 1)
         self.weigh = nn.Conv2d(width, 1, 1)
+        assert self.weigh.bias is not None
         nn.init.constant_(self.weigh.bias, 1.0)  # gates start mostly open
 
     def forward(self, skip: Tensor, gate: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:

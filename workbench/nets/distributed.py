@@ -86,6 +86,8 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
         total = n.sum(0)
         middle = (n * mean).sum(0) / total
         spread = (n * (variance + (mean - middle).square())).sum(0) / total
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(middle.to(self.running_mean.dtype), self.momentum)

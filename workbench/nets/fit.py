@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -160,7 +161,7 @@ def fit(
     run = _resumed(point, config, defaults or {}, optimiser, net, device) or _Run(
         average=_copy(net) if settings.ema else {}
     )
-    trained = torch.compile(net) if settings.compile else net
+    trained: Any = torch.compile(net) if settings.compile else net
     net.train()
     began = saved_at = told_at = time.monotonic()
     start, spent = run.step, run.spent

@@ -30,7 +30,7 @@ def deep_supervision(outputs: list[Tensor], target: Tensor) -> Tensor:
     """Sum over scales, finest first, each half the weight of the one before; target [b 1 h w] in [0, 1]."""
     total, share = target.new_zeros(()), 1.0
     for logits in outputs:
-        size = logits.shape[-2:]
+        size = (logits.shape[-2], logits.shape[-1])
         at = target if size == target.shape[-2:] else F.adaptive_avg_pool2d(target, size)
         total = total + share * dice_cross_entropy(logits, at)
         share /= 2

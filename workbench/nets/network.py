@@ -14,6 +14,7 @@ step brings the logits back: four times cheaper, which is what makes the demo's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,7 @@ class SlabNet(nn.Module):
             decoded = width
         self.last = SubPixelUp(decoded, 1, activate=False) if settings.stem_stride == 2 else nn.Conv2d(decoded, 1, 1)
         for head in self.head:
+            assert isinstance(head.bias, Tensor)
             nn.init.constant_(head.bias, -2.0)  # lesions are rare: start low
 
     def layout(self, h: int, w: int) -> list[dict]:
@@ -81,14 +83,16 @@ class SlabNet(nn.Module):
         up; the coarsest scale has none of the last three.
         """
         rows = []
-        ups = [*zip(self.up, self.merge)][::-1]
-        for level, encode in enumerate(self.encode):
+        ups: list[Any] = [*zip(self.up, self.merge)][::-1]
+        shrinks: list[Any] = [*self.shrink]
+        parts: list[Any] = [*self.encode]  # torch gives Modules back as `Tensor | Module`
+        for level, encode in enumerate(parts):
             shrink = 2**level * self.settings.stem_stride
             row = {"pixels": (h // shrink, w // shrink), "layers": len(encode.layers), "encoded": encode.channels_out}
             if level < len(self.shrink):
                 up, merge = ups[level]
                 row |= {
-                    "passed": next(self.shrink[level].children()).out_channels,
+                    "passed": next(iter(shrinks[level].children())).out_channels,
                     "raised": up.expand.out_channels // 4,
                     "decoded": next(merge.children()).out_channels,
                 }

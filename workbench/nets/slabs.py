@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -389,7 +390,7 @@ def predict(
     """
     z, h, w = hu.shape
     batch = max(1, min(batch, AT_ONCE[torch.device(device).type] // (h * w)))
-    settings = nets[0].settings
+    settings: Any = nets[0].settings  # NetworkSettings
     pad_h, pad_w = -h % settings.multiple, -w % settings.multiple
     offset = torch.arange(settings.slices) - settings.slices // 2
     out = torch.zeros(z, h, w)

@@ -60,7 +60,7 @@ def probability(
     """Liver probability [z y x] on the grid of `hu`."""
     small = to_grid(hu, spacing_mm, settings)
     p = slabs.predict(nets, small, None, settings.cascade.slabs.window_hu, device)
-    return resample(p, tuple(hu.shape)).clamp(0, 1)
+    return resample(p, hu.shape).clamp(0, 1)
 
 
 def mask(probability: Tensor, spacing_mm: Spacing, settings: LiverSettings) -> Tensor:

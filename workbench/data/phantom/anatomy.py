@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.data.phantom.shapes import Draw, Ellipsoid, Grid, Point, capsules, cut, join, rotation
-from workbench.volume import Box
+from workbench.volume import Box, three
 
 
 class Body:
@@ -334,9 +334,9 @@ class Body:
         p = np.array(point, float)
         for _ in range(4):
             axes = [torch.tensor([v], dtype=torch.float32) for v in p]
-            moved = sum(w.at(*axes)[:, 0, 0, 0] * mm for w, mm in zip(self.warp, self.warp_mm))
+            moved = torch.stack([w.at(*axes)[:, 0, 0, 0] * mm for w, mm in zip(self.warp, self.warp_mm)]).sum(0)
             p = np.array(point) - moved.double().numpy()
-        return tuple(float(v) for v in p)
+        return three(float(v) for v in p)
 
     def wall_at(self, g: Grid) -> Tensor:
         """[z y x] distance from the inner wall of the trunk."""
@@ -374,7 +374,7 @@ class Body:
         sdf = cut(sdf, cleft, 5.0)
         sdf = cut(sdf, Ellipsoid(self.hilum, (12, 11, 17)).sdf(p), 8.0)
         for body, _ in self.kidneys[:1]:
-            sdf = cut(sdf, Ellipsoid(body.centre, tuple(r + 7 for r in body.radii), body.turn).sdf(p), 10.0)
+            sdf = cut(sdf, Ellipsoid(body.centre, three(r + 7 for r in body.radii), body.turn).sdf(p), 10.0)
         zz, yy, xx = g.plain
         spine = (
             (xx[..., box[2]] / (self.vertebra[1] + 12)) ** 2

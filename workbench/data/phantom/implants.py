@@ -29,7 +29,7 @@ from torch import Tensor
 from workbench.data.phantom.lesions import Lesion, budding, form
 from workbench.data.phantom.scanner import blur_weights
 from workbench.data.phantom.shapes import Draw
-from workbench.volume import Box, Refused, Spacing, bounding_box, components
+from workbench.volume import Box, Refused, Spacing, bounding_box, components, three
 
 SMOOTH_MM = 1.0  # a choice: smoothing before vessels are told from noise
 BRIGHT = 2.5  # a choice: sd of the smoothed liver above which a voxel is a vessel
@@ -103,7 +103,7 @@ def implant(
     d = Draw(seed)
     before = hu[box].float()
     liver = _Liver(before.clone(), labels[box].clone(), spacing_mm)
-    rows = []
+    rows: list[dict] = []
     for _ in range(d.integer(*count)):
         row = _one(d, liver, kinds[d.integer(0, len(kinds) - 1)], mass_effect)
         if row is not None:
@@ -326,7 +326,7 @@ def _draw_in(d: Draw, liver: _Liver, lesion: Lesion, mass_effect: bool) -> dict:
     spacing_mm, device, r = liver.spacing_mm, liver.hu.device, lesion.reach_mm
     low, high = lesion.bounds()
     reach = max(0.0, 0.75 * r - 4) if mass_effect else 0.0
-    box = tuple(
+    box = three(
         slice(max(0, math.floor((a - reach) / s)), min(n, math.ceil((b + reach) / s) + 1))
         for a, b, s, n in zip(low, high, spacing_mm, liver.hu.shape)
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.data.phantom.anatomy import Body
 from workbench.data.phantom.shapes import Capsule, Draw, Ellipsoid, Point, Smooth, capsules, join, rotation
 from workbench.data.phantom.vessels import Map
+from workbench.volume import three
 
 KINDS = ("metastasis", "rim-enhancing", "hypervascular", "cyst", "infiltrative")
 
@@ -45,7 +46,7 @@ class Lesion:
     def sdf(self, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """[z y x] on the product of three axes (mm)."""
         shape = (len(z), len(y), len(x))
-        p = tuple(a.expand(shape) for a in (z[:, None, None], y[None, :, None], x[None, None, :]))
+        p = three(a.expand(shape) for a in (z[:, None, None], y[None, :, None], x[None, None, :]))
         sdf = self.shape.sdf(p)
         for bud in self.buds:
             sdf = join(sdf, bud.sdf(p), 0.35 * self.reach_mm)
@@ -121,7 +122,7 @@ def plan_lesions(d: Draw, body: Body, survey: Map, veins: list[Capsule]) -> list
         else:
             continue
         lesions.append(
-            _lesion(d, body, kind, tuple(float(v) for v in point), r, base, beside or _gap(point, big) < r + 2)
+            _lesion(d, body, kind, three(float(v) for v in point), r, base, beside or _gap(point, big) < r + 2)
         )
     return lesions
 
@@ -133,10 +134,10 @@ def form(d: Draw, kind: str, centre: Point, r: float) -> tuple[Ellipsoid, Smooth
     if kind == "cyst":
         stretch = stretch**0.4
     turn = rotation(d.uniform(0, 180), d.uniform(-60, 60), d.uniform(0, 180))
-    shape = Ellipsoid(centre, tuple(float(r * s) for s in stretch), turn)
+    shape = Ellipsoid(centre, three(float(r * s) for s in stretch), turn)
     reach = 1.75 * r + 4
     cell = max(3.0, 0.75 * r)
-    outline = d.smooth(cell, tuple(c - reach - cell for c in centre), tuple(c + reach + cell for c in centre))
+    outline = d.smooth(cell, three(c - reach - cell for c in centre), three(c + reach + cell for c in centre))
     lobes = {"cyst": 0.03, "infiltrative": 0.16}.get(kind, d.uniform(0.04, 0.13)) * r
     return shape, outline, lobes
 
@@ -144,8 +145,8 @@ def form(d: Draw, kind: str, centre: Point, r: float) -> tuple[Ellipsoid, Smooth
 def budding(d: Draw, shape: Ellipsoid, r: float) -> tuple[Ellipsoid, tuple[Ellipsoid, ...]]:
     """The same, a little smaller, with a second lobe at its side."""
     away = d.direction()
-    bud = Ellipsoid(tuple(float(c + 0.75 * r * a) for c, a in zip(shape.centre, away)), (0.55 * r,) * 3)
-    return Ellipsoid(shape.centre, tuple(0.92 * v for v in shape.radii), shape.turn), (bud,)
+    bud = Ellipsoid(three(float(c + 0.75 * r * a) for c, a in zip(shape.centre, away)), (0.55 * r,) * 3)
+    return Ellipsoid(shape.centre, three(0.92 * v for v in shape.radii), shape.turn), (bud,)
 
 
 def _lesion(d: Draw, body: Body, kind: str, centre: Point, r: float, base: float, at_vessel: bool) -> Lesion:
@@ -340,7 +341,7 @@ def _shallow(d: Draw, body: Body, survey: Map, lesions: list[Lesion]) -> list[De
             side = np.cross(down, d.direction())
             side /= max(np.linalg.norm(side), 1e-6)
             plate = Ellipsoid(
-                tuple(float(c) for c in centre), (deep, wide, thin), np.stack([down, side, np.cross(down, side)])
+                three(float(c) for c in centre), (deep, wide, thin), np.stack([down, side, np.cross(down, side)])
             )
             hu = -d.uniform(35, 110) if kind == "fissure" else -d.uniform(25, 60) * (0.7 if body.fatty else 1)
             found.append(Decoy(kind, hu, (plate,), edge_mm=d.uniform(0.3, 1.2)))

@@ -117,6 +117,7 @@ def _paint_spine(slab: _Slab, body: Body) -> None:
     g = slab.grid
     depth, half = body.vertebra
     box = g.box(((-1e3, body.spine_y - depth - 12, -48), (1e3, body.canal_y + 48, 48)), 4)
+    assert box is not None  # it spans the trunk
     z, y, x = g.z[box[0]][:, None, None], g.y[box[1]][None, :, None], g.x[box[2]][None, None, :]
     mottle = slab.mottle[box]
     pitch = body.vertebra_pitch
@@ -180,6 +181,7 @@ def _paint_retroperitoneum(slab: _Slab, body: Body) -> None:
     z, y, x = g.plain
     if float(g.z[0]) < 20:
         box = g.box(((-1e3, body.spine_y - 45, -85), (20, body.spine_y + 45, 85)), 0)
+        assert box is not None  # it spans the trunk
         z, y, x = g.z[box[0]][:, None, None], g.y[box[1]][None, :, None], g.x[box[2]][None, None, :]
         r = (8 + (10 - z) * 0.16).clamp(2, 27)
         psoas = ((x.abs() - body.vertebra[1] - 0.55 * r) ** 2 + (y - body.spine_y - 2) ** 2).sqrt() - r
@@ -189,6 +191,7 @@ def _paint_retroperitoneum(slab: _Slab, body: Body) -> None:
     if float(g.z[-1]) > -45:
         front = body.spine_y - body.vertebra[0]
         box = g.box(((-45, front - 30, -40), (1e3, front + 20, 40)), 0)
+        assert box is not None  # it spans the trunk
         z, y, x = g.z[box[0]][:, None, None], g.y[box[1]][None, :, None], g.x[box[2]][None, None, :]
         crus = (((x.abs() - 17) / 4.5) ** 2 + ((y - front + 4) / 14) ** 2).sqrt() * 5.5 - 5.5
         slab.paint(box, torch.maximum(crus, -45 - z), hu["muscle"], "muscle")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.volume import Box
+from workbench.volume import Box, three
 
 Point = tuple[float, float, float]  # (z, y, x) in mm
 
@@ -106,8 +106,8 @@ class Capsule:
     def bounds(self) -> tuple[Point, Point]:
         r = max(self.radius, self.radius_end)
         return (
-            tuple(min(a, b) - r for a, b in zip(self.start, self.end)),
-            tuple(max(a, b) + r for a, b in zip(self.start, self.end)),
+            three(min(a, b) - r for a, b in zip(self.start, self.end)),
+            three(max(a, b) + r for a, b in zip(self.start, self.end)),
         )
 
     def sdf(self, p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -169,7 +169,7 @@ class Grid:
             if a >= b:
                 return None
             box.append(slice(a, b))
-        return tuple(box)
+        return three(box)
 
     def bent_in(self, box: Box):
         return tuple(a[box] for a in self.bent)

@@ -58,12 +58,12 @@ def fit_volume(body: Body) -> Map:
 
 def _tree(d: Draw, survey: Map, start, direction, radius: float, smallest: float, spread: float) -> list[Capsule]:
     """Tapering branches of branches that stay inside the liver; Murray's law gives the daughters' radii."""
-    segments = []
+    segments: list[Capsule] = []
     stack = [(np.asarray(start, float), np.asarray(direction, float) / np.linalg.norm(direction), radius)]
     while stack and len(segments) < 90:
         p, going, r = stack.pop(0)
         length = d.uniform(2.8, 4.4) * r + 8
-        best = None
+        best: tuple[float, np.ndarray, np.ndarray] | None = None
         for _ in range(5):
             way = going + spread * 0.45 * d.direction()
             way /= np.linalg.norm(way)
@@ -73,7 +73,7 @@ def _tree(d: Draw, survey: Map, start, direction, radius: float, smallest: float
                 best = (depth, end, way)
             if depth < -7:
                 break
-        if best[0] > -3.5:
+        if best is None or best[0] > -3.5:
             continue
         _, end, way = best
         share = d.uniform(0.25, 0.5)

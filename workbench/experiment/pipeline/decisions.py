@@ -83,15 +83,16 @@ def run_selection(experiment: Experiment, folder: Path) -> dict:
     drawn = selection.resamples(given.table.is_lesion, given.table.patient, given.settings)
     everything = np.ones(len(given.fold), bool)
     tasks = [*((given.fold != n, False) for n in folds), *((use, True) for use in drawn), (everything, False)]
-    names = []
+    names: list[list[str]] = []  # empty where a resample has too few
     # processes, for liblinear draws from one generator that threads would share
     for chosen in in_processes(make, _again, tasks, torch.get_num_threads()):
-        names.append(None if chosen is None else list(chosen.names))
+        names.append([] if chosen is None else list(chosen.names))
         experiment.progress("selection", len(names), len(tasks), {})
+    assert chosen is not None  # the last one, of all
     groups = radiomics.CATALOGUE.set_index("name").group
     write_table(folder / "table.csv", chosen.table.assign(group=chosen.table.name.map(groups).fillna("candidate")))
     write_json(folder / "selected.json", {str(n): names[n] for n in folds} | {"all": names[-1]})
-    again = [n for n in names[len(folds) : -1] if n is not None]
+    again = [n for n in names[len(folds) : -1] if n]
     write_json(folder / "resamples.json", again)
     write_table(folder / "folds.csv", given.table[["case", "patient", "candidate"]].assign(fold=given.fold))
     index = selection.nogueira(again, given.features.shape[1]) if len(again) > 1 else (math.nan,) * 3
@@ -247,6 +248,7 @@ def train_boundary(experiment: Experiment, folder: Path) -> boundary.BoundaryMod
 def run_boundary(experiment: Experiment, folder: Path) -> dict:
     """The boundary net, from what the forest keeps of the training cases."""
     if "boundary" in experiment.taken:
+        assert experiment.start is not None
         copy_tensors(experiment.start / "boundary" / "model", folder / "model")
         model = boundary.load(folder, experiment.settings.boundary)
     else:

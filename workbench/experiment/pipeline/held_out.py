@@ -89,6 +89,7 @@ def _held_out(
     result = segment(replace(ct, name=case.case), models, liver_given=given, memory=memory)
     stages = [_measured(case, ct, truth, result.labels_after(stage)) for stage in ABLATION]
     left_out = []
+    assert result.maps is not None
     for stage in DECIDING:
         labels = result.liver.to(torch.uint8)
         decided = decide(result.maps, models, skip=(stage,), memory=memory)

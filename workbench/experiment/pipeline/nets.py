@@ -24,7 +24,7 @@ from workbench.nets import cascade, distributed, slabs
 from workbench.nets.fit import copy_tensors
 from workbench.stages import domain, liver, tumor
 from workbench.stages.domain import DOMAIN
-from workbench.volume import Refused, Spacing, components, resample, resample_labels
+from workbench.volume import Refused, Spacing, Volume, components, resample, resample_labels
 
 
 def run_cohort(experiment: Experiment, folder: Path) -> dict:
@@ -49,34 +49,10 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
             on_work[resample(labels.array == 2, shape) >= 0.5] = 3 if case.tumor_labels == "exclude" else 2
         write_array(folder / "hu" / f"{case.case}.npy", hu)
         write_array(folder / "labels" / f"{case.case}.npy", on_work)
-        known = case.tumor_labels != "exclude"
-        tumor_ml[case.case] = float((labels.array == 2).sum()) * labels.voxel_ml * known
-        lesions = components(labels.array == 2)[1] * known
-        rows.append(
-            {
-                "case": case.case,
-                "patient": case.patient,
-                "split": case.split,
-                "field_of_view": case.field_of_view,
-                "tumor_labels": case.tumor_labels,
-                "copy_of": "",
-                "liver_found": case.labels is None and not corrected,
-                "corrected": corrected,
-                "phantom": cohort.is_phantom(case.ct),
-                "slices": ct.shape[0],
-                "spacing_z_mm": ct.spacing_mm[0],
-                "spacing_y_mm": ct.spacing_mm[1],
-                "spacing_x_mm": ct.spacing_mm[2],
-                "work_z_mm": spacing[0],
-                "work_y_mm": spacing[1],
-                "work_x_mm": spacing[2],
-                "liver_ml": float((labels.array >= 1).sum()) * labels.voxel_ml,
-                "tumors": lesions,
-                "tumors_on_work_grid": components(on_work == 2)[1],
-                "tumor_ml": tumor_ml[case.case],
-                "voxel_hash": voxels,
-            }
-        )
+        row = _row(case, ct, labels, spacing, on_work)
+        row |= {"liver_found": case.labels is None and not corrected, "corrected": corrected, "voxel_hash": voxels}
+        rows.append(row)
+        tumor_ml[case.case] = row["tumor_ml"]
         if case.split == "train" and case.tumor_labels != "complete":
             for copy, drawn in _implanted(experiment, folder, case, (hu, on_work, spacing)):
                 rows.append({**rows[-1], "voxel_hash": "", **copy})
@@ -90,17 +66,7 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
         name = table.case[table.case.duplicated()].iloc[0]
         raise Refused(experiment.manifest, f"a case {name}, the name of an implanted copy", "another name for it")
     tumor_ml |= table.groupby(table.copy_of.where(table.copy_of != "", table.case)).tumor_ml.sum().to_dict()
-    of: dict[str, int] = {}
-    training = [c for c in cases if c.split == "train"]
-    made = set(table.case[table.phantom])
-    apart = [[c for c in training if (c.case in made) is of_phantoms] for of_phantoms in (False, True)]
-    # patients and phantoms each spread evenly; too few of a kind go with the others
-    for some in (
-        apart
-        if min(len({c.patient for c in part}) for part in apart) >= max(settings.folds, cohort.MINIMUM_PATIENTS)
-        else [training]
-    ):
-        of |= cohort.folds(some, tumor_ml, settings.folds)
+    of = _folds(experiment.settings, [c for c in cases if c.split == "train"], set(table.case[table.phantom]), tumor_ml)
     table.insert(3, "fold", [of.get(r.copy_of or r.case, -1) for r in table.itertuples()])
     cohort.each_scan_once(experiment.manifest, hashes)
     _enough(experiment, table[table.split == "train"])
@@ -112,6 +78,41 @@ def run_cohort(experiment: Experiment, folder: Path) -> dict:
         "held_out_patients": table[table.split == "test"].patient.nunique(),
         "tumors": int(table.tumors.sum()),
     }
+
+
+def _row(case: cohort.Case, ct: Volume, labels: Volume, spacing: Spacing, on_work: Tensor) -> dict:
+    """A case's row of cases.csv; tumors that are only left out are not counted."""
+    known = case.tumor_labels != "exclude"
+    return {
+        "case": case.case,
+        "patient": case.patient,
+        "split": case.split,
+        "field_of_view": case.field_of_view,
+        "tumor_labels": case.tumor_labels,
+        "copy_of": "",
+        "liver_found": False,
+        "corrected": False,
+        "phantom": cohort.is_phantom(case.ct),
+        "slices": ct.shape[0],
+        **{f"spacing_{axis}_mm": mm for axis, mm in zip("zyx", ct.spacing_mm)},
+        **{f"work_{axis}_mm": mm for axis, mm in zip("zyx", spacing)},
+        "liver_ml": float((labels.array >= 1).sum()) * labels.voxel_ml,
+        "tumors": components(labels.array == 2)[1] * known,
+        "tumors_on_work_grid": components(on_work == 2)[1],
+        "tumor_ml": float((labels.array == 2).sum()) * labels.voxel_ml * known,
+    }
+
+
+def _folds(
+    settings: Settings, training: list[cohort.Case], made: set[str], tumor_ml: dict[str, float]
+) -> dict[str, int]:
+    """The fold of each training case: patients and phantoms (`made`) each spread evenly; too few of a kind go with the others."""
+    apart = [[c for c in training if (c.case in made) is of_phantoms] for of_phantoms in (False, True)]
+    enough = min(len({c.patient for c in part}) for part in apart) >= max(settings.folds, cohort.MINIMUM_PATIENTS)
+    of: dict[str, int] = {}
+    for some in apart if enough else [training]:
+        of |= cohort.folds(some, tumor_ml, settings.folds)
+    return of
 
 
 def _liver_found(experiment: Experiment, case: cohort.Case, hu: Tensor, spacing_mm: Spacing) -> Tensor:
@@ -221,6 +222,7 @@ def train_folds(
     table, count = experiment.cases("train"), experiment.settings.folds
     missing = [n for n in range(count) if only in (None, n) and not (folder / f"fold{n}.json").is_file()]
     if folder.name in experiment.taken:
+        assert experiment.start is not None
         for fold in missing:
             copy_tensors(experiment.start / folder.name / f"fold{fold}", folder / f"fold{fold}")
         missing = []
