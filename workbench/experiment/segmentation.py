@@ -45,39 +45,51 @@ SMALL = 200  # rule: voxels of the work grid; a ball of as many loses less than 
 
 
 @dataclass(frozen=True)
-class Models:
-    """Everything that `segment` needs of a trained experiment."""
+class Deciders:
+    """What decides after the nets: an experiment's settings, forest and boundary net (None where that stage has not run)."""
 
     settings: Settings
-    liver: list
-    tumor: list
     forest: forest.Forest
-    boundary: boundary.BoundaryModel
+    boundary: boundary.BoundaryModel | None
     device: torch.device
     folder: Path
+
+    @classmethod
+    def of(cls, made: Experiment, operating_point: str = "") -> Deciders:
+        """Those of an experiment; the forest at one of its operating points, by default at the one it was trained for."""
+        trees = forest.load(made.path("forest"))
+        there = (made.path("boundary") / "stage.json").is_file()
+        return cls(
+            made.settings,
+            trees.at(operating_point) if operating_point else trees,
+            boundary.load(made.path("boundary"), made.settings.boundary, made.device) if there else None,
+            made.device,
+            made.folder,
+        )
+
+
+@dataclass(frozen=True)
+class Models(Deciders):
+    """Everything that `segment` needs of a trained experiment."""
+
+    liver: list
+    tumor: list
     phantoms: int = 0  # that the nets have learnt from, where nothing else was there
     scans: pd.DataFrame | None = None  # that they have learnt from, measured (`domain`)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "auto", operating_point: str = "") -> Models:
-        """Those of an experiment; the forest at one of its operating points, by default at the one it was trained for."""
-        experiment = Experiment(folder, str(device))
+        """Those of an experiment, as `Deciders.of` has them."""
+        made = Experiment(folder, str(device))
         for stage in table.names(model=True):
-            experiment.need(stage)
-        s, on = experiment.settings, experiment.device
-        trees = forest.load(experiment.path("forest"))
+            made.need(stage)
+        s, seen = made.settings, made.path("liver") / domain.DOMAIN
         return cls(
-            s,
-            cascade.load(experiment.path("liver"), s.liver.cascade, on, range(s.folds)),
-            cascade.load(experiment.path("tumor"), s.tumor.cascade, on, range(s.folds)),
-            trees.at(operating_point) if operating_point else trees,
-            boundary.load(experiment.path("boundary"), s.boundary, on),
-            on,
-            experiment.folder,
-            experiment.phantoms_alone(),
-            read_table(seen, "phantom", dtype={"case": str, "patient": str})
-            if (seen := experiment.path("liver") / domain.DOMAIN).is_file()
-            else None,
+            **vars(Deciders.of(made, operating_point)),
+            liver=cascade.load(made.path("liver"), s.liver.cascade, made.device, range(s.folds)),
+            tumor=cascade.load(made.path("tumor"), s.tumor.cascade, made.device, range(s.folds)),
+            phantoms=made.phantoms_alone(),
+            scans=read_table(seen, "phantom", dtype={"case": str, "patient": str}) if seen.is_file() else None,
         )
 
 
@@ -144,14 +156,14 @@ class Memory:
             self._found = mask, found
         return self._found[1]
 
-    def describe(self, pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
+    def describe(self, pieces: Tensor, maps: Maps, models: Deciders) -> pd.DataFrame:
         """`radiomics.steady`, the table with what the forest asks."""
         if self._described is None or not torch.equal(self._described[0], pieces):
             self._described = pieces, describe(pieces, maps, models)
         return self._described[1]
 
 
-def describe(pieces: Tensor, maps: Maps, models: Models) -> pd.DataFrame:
+def describe(pieces: Tensor, maps: Maps, models: Deciders) -> pd.DataFrame:
     """What the forest asks of numbered pieces `[z y x]`: some of the 728 descriptors, and of the candidates' own features."""
     names = models.forest.names
     image, labels, inside = (t.to(models.device) for t in (maps.hu, pieces.long(), maps.liver))
@@ -215,7 +227,7 @@ def _untimed(stage: str) -> Iterator[None]:
 
 def decide(
     maps: Maps,
-    models: Models,
+    models: Deciders,
     own_mm: Spacing | None = None,
     skip: Collection[str] = (),
     timed: Callable[[str], AbstractContextManager] = _untimed,
@@ -248,6 +260,7 @@ def decide(
     contour, smoothing_ml = masks[-1].float() - 0.5, 0.0
     with timed("boundary"):
         if "boundary" not in skip and bool(masks[-1].any()):
+            assert models.boundary is not None
             edge = boundary.relabel(
                 models.boundary,
                 maps.hu,
@@ -434,7 +447,9 @@ def segment(
     )
 
 
-def _judge(pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Models, memory: Memory) -> pd.DataFrame:
+def _judge(
+    pieces: candidates.Candidates, maps: Maps, own_mm: Spacing, models: Deciders, memory: Memory
+) -> pd.DataFrame:
     """The lesion table: each candidate with its place on a grid of `own_mm`, verdict, reason and deciding features."""
     columns = ["candidate", "kept", "reason", "forest_score", *candidates.COLUMNS[1:], *models.forest.names]
     if not len(pieces.table):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from workbench.experiment import Experiment, segmentation, table
-from workbench.experiment.segmentation import Maps, Models
-from workbench.stages import boundary, forest, metrics
+from workbench.experiment.segmentation import Deciders, Maps
+from workbench.stages import metrics
 from workbench.stages.ledger import ABLATION, write
 from workbench.volume import Box, bounding_box
 
@@ -54,9 +54,7 @@ class WhatIf:
             made.need(stage)
         self.truth, self.case, self.maps = made.work(case)[1], case, Maps.of(made, case)
         self._there = self.maps.to(made.device)
-        s = made.settings
-        edge = boundary.load(made.path("boundary"), s.boundary, made.device)
-        self.models = Models(s, [], [], forest.load(made.path("forest")), edge, made.device, made.folder)
+        self.models = Deciders.of(made)
         self._memory = segmentation.Memory()
         self._tumor = self.truth == 2
         self._measured: list[tuple[int, Tensor, dict]] = []  # what the last choice gave: voxels, mask, measures

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from workbench.data.files import write_json
 from workbench.experiment import segmentation
-from workbench.experiment.segmentation import Maps, Models, Result
+from workbench.experiment.segmentation import Deciders, Maps, Result
 from workbench.lab import figures
 from workbench.stages import candidates, consistency, forest, radiomics
 from workbench.stages.forest import explain
@@ -52,7 +52,7 @@ class Known:
     leaves: Tensor  # [candidate tree]
 
     @classmethod
-    def of(cls, models: Models, but: str = "") -> Known | None:
+    def of(cls, models: Deciders, but: str = "") -> Known | None:
         """Those of the models' experiment, without the patient of the case `but`; None where only the models are there."""
         files = [models.folder / name for name in ("forest/scores.csv", "radiomics/features.csv", "forest/forest.json")]
         if not all(path.is_file() for path in files):
@@ -69,7 +69,7 @@ class Known:
         return cls(table, features, known.leaves[torch.from_numpy(other)])
 
     @classmethod
-    def _read(cls, models: Models, scores: Path, described: Path) -> Known:
+    def _read(cls, models: Deciders, scores: Path, described: Path) -> Known:
         names = list(models.forest.names)
         table = pd.read_csv(scores, dtype={"case": str, "patient": str})
         table = table[table.split == "train"]
@@ -107,7 +107,7 @@ def of(result: Result) -> dict:
 
 
 def make(
-    maps: Maps, pieces: Tensor, lesions: pd.DataFrame, models: Models, case: str = "", own_mm: Spacing | None = None
+    maps: Maps, pieces: Tensor, lesions: pd.DataFrame, models: Deciders, case: str = "", own_mm: Spacing | None = None
 ) -> dict:
     """Plain values, for JSON: threshold (of the forest) and cascade_threshold, `training` (lesions, look_alikes), `cards`,
     one a candidate of `pieces` `[z y x]` and row of `lesions` (`beyond_ml`: the largest that the forest learnt from, where this one is larger), and `appearing`: pieces that a lower threshold would add, with their
@@ -197,7 +197,7 @@ def _nearest(model: forest.Forest, one: pd.DataFrame, known: Known) -> list[dict
 class Atlas:
     """The maps around the liver, decided at other thresholds of the cascade."""
 
-    def __init__(self, maps: Maps, models: Models):
+    def __init__(self, maps: Maps, models: Deciders):
         s = models.settings
         self.threshold, self.rule, self.spacing = s.consistency.threshold, s.consistency, maps.spacing_mm
         wide = candidates.near(maps.liver, maps.spacing_mm, s.candidates.liver_margin_mm)
@@ -251,7 +251,7 @@ class Atlas:
         }
 
 
-def _appearing(maps: Maps, atlas: Atlas, lower: Lower, pieces: Tensor, models: Models, own_mm: Spacing) -> list[dict]:
+def _appearing(maps: Maps, atlas: Atlas, lower: Lower, pieces: Tensor, models: Deciders, own_mm: Spacing) -> list[dict]:
     """Pieces that a lower threshold of the cascade adds where no candidate is, the most probable ones, each at the highest
     threshold at which it is there: at, place in mm, volume_ml, peak, score, kept (by the forest)."""
     taken, rows = pieces[atlas.box] > 0, []

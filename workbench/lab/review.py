@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from workbench.data.cohort import read_manifest
 from workbench.experiment import Experiment, pipeline, reading
-from workbench.experiment.segmentation import Maps, Models
+from workbench.experiment.segmentation import Deciders, Maps
 from workbench.lab import cards
 from workbench.nets import cascade, slabs
 from workbench.stages import boundary, forest, liver, metrics, radiomics, selection
@@ -460,7 +460,7 @@ def filters_held_out(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
 def card(made: Experiment, case: str, candidate: int) -> Figure:
     """The card of a candidate, as the stages up to the forest have it, with the reference."""
     model, maps = forest.load(made.path("forest")), Maps.of(made, case)
-    models = Models(made.settings, [], [], model, None, made.device, made.folder)
+    models = Deciders.of(made)
     pieces, features = made.array("candidates", "labels", case), made.table("radiomics", "features.csv", dtype=AS_TEXT)
     table = features.loc[features.case == case, ["case", "candidate", *model.names]].reset_index(drop=True)
     score, found = model.score(table), made.table("candidates", "candidates.csv", dtype=AS_TEXT)
@@ -475,8 +475,7 @@ def missed(made: Experiment) -> pd.DataFrame:
     """Held-out reference lesions (work grid) that no kept candidate touches: case, lesion, volume_ml, lost_at (the first stage that leaves
     nothing of it), peak (the highest tumor probability in it), appears_at (the highest threshold of the cascade, below the
     own one and in steps of `cards.STEP`, at which a candidate touches it; NaN for none)."""
-    scores, model, rows = made.table("forest", "scores.csv", dtype=AS_TEXT), forest.load(made.path("forest")), []
-    models = Models(made.settings, [], [], model, None, made.device, made.folder)
+    scores, models, rows = made.table("forest", "scores.csv", dtype=AS_TEXT), Deciders.of(made), []
     for case in made.cases("test").case:
         maps, pieces = Maps.of(made, case), made.array("candidates", "labels", case)
         kept = scores[(scores.case == case) & scores.kept].candidate.to_list()
