@@ -105,7 +105,6 @@ def tally(levels: Levels) -> Tally:
     """All counts but pairs, of all segments."""
     voxels, rows = levels.voxels, levels.row_segment.numel()
     longest, lesions, n = max(voxels.shape), voxels.count.numel(), voxels.local.numel()
-    first = levels.top.cumsum(0) - levels.top
     runs = torch.zeros((rows, len(DIRECTIONS), longest), dtype=torch.int32)
     dependences = torch.zeros((rows, MOST_EQUAL), dtype=torch.int32)
     distance = torch.zeros(rows, dtype=torch.float64)
@@ -113,7 +112,7 @@ def tally(levels: Levels) -> Tally:
     row, size = torch.empty((2, levels.images * n), dtype=torch.int32)
     work = _work(levels)
     zones = library().workbench_tally(
-        byref(work), _at(first), longest, _needed(), _at(runs), _at(dependences), _at(distance), _at(paired),
+        byref(work), _at(levels.first_row), longest, _needed(), _at(runs), _at(dependences), _at(distance), _at(paired),
         _at(row), _at(size),
     )  # fmt: skip
     if zones < 0:

@@ -24,32 +24,8 @@ from workbench.stages.radiomics.ragged import Voxels, counted
 BIN_WIDTH = 25.0
 TABLE = 32_000_000  # most counts that a table of matrices holds at once (bytes: 8 times that)
 MOST = 1000  # rule: levels in one segment, 25,000 HU; the square of it is the size of a matrix
-_STEPS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    14,
-    16,
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    112,
-    128,
-)  # widths of matrices
+# widths of matrices
+_STEPS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
 # cells that take as long as to begin the work on one more width: an estimate (on a CPU 0 to 300,000 took the same; on a GPU not measured)
 PADDING = {"cpu": 40_000, "cuda": 4_000_000}
 
@@ -131,6 +107,11 @@ class Levels:
         return values.view(self.images, -1).index_select(1, self.voxels.lesion)
 
     @cached_property
+    def first_row(self) -> Tensor:
+        """The first row of each segment `[s]`."""
+        return self.top.cumsum(0) - self.top
+
+    @cached_property
     def row_segment(self) -> Tensor:
         """The segment of each row `[r]`."""
         return torch.arange(self.segments, device=self.top.device).repeat_interleave(self.top)
@@ -138,14 +119,13 @@ class Levels:
     @cached_property
     def row_level(self) -> Tensor:
         """The level of each row `[r]`."""
-        first = self.top.cumsum(0) - self.top
-        return torch.arange(self.row_segment.numel(), device=self.top.device) - first[self.row_segment] + 1
+        place = torch.arange(self.row_segment.numel(), device=self.top.device)
+        return place - self.first_row[self.row_segment] + 1
 
     @cached_property
     def row(self) -> Tensor:
         """The row of each voxel `[i n]`, int32."""
-        first = self.top.cumsum(0) - self.top - 1
-        return self.by_voxel(first.int()) + self.own
+        return self.by_voxel((self.first_row - 1).int()) + self.own
 
     @cached_property
     def row_count(self) -> Tensor:
