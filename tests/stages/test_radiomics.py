@@ -63,6 +63,23 @@ def test_catalogue_is_complete_and_in_order():
         assert [n for n in NAMES if n.startswith(kind + "_")] == [f"{kind}_{n}" for n in own]
 
 
+def test_the_wavelet_rows_are_the_texture_rows_on_each_sub_band():
+    texture_rows = CATALOGUE[CATALOGUE.group == "texture"].to_dict("records")
+    expected = [
+        {
+            **row,
+            "name": f"wavelet_{band.lower()}_{row['name']}",
+            "group": "wavelet",
+            "source": f"{row['source']}; sub-band {band} of coif1 (IBSI 2)",
+            "ibsi": "",  # its codes and values are for the image itself
+            "pyradiomics": row["pyradiomics"].replace("original", f"wavelet-{band}"),
+        }
+        for band in radiomics.BANDS
+        for row in texture_rows
+    ]
+    assert CATALOGUE[CATALOGUE.group == "wavelet"].to_dict("records") == expected
+
+
 @pytest.mark.parametrize("seed, dtype", [(0, "i2"), (1, "f4"), (2, "f8"), (3, "i2"), (4, "f4"), (5, "f8")])
 def test_equals_pyradiomics_on_varied_regions(seed, dtype):
     pytest.importorskip("radiomics")
