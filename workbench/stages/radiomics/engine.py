@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.masks import true_at
@@ -27,8 +28,8 @@ _COLUMN = {name: column for column, name in enumerate(NAMES)}
 
 def describe(
     boxes: Boxes, bin_width: float = discretise.BIN_WIDTH, names: Collection[str] = NAMES
-) -> tuple[Tensor, list[str]]:
-    """Values `[l 728]` float64 in catalogue order, NaN for names that were not asked for, and for each lesion why
+) -> tuple[Float[Tensor, "l 728"], list[str]]:
+    """Values in catalogue order, float64, NaN for names that were not asked for, and for each lesion why
     others are NaN (empty if none is). Images and families of which nothing was asked are not computed."""
     voxels, l = boxes.voxels, boxes.count
     wanted = {k: [i for i, image in enumerate(_IMAGES) if _of(names, f"{image}{k}_")] for k in texture.NAMES}
@@ -44,7 +45,8 @@ def describe(
     values = torch.cat([hu[None], wavelet.bands(boxes, bands)]) if bands else hu[None]
     levels = discretise.discretise(values, voxels, noise, bin_width)
     flat, beyond = levels.constant.view(-1, l), levels.beyond.view(-1, l)
-    columns, parts = [], []
+    columns: list[int] = []
+    parts: list[Tensor] = []
 
     def add(prefixes: Collection[str], own: Collection[str], found: Tensor) -> None:
         columns.extend(_COLUMN[prefix + name] for prefix in prefixes for name in own)
