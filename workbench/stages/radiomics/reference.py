@@ -64,7 +64,7 @@ def crop(
     box, inside = [], []
     for axis, n in enumerate(mask.shape):
         on = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = on[0] - MARGIN, on[-1] + 1 + MARGIN
+        low, high = int(on[0]) - MARGIN, int(on[-1]) + 1 + MARGIN
         box.append(wrapped(low, high, n))
         at = np.arange(low, high)
         inside.append((at >= 0) & (at < n))
