@@ -7,8 +7,8 @@ from test_radiomics import blobs
 
 from workbench import masks
 from workbench.stages import radiomics
-from workbench.stages.radiomics import compiled, discretise, glcm, gldm, glrlm, glszm, ngtdm, ragged, wavelet
-from workbench.stages.radiomics.emphasis import Cells
+from workbench.stages.radiomics import compiled, discretise, glcm, ragged, texture, wavelet
+from workbench.stages.radiomics.texture import Cells
 
 pytestmark = pytest.mark.skipif(compiled.library() is None, reason="the loops are not compiled here: no C compiler")
 
@@ -48,10 +48,10 @@ def test_counts_are_the_same(by_torch, bin_width):
     theirs = fresh(levels)
 
     def counted():
-        runs = glrlm.runs(theirs)
-        zones = Cells.of(theirs, *glszm.zones(theirs))
-        dependences = Cells.of(theirs, theirs.row.flatten(), gldm.dependences(theirs).flatten())
-        return runs, filled(zones), filled(dependences), ngtdm.distances(theirs), theirs.paired
+        runs = texture.runs(theirs)
+        zones = Cells.of(theirs, *texture.zones(theirs))
+        dependences = Cells.of(theirs, theirs.row.flatten(), texture.dependences(theirs).flatten())
+        return runs, filled(zones), filled(dependences), texture.distances(theirs), theirs.paired
 
     runs, zones, dependences, distance, paired = by_torch(counted)
     tally = levels.tally
@@ -91,7 +91,7 @@ def test_directions_in_parts_give_the_same_descriptors(by_torch, monkeypatch, at
     whole = by_torch(lambda: radiomics.describe(image, labels, spacing, bin_width=9.0))
     sizes = []
     monkeypatch.setitem(masks.AT_ONCE, "cpu", at_once)
-    monkeypatch.setattr(glrlm, "_runs", lambda n, d, *rest, of=glrlm._runs: sizes.append(len(d)) or of(n, d, *rest))
+    monkeypatch.setattr(texture, "_runs", lambda n, d, *rest, of=texture._runs: sizes.append(len(d)) or of(n, d, *rest))
     parts = by_torch(lambda: radiomics.describe(image, labels, spacing, bin_width=9.0))
     assert len(sizes) > 1 and sum(sizes) % 13 == 0
     assert parts.equals(whole)

@@ -20,13 +20,10 @@ from workbench.stages.radiomics import (
     catalogue,
     discretise,
     glcm,
-    gldm,
-    glrlm,
-    glszm,
     intensity,
-    ngtdm,
     ragged,
     shape,
+    texture,
     wavelet,
 )
 from workbench.volume import Refused
@@ -62,8 +59,25 @@ def test_catalogue_is_complete_and_in_order():
     assert (CATALOGUE[["name", "group", "unit", "formula", "source"]] != "").all(axis=None)
     codes = CATALOGUE.ibsi[CATALOGUE.ibsi != ""]
     assert codes.is_unique and codes.str.fullmatch("[0-9A-Z]{4}").all()
-    for kind, module in dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm, boundary=boundary).items():
-        assert [n for n in NAMES if n.startswith(kind + "_")] == [f"{kind}_{n}" for n in module.NAMES]
+    for kind, own in {**texture.NAMES, "boundary": boundary.NAMES}.items():
+        assert [n for n in NAMES if n.startswith(kind + "_")] == [f"{kind}_{n}" for n in own]
+
+
+def test_the_wavelet_rows_are_the_texture_rows_on_each_sub_band():
+    texture_rows = CATALOGUE[CATALOGUE.group == "texture"].to_dict("records")
+    expected = [
+        {
+            **row,
+            "name": f"wavelet_{band.lower()}_{row['name']}",
+            "group": "wavelet",
+            "source": f"{row['source']}; sub-band {band} of coif1 (IBSI 2)",
+            "ibsi": "",  # its codes and values are for the image itself
+            "pyradiomics": row["pyradiomics"].replace("original", f"wavelet-{band}"),
+        }
+        for band in radiomics.BANDS
+        for row in texture_rows
+    ]
+    assert CATALOGUE[CATALOGUE.group == "wavelet"].to_dict("records") == expected
 
 
 @pytest.mark.parametrize("seed, dtype", [(0, "i2"), (1, "f4"), (2, "f8"), (3, "i2"), (4, "f4"), (5, "f8")])
@@ -434,14 +448,12 @@ def compare_with_ibsi(reference, hu, region, kept, levels, spacing):
     form = ragged.crop(image, whole.long(), None, spacing, ragged.find(whole.long()), [0], sizes_of(whole))
     wrong, checked, n = {}, 0, int(region.sum())
     for tag, (kind, names) in IBSI.items():
-        module = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm, shape=shape, intensity=intensity)[
-            kind
-        ]
         if kind == "intensity":
             found = intensity.describe(image[inside], boxes.voxels, own, math.prod(spacing))
         else:
-            found = module.describe(form if kind == "shape" else own)
-        values = dict(zip(module.NAMES, found[0].tolist()))
+            found = shape.describe(form) if kind == "shape" else texture.describe(kind, own)
+        order = {"intensity": intensity.NAMES, "shape": shape.NAMES, **texture.NAMES}[kind]
+        values = dict(zip(order, found[0].tolist()))
         for theirs, ours in names.items():
             row, value = rows[tag.format(theirs)], values[ours]
             value -= 3 if ours == "kurtosis" else 0

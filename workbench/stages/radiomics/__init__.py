@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 
 from workbench.data.threads import side_by_side
@@ -27,7 +28,7 @@ ENGINES = ("torch", "pyradiomics")
 
 
 def describe(
-    image: Tensor,
+    image: Tensor,  # shapes and types of all three are refused in plain words
     lesions: Tensor,
     spacing_mm: Spacing,
     liver: Tensor | None = None,
@@ -70,7 +71,7 @@ def describe(
     batches = ragged.groups_by_size(found.high - found.low + 1, ragged.margins(spacing_mm), at_once)
     done = 0
 
-    def work(batch: tuple[list[int], list[int]], tell: Callable) -> None:
+    def work(batch: tuple[list[int], list[int]], tell: Callable[..., None]) -> None:
         index, extent = batch
         boxes = ragged.crop(image, lesions, liver, spacing_mm, found, index, extent)
         here, words = ragged.with_room(lambda boxes: engine_.describe(boxes, bin_width, names), boxes)
@@ -90,18 +91,18 @@ def describe(
 
 
 def steady(
-    image: Tensor,
-    lesions: Tensor,
+    image: Real[Tensor, "z y x"],
+    lesions: Integer[Tensor, "z y x"],
     spacing_mm: Spacing,
-    liver: Tensor | None = None,
+    liver: Real[Tensor, "z y x"] | Bool[Tensor, "z y x"] | None = None,
     names: Collection[str] = NAMES,
     settings: RadiomicsSettings | None = None,
     resolution: bool = False,
-) -> tuple[pd.DataFrame, np.ndarray]:
+) -> tuple[pd.DataFrame, Float[np.ndarray, "copy lesion 728"]]:
     """Descriptors, all or some by their `names`, averaged over each lesion and its perturbed copies, and the values behind the averages.
 
     The table as `describe` gives it; a descriptor that is not defined for the lesion itself stays NaN, a copy for
-    which it is not defined is left out. The values `[1 + perturbation lesion 728]`, the lesion's own first, then
+    which it is not defined is left out. The values are the lesion's own first, then
     those under `perturb.PERTURBATIONS`, and with `resolution` those on coarser voxels, which are not averaged.
     """
     scan = fixed.Scan(image, lesions, spacing_mm, liver).on(settings.grid_mm if settings else None)
@@ -116,14 +117,14 @@ def steady(
     if resolution:
         coarse = scan.coarser()
         seen = describe(coarse.image, coarse.lesions, coarse.spacing_mm, coarse.liver, names=names)
-        asked = CATALOGUE["name"].isin(names).to_numpy()
-        other = np.full((len(seen), len(NAMES)), np.nan)
-        other[:, asked] = seen[list(CATALOGUE["name"][asked])].to_numpy()
+        other = seen.reindex(columns=list(NAMES)).to_numpy(float)  # NaN where nothing was asked
         values = fixed.joined(values, labels, other, seen.label.tolist())
     return table(labels, average, reasons[-1], names), values
 
 
-def table(labels: list[int], values: np.ndarray, reasons: list[str], names: Collection[str] = NAMES) -> pd.DataFrame:
+def table(
+    labels: list[int], values: Float[np.ndarray, "lesion 728"], reasons: list[str], names: Collection[str] = NAMES
+) -> pd.DataFrame:
     """The data frame that `describe` returns."""
     asked = CATALOGUE["name"].isin(names).to_numpy()
     frame = pd.DataFrame(values[:, asked], columns=CATALOGUE["name"][asked])

@@ -22,34 +22,28 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.masks import true_at
-from workbench.stages.radiomics.ragged import REACH_MM, Boxes, blur, counted, linear, mean, nearest, quantiles, total
+from workbench.stages.radiomics.ragged import (
+    REACH_MM,
+    Boxes,
+    blur,
+    counted,
+    ends,
+    linear,
+    mean,
+    nearest,
+    quantiles,
+    total,
+)
 
 NAMES = (
-    "contrast_median",
-    "contrast_iqr",
-    "blur_median",
-    "blur_iqr",
-    "fit_r2",
-    "inner_mean",
-    "margin_mean",
-    "outer_mean",
-    "contrast_to_noise",
-    "rim",
-    "margin_sd",
-    "gradient_mean",
-    "gradient_sd",
-    "gradient_entropy",
-    "radial_gradient",
-    "contrast_asymmetry",
-    "radial_spread",
-    "roughness",
-    "hull_fill",
-    "fractal_dimension",
-    "liver_contact",
-)
+    "contrast_median", "contrast_iqr", "blur_median", "blur_iqr", "fit_r2", "inner_mean", "margin_mean", "outer_mean",
+    "contrast_to_noise", "rim", "margin_sd", "gradient_mean", "gradient_sd", "gradient_entropy", "radial_gradient",
+    "contrast_asymmetry", "radial_spread", "roughness", "hull_fill", "fractal_dimension", "liver_contact",
+)  # fmt: skip
 
 # empirical choices, all in mm or HU
 STEP_MM = 0.5  # along a profile
@@ -65,8 +59,8 @@ _SECTORS = torch.tensor([v for v in itertools.product((-1.0, 0.0, 1.0), repeat=3
 _HULL = [v for v in itertools.product(range(-2, 3), repeat=3) if v > (0, 0, 0) and math.gcd(*v) == 1]
 
 
-def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
-    """Values `[l 21]` float64 in the order of `NAMES`; NaN where the catalogue's note says so, and for the parts of the work of
+def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Float[Tensor, "l 21"]:
+    """Values in the order of `NAMES`, float64; NaN where the catalogue's note says so, and for the parts of the work of
     which nothing was asked for."""
     l, spacing = boxes.count, boxes.hu.new_tensor(boxes.spacing_mm, dtype=torch.float32)
     faces = Faces.of(boxes, spacing)
@@ -74,8 +68,9 @@ def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
     out = dict.fromkeys(NAMES, nothing)
 
     t = torch.arange(-REACH_MM, REACH_MM + STEP_MM / 2, STEP_MM, device=boxes.hu.device)
-    place = faces.at + faces.outward / spacing * faces.offset[:, None]  # the surface itself, in voxels
-    along = place[:, None, :] + (faces.outward / spacing)[:, None, :] * t[:, None]
+    ahead = faces.outward / spacing  # voxels a mm
+    place = faces.at + ahead * faces.offset[:, None]  # the surface itself, in voxels
+    along = place[:, None] + ahead[:, None] * t[:, None]
     hu, valid = _read(boxes, faces.lesion, along, t)
     weight = torch.where(valid, faces.weight[:, None], 0.0)
     out |= _sigmoid(hu, weight, faces, t, l)
@@ -83,11 +78,14 @@ def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
     out |= _form(faces, place, spacing, l)
     if any("gradient" in name for name in names):
         out |= _gradients(boxes, faces, place, spacing)
-    for name, work in (("hull_fill", _hull_fill), ("fractal_dimension", _fractal)):
-        if name in names:
-            out[name] = work(boxes)
-    if "liver_contact" in names:
-        out["liver_contact"] = _contact(boxes, faces, place, spacing)
+    if "hull_fill" in names:
+        out["hull_fill"] = _hull_fill(boxes)
+    if "fractal_dimension" in names:
+        out["fractal_dimension"] = _fractal(boxes)
+    if "liver_contact" in names and boxes.liver is not None:
+        beyond = nearest(boxes, faces.lesion, place + ahead * CONTACT_MM)
+        free = ~(boxes.liver | boxes.region).flatten()[beyond]
+        out["liver_contact"] = mean(free.double(), faces.weight, faces.lesion, l)
     return torch.stack([out[name].double() for name in NAMES], 1)
 
 
@@ -95,21 +93,21 @@ def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
 class Faces:
     """Faces between region and background, the elements of the surface.
 
-    `lesion` `[f]`, `at` their place `[f 3]` in voxels, `outward` unit normals `[f 3]` in mm, `weight` their share of
-    the surface in mm², `offset` along the normal from the face to the surface in mm, `rough` the same to the smooth
-    surface, `centre` the lesions' centroids `[l 3]` in voxels.
+    `at` their place in voxels, `outward` unit normals in mm, `weight` their share of the surface in mm², `offset` along
+    the normal from the face to the surface in mm, `rough` the same to the smooth surface, `centre` the lesions' centroids
+    in voxels.
     """
 
-    lesion: Tensor
-    at: Tensor
-    outward: Tensor
-    weight: Tensor
-    offset: Tensor
-    rough: Tensor
-    centre: Tensor
+    lesion: Int[Tensor, " f"]
+    at: Float[Tensor, "f 3"]
+    outward: Float[Tensor, "f 3"]
+    weight: Float[Tensor, " f"]
+    offset: Float[Tensor, " f"]
+    rough: Float[Tensor, " f"]
+    centre: Float[Tensor, "l 3"]
 
     @classmethod
-    def of(cls, boxes: Boxes, spacing: Tensor) -> Faces:
+    def of(cls, boxes: Boxes, spacing: Float[Tensor, " 3"]) -> Faces:
         inner = boxes.inner(2)
         cut = boxes.region[inner]
         soft, softer = (blur(cut.float(), boxes.spacing_mm, mm) for mm in (SMOOTH_MM, ROUGH_MM))
@@ -132,11 +130,11 @@ class Faces:
         # thin parts can turn the smoothed normal against the face; such a face keeps a little weight
         upright = (normal.gather(1, axis[:, None])[:, 0] * torch.where(inside[a], 1.0, -1.0)).clamp_min(0.05)
         weight = (spacing.prod() / spacing)[axis] * upright
-        value, rough = (soft[a] + soft[b]) / 2, (softer[a] + softer[b]) / 2
+        offset, rough = (
+            _depth((v[a] + v[b]) / 2, normal, spacing, mm) for v, mm in ((soft, SMOOTH_MM), (softer, ROUGH_MM))
+        )
         extent = 0.5 * (normal.abs() * spacing).sum(1)  # half a voxel along the normal
-        offset = _depth(value, _sigma(boxes.spacing_mm, SMOOTH_MM, normal))
         offset = torch.maximum(torch.minimum(offset, extent), -extent)
-        rough = _depth(rough, _sigma(boxes.spacing_mm, ROUGH_MM, normal))
         voxels = boxes.voxels
         centre = (total(voxels.zyx.T, voxels.lesion, boxes.count) / voxels.count).T.float()
         return cls(lesion, at, normal, weight, offset, rough, centre)
@@ -152,14 +150,9 @@ def _thinned(lesion: Tensor, lesions: int) -> Tensor:
     return order[rank % stride[lesion[order]] == 0]
 
 
-def _sigma(spacing_mm, blur_mm: float, normal: Tensor) -> Tensor:
-    """Width of the blur along a normal: never less than one voxel along an axis."""
-    widths = normal.new_tensor([max(blur_mm, s) for s in spacing_mm])
-    return (normal * widths).norm(dim=1)
-
-
-def _depth(value: Tensor, sigma: Tensor) -> Tensor:
-    """Distance inside a plane's edge (mm) at which its blurred step has this value."""
+def _depth(value: Tensor, normal: Tensor, spacing: Tensor, blur_mm: float) -> Tensor:
+    """Distance inside a plane's edge (mm) at which its step has this value when blurred, along an axis by a voxel or more."""
+    sigma = (normal * spacing.clamp_min(blur_mm)).norm(dim=1)
     return sigma * torch.special.ndtri(value.double().clamp(0.01, 0.99)).float()
 
 
@@ -174,20 +167,14 @@ def _read(boxes: Boxes, lesion: Tensor, along: Tensor, t: Tensor) -> tuple[Tenso
     return linear(boxes, boxes.hu, lesion, along), valid
 
 
-def _by_step(hu: Tensor, weight: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Sums of HU times weight and of weight by group and step, float64 `[group t]`."""
-    steps = hu.shape[1]
-    key = (group[:, None] * steps + torch.arange(steps, device=hu.device)).flatten()
-    sums = total(torch.stack([hu.double() * weight, weight.double()]).flatten(1), key, groups * steps)
-    return sums.view(2, groups, steps).unbind()
-
-
 def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict[str, Tensor]:
     sectors = _SECTORS.to(hu.device)
     sector = (faces.outward @ (sectors / sectors.norm(dim=1, keepdim=True)).T).argmax(1)
-    s = len(sectors)
+    s, steps = len(sectors), len(t)
     group = faces.lesion * s + sector
-    value, mass = _by_step(hu, weight, group, l * s)
+    key = (group[:, None] * steps + torch.arange(steps, device=hu.device)).flatten()
+    sums = total(torch.stack([hu.double() * weight, weight.double()]).flatten(1), key, l * s * steps)
+    value, mass = sums.view(2, l * s, steps)
     whole = total(faces.weight, group, l * s)
     valid = mass > 0.25 * whole[:, None]  # a step that few of the sector's rays reach is no mean of the sector
     used = ((valid & (t <= -STEP_MM)).sum(1) >= 2) & ((valid & (t >= STEP_MM)).sum(1) >= 2) & (valid.sum(1) >= 5)
@@ -201,8 +188,10 @@ def _sigmoid(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dic
     return dict(contrast_median=c50, contrast_iqr=c75 - c25, blur_median=b50, blur_iqr=b75 - b25, fit_r2=r2)
 
 
-def fit(profile: Tensor, valid: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S, W and R² of a + S / (1 + exp(-(t - t0) / W)) by least squares for each profile `[p t]`, weights `[p t]`.
+def fit(
+    profile: Float[Tensor, "p t"], valid: Float[Tensor, "p t"], t: Float[Tensor, " t"]
+) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, " p"]]:
+    """S, W and R² of a + S / (1 + exp(-(t - t0) / W)) by least squares for each profile, by weights.
 
     A flat profile has S = 0 and no W. Search on 17 centres by 14 widths, then four times on a
     finer 5 by 5 grid around the best.
@@ -242,7 +231,7 @@ def _explained(cross: Tensor, sums: Tensor, squares: Tensor, n: Tensor) -> tuple
 
 
 def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict[str, Tensor]:
-    centre = hu.double().mean() if hu.numel() else 0.0  # variances from sums lose nothing that way
+    centre = hu.double().mean()  # variances from sums lose nothing that way
     value = hu.double() - centre
     octants = 8
     away = faces.at >= faces.centre[faces.lesion]
@@ -250,12 +239,8 @@ def _shells(hu: Tensor, weight: Tensor, faces: Faces, t: Tensor, l: int) -> dict
     share = weight.double()
     powers = (share, share * value, share * value**2)
     middle, reach = t.numel() // 2, int(SHELL_MM / STEP_MM)
-    inner, margin, outer = (
-        slice(middle - reach + 1),
-        slice(middle - reach, middle + reach + 1),
-        slice(middle + reach, None),
-    )
-    parts = torch.stack([power[:, some].sum(1) for power in powers for some in (inner, margin, outer)])
+    shells = slice(middle - reach + 1), slice(middle - reach, middle + reach + 1), slice(middle + reach, None)
+    parts = torch.stack([power[:, shell].sum(1) for power in powers for shell in shells])
     sums = total(parts, group, l * octants).view(3, 3, l, octants)  # power, shell
     whole = sums.sum(3)
     inner, rim, outer = first = whole[1] / whole[0]
@@ -298,12 +283,8 @@ def _gradients(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> di
     along = total((gradient * radius).sum(1) * weight, faces.lesion, l)
     whole = total(length * weight, faces.lesion, l)
     steep = whole > 1e-3 * total(weight, faces.lesion, l)
-    return dict(
-        gradient_mean=average,
-        gradient_sd=sd,
-        gradient_entropy=entropy,
-        radial_gradient=torch.where(steep, along / whole, torch.nan),
-    )
+    radial = torch.where(steep, along / whole, torch.nan)
+    return dict(gradient_mean=average, gradient_sd=sd, gradient_entropy=entropy, radial_gradient=radial)
 
 
 def _form(faces: Faces, place: Tensor, spacing: Tensor, l: int) -> dict[str, Tensor]:
@@ -321,19 +302,17 @@ def _hull_fill(boxes: Boxes) -> Tensor:
     zyx, lesion = voxels.edge  # a half-space touches a region at its edge
     hull = torch.tensor(_HULL, dtype=torch.float64, device=zyx.device)
     slope = hull * torch.tensor(boxes.spacing_mm, dtype=torch.float64, device=zyx.device)  # mm a voxel
-    height = zyx.double() @ slope.T
-    lesion = lesion[:, None].expand_as(height)
-    low = height.new_full((l, len(_HULL)), torch.inf).scatter_reduce(0, lesion, height, "amin") - 1e-3
-    high = height.new_full((l, len(_HULL)), -torch.inf).scatter_reduce(0, lesion, height, "amax") + 1e-3
+    low, high = ends((zyx.double() @ slope.T).T, lesion, l)
+    low, high = low.T - 1e-3, high.T + 1e-3
     # along x each pair of half-spaces leaves one interval, so the box itself is never filled
     z, y = (torch.arange(s.start, s.stop, dtype=torch.float64, device=zyx.device) for s in (depth, rows))
     at = slope[:, 0, None, None] * z[:, None] + slope[:, 1, None, None] * y  # [k z y]
     a, b, step = low[..., None, None] - at, high[..., None, None] - at, slope[:, 2, None, None]
     level = step == 0
-    ends = (a / torch.where(level, 1, step), b / torch.where(level, 1, step))
+    one, other = a / torch.where(level, 1, step), b / torch.where(level, 1, step)
     nowhere = torch.where((a <= 0) & (b >= 0), -torch.inf, torch.inf)
-    first = torch.where(level, nowhere, torch.minimum(*ends)).amax(1).ceil().clamp_min(columns.start)
-    last = torch.where(level, torch.inf, torch.maximum(*ends)).amin(1).floor().clamp_max(columns.stop - 1)
+    first = torch.where(level, nowhere, torch.minimum(one, other)).amax(1).ceil().clamp_min(columns.start)
+    last = torch.where(level, torch.inf, torch.maximum(one, other)).amin(1).floor().clamp_max(columns.stop - 1)
     return voxels.count / (last - first + 1).clamp_min(0).sum((1, 2))
 
 
@@ -341,10 +320,9 @@ def _fractal(boxes: Boxes) -> Tensor:
     """Box counting of the surface voxels; sizes up to half the lesion's longest side."""
     voxels, l = boxes.voxels, boxes.count
     zyx, lesion = voxels.edge
-    low = zyx.new_full((l, 3), 10**6).scatter_reduce(0, lesion[:, None].expand(-1, 3), zyx, "amin")
-    high = zyx.new_full((l, 3), -1).scatter_reduce(0, lesion[:, None].expand(-1, 3), zyx, "amax")
-    longest = (high - low + 1).amax(1)
-    at = zyx - low[lesion]
+    low, high = ends(zyx.T, lesion, l)
+    longest = (high - low + 1).amax(0)
+    at = zyx - low.T[lesion]
     logs, used = [], []
     for size in (1, 2, 4, 8):
         cell = at.div(size, rounding_mode="floor")
@@ -357,11 +335,3 @@ def _fractal(boxes: Boxes) -> Tensor:
     mx, my = (w * x).sum(1) / w.sum(1), (w * y).sum(1) / w.sum(1)
     slope = (w * (x - mx[:, None]) * (y - my[:, None])).sum(1) / (w * (x - mx[:, None]) ** 2).sum(1)
     return torch.where(longest >= 4, slope, torch.nan)
-
-
-def _contact(boxes: Boxes, faces: Faces, place: Tensor, spacing: Tensor) -> Tensor:
-    if boxes.liver is None:
-        return torch.full((boxes.count,), torch.nan, dtype=torch.float64, device=boxes.hu.device)
-    near = nearest(boxes, faces.lesion, place + faces.outward / spacing * CONTACT_MM)
-    free = ~(boxes.liver | boxes.region).flatten()[near]
-    return mean(free.double(), faces.weight, faces.lesion, boxes.count)

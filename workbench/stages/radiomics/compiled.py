@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.masks import DIRECTIONS, steps
@@ -52,24 +53,31 @@ def library() -> ctypes.CDLL | None:
     built = [path for path in built if path.is_file()]
     if not built:
         return None
-    code, whole = ctypes.CDLL(str(built[0])), POINTER(c_int64)
+    code = ctypes.CDLL(str(built[0]))
     if code.workbench_version() != VERSION:
         return None
-    code.workbench_pairs.argtypes = [POINTER(_Work), whole, whole, c_int64, POINTER(c_int32)]
-    code.workbench_pairs.restype = c_int
-    code.workbench_tally.argtypes = [
-        POINTER(_Work), whole, c_int64, POINTER(c_uint16), POINTER(c_int32), POINTER(c_int32),
-        POINTER(c_double), POINTER(c_uint8), POINTER(c_int32), POINTER(c_int32),
-    ]  # fmt: skip
-    code.workbench_tally.restype = c_int64
-    real = POINTER(c_double)
-    code.workbench_surface.argtypes = [POINTER(c_uint8), c_int64, whole, whole, real, real, whole, real, real]
-    code.workbench_surface.restype = c_int
-    code.workbench_smooth.argtypes = [c_void_p, c_int64, c_int64, c_int64, POINTER(c_float), c_int64, c_void_p]
-    code.workbench_smooth.restype = c_int
-    for name in FILTERS.values():
-        getattr(code, name).argtypes = [c_void_p, c_int64, c_int64, c_int64, real, c_void_p]
-        getattr(code, name).restype = None
+    work, whole, real, count = POINTER(_Work), POINTER(c_int64), POINTER(c_double), POINTER(c_int32)
+    line = [c_void_p, c_int64, c_int64, c_int64]
+    takes = {
+        "workbench_pairs": (c_int, [work, whole, whole, c_int64, count]),
+        "workbench_tally": (
+            c_int64,
+            [work, whole, c_int64, POINTER(c_uint16), count, count, real, POINTER(c_uint8), count, count],
+        ),
+        "workbench_surface": (c_int, [POINTER(c_uint8), c_int64, whole, whole, real, real, whole, real, real]),
+        "workbench_smooth": (c_int, [*line, POINTER(c_float), c_int64, c_void_p]),
+        **{name: (None, [*line, real, c_void_p]) for name in FILTERS.values()},
+    }
+    for name, (gives, own) in takes.items():
+        function = getattr(code, name)
+        function.restype, function.argtypes = gives, own
+    return code
+
+
+def _code() -> ctypes.CDLL:
+    """The compiled code, where `usable` has said that it is there."""
+    code = library()
+    assert code is not None
     return code
 
 
@@ -78,42 +86,41 @@ def usable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and library() is not None
 
 
-def pairs(levels: Levels, start: Tensor, width: Tensor, cells: int) -> Tensor:
-    """Counts of levels ahead of levels `[13 cells]` int32, as `glcm.matrices` lays them out."""
+def pairs(levels: Levels, start: Int[Tensor, " s"], width: Int[Tensor, " s"], cells: int) -> Int[Tensor, "13 cells"]:
+    """Counts of levels ahead of levels, int32, as `glcm.matrices` lays them out."""
     table = torch.zeros((len(DIRECTIONS), cells), dtype=torch.int32)
     work = _work(levels)
-    if library().workbench_pairs(byref(work), _at(start), _at(width), cells, _at(table)):
+    if _code().workbench_pairs(byref(work), _at(start), _at(width), cells, _at(table)):
         raise MemoryError("texture counts")
     return table
 
 
 @dataclass(frozen=True)
 class Tally:
-    """`runs` `[r 13 longest]` by row (`Levels`), direction and length less 1; `dependences` `[r 27]` by how many of a
-    voxel's 26 neighbours have its level; `distance` `[r]` summed to the mean level of the neighbours; `paired`
-    `[13 l]` whether two voxels are neighbours; row and size of each zone."""
+    """`runs` by row (`Levels`), direction and length less 1; `dependences` by how many of a voxel's 26 neighbours have its
+    level; `distance` summed to the mean level of the neighbours; `paired` whether two voxels are neighbours; row and size
+    of each zone."""
 
-    runs: Tensor
-    dependences: Tensor
-    distance: Tensor
-    paired: Tensor
-    zone_row: Tensor
-    zone_size: Tensor
+    runs: Int[Tensor, "r 13 longest"]
+    dependences: Int[Tensor, "r 27"]
+    distance: Float[Tensor, " r"]
+    paired: Bool[Tensor, "13 l"]
+    zone_row: Int[Tensor, " z"]
+    zone_size: Int[Tensor, " z"]
 
 
 def tally(levels: Levels) -> Tally:
     """All counts but pairs, of all segments."""
     voxels, rows = levels.voxels, levels.row_segment.numel()
     longest, lesions, n = max(voxels.shape), voxels.count.numel(), voxels.local.numel()
-    first = levels.top.cumsum(0) - levels.top
     runs = torch.zeros((rows, len(DIRECTIONS), longest), dtype=torch.int32)
     dependences = torch.zeros((rows, MOST_EQUAL), dtype=torch.int32)
     distance = torch.zeros(rows, dtype=torch.float64)
     paired = torch.zeros((len(DIRECTIONS), lesions), dtype=torch.uint8)
     row, size = torch.empty((2, levels.images * n), dtype=torch.int32)
     work = _work(levels)
-    zones = library().workbench_tally(
-        byref(work), _at(first), longest, _needed(), _at(runs), _at(dependences), _at(distance), _at(paired),
+    zones = _code().workbench_tally(
+        byref(work), _at(levels.first_row), longest, _needed(), _at(runs), _at(dependences), _at(distance), _at(paired),
         _at(row), _at(size),
     )  # fmt: skip
     if zones < 0:
@@ -122,49 +129,51 @@ def tally(levels: Levels) -> Tally:
     return Tally(runs, dependences, distance, paired.bool(), row[:zones], size[:zones])
 
 
-def surface(voxels: Voxels, low: Tensor, corners: Tensor, area: Tensor, terms: Tensor, half_mm: Tensor) -> Tensor:
-    """Sums over the surface and largest distances of its vertices `[l 6]`: area in mm², volume in voxels, squared
+def surface(
+    voxels: Voxels,
+    low: Int[Tensor, "l 3"],
+    corners: Int[Tensor, "8 3"],
+    area: Float[Tensor, " 256"],
+    terms: Float[Tensor, "256 4"],
+    half_mm: Float[Tensor, " 3"],
+) -> Float[Tensor, "*shorter"]:
+    """Sums over the surface and largest distances of its vertices: area in mm², volume in voxels, squared
     distances in mm² of two vertices in one plane of z, of y, of x, and of any two.
 
-    `low` `[l 3]` one less than the first voxel of each region in `voxels.inner`; `corners` `[8 3]` of a cube; `area`
-    `[256]` and `terms` `[256 4]` by its code; `half_mm` `[3]` the size of half a voxel.
+    `low` one less than the first voxel of each region in `voxels.inner`; `corners` of a cube; `area` and `terms` by its
+    code; `half_mm` the size of half a voxel.
     """
     l, z, y, x = voxels.inner.shape
     out = torch.empty((l, 6), dtype=torch.float64)
     shape, corner = torch.tensor([z, y, x]), corners @ torch.tensor([y * x, x, 1])
     region = voxels.inner.view(torch.uint8)
-    if library().workbench_surface(
+    if _code().workbench_surface(
         _at(region), l, _at(shape), _at(corner), _at(area), _at(terms), _at(low), _at(half_mm), _at(out)
     ):
         raise MemoryError("surfaces")
     return out
 
 
-def filtered(image: Tensor, taps: Sequence[float], axis: int) -> Tensor:
+def filtered(image: Float[Tensor, "*k"], taps: Sequence[float], axis: int) -> Float[Tensor, "*shorter"]:
     """A filter of 6 taps along an axis: out[i] = sum over j of taps[j] image[i + 5 - j]."""
     image = image.contiguous()
     step, n = image.stride(axis), image.shape[axis]
     out = image.new_empty([m - 5 if a == axis else m for a, m in enumerate(image.shape)])
-    getattr(library(), FILTERS[image.dtype])(
+    getattr(_code(), FILTERS[image.dtype])(
         image.data_ptr(), image.numel() // (n * step), n * step, step, (c_double * 6)(*taps), out.data_ptr()
     )
     return out
 
 
-def smoothed(volume: Tensor, taps: Sequence[float], axis: int) -> Tensor:
+def smoothed(volume: Float[Tensor, "*k"], taps: Sequence[float], axis: int) -> Float[Tensor, "*k"]:
     """A symmetric filter of a float32 volume along an axis, its taps from the middle outwards, zero outside."""
     volume = volume.contiguous()
     assert volume.dtype == torch.float32
     step, n, out = volume.stride(axis), volume.shape[axis], torch.empty_like(volume)
-    if library().workbench_smooth(
-        volume.data_ptr(),
-        volume.numel() // (n * step),
-        n,
-        step,
-        (c_float * len(taps))(*taps),
-        len(taps) - 1,
+    if _code().workbench_smooth(
+        volume.data_ptr(), volume.numel() // (n * step), n, step, (c_float * len(taps))(*taps), len(taps) - 1,
         out.data_ptr(),
-    ):
+    ):  # fmt: skip
         raise MemoryError("blur")
     return out
 
@@ -179,12 +188,7 @@ def _needed() -> ctypes.Array:
     return (c_uint16 * len(masks))(*masks)
 
 
-_TYPES = {
-    torch.uint8: c_uint8,
-    torch.int32: c_int32,
-    torch.int64: c_int64,
-    torch.float64: c_double,
-}
+_TYPES = {torch.uint8: c_uint8, torch.int32: c_int32, torch.int64: c_int64, torch.float64: c_double}
 
 
 def _at(tensor: Tensor) -> ctypes._Pointer:

@@ -11,28 +11,28 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.masks import true_at
-from workbench.stages.radiomics import boundary, discretise, glcm, gldm, glrlm, glszm, intensity, ngtdm, shape, wavelet
+from workbench.stages.radiomics import boundary, discretise, intensity, shape, texture, wavelet
 from workbench.stages.radiomics.catalogue import BANDS, NAMES
 from workbench.stages.radiomics.ragged import Boxes
 from workbench.volume import Spacing
 
 THICK_MM = 5.0  # a choice: slices from here on are marked in each row
 NO_MIDDLE = "no voxel between the 10th and the 90th percentile: rmad"
-_TEXTURE = dict(glcm=glcm, glrlm=glrlm, glszm=glszm, gldm=gldm, ngtdm=ngtdm)
 _IMAGES = ("", *(f"wavelet_{band.lower()}_" for band in BANDS))
 _COLUMN = {name: column for column, name in enumerate(NAMES)}
 
 
 def describe(
     boxes: Boxes, bin_width: float = discretise.BIN_WIDTH, names: Collection[str] = NAMES
-) -> tuple[Tensor, list[str]]:
-    """Values `[l 728]` float64 in catalogue order, NaN for names that were not asked for, and for each lesion why
+) -> tuple[Float[Tensor, "l 728"], list[str]]:
+    """Values in catalogue order, float64, NaN for names that were not asked for, and for each lesion why
     others are NaN (empty if none is). Images and families of which nothing was asked are not computed."""
     voxels, l = boxes.voxels, boxes.count
-    wanted = {k: [i for i, image in enumerate(_IMAGES) if _of(names, f"{image}{k}_")] for k in _TEXTURE}
+    wanted = {k: [i for i, image in enumerate(_IMAGES) if _of(names, f"{image}{k}_")] for k in texture.NAMES}
     counted = sorted(
         {i for kind, some in wanted.items() if kind != "glcm" for i in some}
     )  # compiled code counts all at once
@@ -45,7 +45,8 @@ def describe(
     values = torch.cat([hu[None], wavelet.bands(boxes, bands)]) if bands else hu[None]
     levels = discretise.discretise(values, voxels, noise, bin_width)
     flat, beyond = levels.constant.view(-1, l), levels.beyond.view(-1, l)
-    columns, parts = [], []
+    columns: list[int] = []
+    parts: list[Tensor] = []
 
     def add(prefixes: Collection[str], own: Collection[str], found: Tensor) -> None:
         columns.extend(_COLUMN[prefix + name] for prefix in prefixes for name in own)
@@ -63,19 +64,17 @@ def describe(
         if own := _of(names, prefix):
             add([prefix], family.NAMES, family.describe(boxes, own))
     together = levels.of([images.index(i) for i in counted])
-    for kind, module in _TEXTURE.items():
+    for kind, own in texture.NAMES.items():
         if not wanted[kind]:
             continue
-        if module is glcm:
+        some, mine = counted, together
+        if kind == "glcm":
             some, mine = wanted[kind], levels.of([images.index(i) for i in wanted[kind]])
-            found = glcm.describe(mine, {name.rpartition("glcm_")[2] for name in names if "glcm_" in name})
-        else:
-            some, mine = counted, together
-            found = module.describe(mine)
-        undefined = mine.constant[:, None] & _among(module.NAMES, module.UNDEFINED_IF_CONSTANT, hu)
+        found = texture.describe(kind, mine, {name.rpartition("glcm_")[2] for name in names if "glcm_" in name})
+        undefined = mine.constant[:, None] & _among(own, texture.UNDEFINED_IF_CONSTANT.get(kind, ()), hu)
         found = torch.where(undefined | mine.beyond[:, None], torch.nan, found)
         found = found.view(len(some), l, -1).transpose(0, 1).flatten(1)
-        add([f"{_IMAGES[i]}{kind}_" for i in some], module.NAMES, found)
+        add([f"{_IMAGES[i]}{kind}_" for i in some], own, found)
 
     out = torch.full((l, len(NAMES)), torch.nan, dtype=torch.float64, device=hu.device)
     if parts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 
 from workbench.volume import Refused, Spacing, resample, resample_labels, shape_at
@@ -32,24 +33,26 @@ class RadiomicsSettings:
 
 @dataclass(frozen=True)
 class Scan:
-    """HU, numbered lesions and liver `[z y x]` on one grid."""
+    """HU, numbered lesions and liver on one grid."""
 
-    image: Tensor
-    lesions: Tensor
+    image: Real[Tensor, "z y x"]
+    lesions: Integer[Tensor, "z y x"]
     spacing_mm: Spacing
-    liver: Tensor | None
+    liver: Real[Tensor, "z y x"] | Bool[Tensor, "z y x"] | None
 
     def on(self, grid_mm: Spacing | None) -> Scan:
         """The same field of view on voxels of about this size. No lesion is lost: one that falls between the voxels keeps the nearest."""
         if grid_mm is None:
             return self
-        shape = shape_at(tuple(self.image.shape), self.spacing_mm, grid_mm)
-        spacing = tuple(mm * n / m for mm, n, m in zip(self.spacing_mm, self.image.shape, shape))
+        z, y, x = self.image.shape
+        shape = shape_at((z, y, x), self.spacing_mm, grid_mm)
+        z_mm, y_mm, x_mm = (mm * n / m for mm, n, m in zip(self.spacing_mm, self.image.shape, shape))
         liver = None if self.liver is None else resample(self.liver.float(), shape) >= 0.5
-        return Scan(resample(self.image, shape), _labels(self.lesions, shape), spacing, liver)
+        return Scan(resample(self.image, shape), _labels(self.lesions, shape), (z_mm, y_mm, x_mm), liver)
 
     def coarser(self) -> Scan:
-        return self.on(tuple(mm * COARSER for mm in self.spacing_mm))
+        z, y, x = self.spacing_mm
+        return self.on((z * COARSER, y * COARSER, x * COARSER))
 
 
 def _labels(lesions: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -63,8 +66,13 @@ def _labels(lesions: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return out
 
 
-def joined(values: np.ndarray, labels: list[int], coarse: np.ndarray, seen: list[int]) -> np.ndarray:
-    """`values [copy lesion name]` with one more copy `coarse [lesion name]`, matched by label; NaN where that copy has no such lesion."""
+def joined(
+    values: Float[np.ndarray, "copy lesion name"],
+    labels: list[int],
+    coarse: Float[np.ndarray, "seen name"],
+    seen: list[int],
+) -> Float[np.ndarray, "copies lesion name"]:
+    """`values` with one more copy `coarse`, matched by label; NaN where that copy has no such lesion."""
     row = np.full((1, *values.shape[1:]), np.nan)
     at = {label: n for n, label in enumerate(labels)}
     for label, own in zip(seen, coarse):

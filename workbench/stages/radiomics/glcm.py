@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from functools import cached_property
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.masks import DIRECTIONS, together
@@ -33,8 +34,8 @@ RARE = 3e-5  # rule: which counts for a level of fewer voxels than this share, i
 UNDEFINED_IF_CONSTANT = ("correlation", "imc1", "imc2", "mcc")
 
 
-def matrices(levels: Levels, group: Group) -> Tensor:
-    """Counts of neighbours for the segments of a group `[13 cells]` (not yet symmetric).
+def matrices(levels: Levels, group: Group) -> Int[Tensor, "13 cells"]:
+    """Counts of neighbours for the segments of a group (not yet symmetric).
 
     A matrix has one more column than rows: the first counts voxels without a neighbour, and is not used.
     """
@@ -51,8 +52,8 @@ def matrices(levels: Levels, group: Group) -> Tensor:
     return torch.cat(tables)
 
 
-def describe(levels: Levels, names: Collection[str] = NAMES) -> Tensor:
-    """Values `[s 24]`; NaN where no two region voxels are neighbours, and for names that were not asked for."""
+def describe(levels: Levels, names: Collection[str] = NAMES) -> Float[Tensor, "s 24"]:
+    """Values in the order of `NAMES`; NaN where no two region voxels are neighbours, and for names that were not asked for."""
     out = torch.full((levels.segments, len(NAMES)), torch.nan, dtype=torch.float64, device=levels.top.device)
     for group in levels.groups(len(DIRECTIONS), 8 if "mcc" in names else 1):
         table = matrices(levels, group)
@@ -62,8 +63,10 @@ def describe(levels: Levels, names: Collection[str] = NAMES) -> Tensor:
     return out
 
 
-def features(counts: Tensor, top: Tensor, names: Collection[str] = NAMES) -> Tensor:
-    """Values `[s 24]` of matrices `[s 13 l l]` with `top` `[s]` levels in use; NaN for names that were not asked for."""
+def features(
+    counts: Float[Tensor, "s 13 l l"], top: Int[Tensor, " s"], names: Collection[str] = NAMES
+) -> Float[Tensor, "s 24"]:
+    """Values of matrices with `top` levels in use; NaN for names that were not asked for."""
     pairs = Pairs(counts, top)
     held = (pairs.whole > 0).double()
     nothing = torch.full_like(held[:, 0], torch.nan)
@@ -72,9 +75,9 @@ def features(counts: Tensor, top: Tensor, names: Collection[str] = NAMES) -> Ten
 
 
 class Pairs:
-    """Matrices `[s 13 l l]` and what the formulas share of them, each worked out when it is asked for first."""
+    """Matrices and what the formulas share of them, each worked out when it is asked for first."""
 
-    def __init__(self, counts: Tensor, top: Tensor):
+    def __init__(self, counts: Float[Tensor, "s 13 l l"], top: Int[Tensor, " s"]):
         counts = counts + counts.mT
         self.whole, self.top = counts.sum((2, 3)), top
         self.p = counts / self.whole.clamp_min(1)[..., None, None]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 
 from workbench.data.threads import side_by_side
@@ -35,7 +36,6 @@ from workbench.stages.radiomics.ragged import (
     find,
     groups_by_size,
     held,
-    joined,
     margins,
     with_room,
 )
@@ -91,16 +91,15 @@ UNCHANGED = Perturbation("none", "systematic")
 
 
 def describe_perturbed(
-    image: Tensor,
-    lesions: Tensor,
+    image: Real[Tensor, "z y x"],
+    lesions: Integer[Tensor, "z y x"],
     spacing_mm: Spacing,
-    liver: Tensor | None = None,
+    liver: Real[Tensor, "z y x"] | Bool[Tensor, "z y x"] | None = None,
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
     names: Collection[str] = NAMES,
-) -> tuple[np.ndarray, list[list[str]]]:
-    """Descriptors `[perturbation lesion 728]` float64, NaN for names that were not asked for, and for each why others are
+) -> tuple[Float[np.ndarray, "perturbation lesion 728"], list[list[str]]]:
+    """Descriptors in float64, NaN for names that were not asked for, and for each why others are
     NaN; lesions in ascending order of label, as `describe` has them. A perturbation's draws depend on its place in the list."""
     found = find(lesions)
     out = np.full((len(perturbations), found.labels.numel(), len(NAMES)), np.nan)
@@ -108,8 +107,8 @@ def describe_perturbed(
     sd = noise_hu(image, liver) if any(p.noise for p in perturbations) else 0.0
     extent = found.high - found.low + 1
     more = _room(perturbations, extent, spacing_mm)
-    margin = tuple(a + b for a, b in zip(margins(spacing_mm), more))
-    done, whole = 0, out.shape[0] * out.shape[1]
+    z, y, x = (a + b for a, b in zip(margins(spacing_mm), more))
+    margin = z, y, x
     at_once = 2 * batch_voxels(image.device)
     batches = list(groups_by_size(extent, margin, at_once))
     boxes = [crop(image, lesions, liver, spacing_mm, found, index, common, more) for index, common in batches]
@@ -119,7 +118,7 @@ def describe_perturbed(
         share = max(1, min(len(perturbations), share, at_once // boxes[number].hu.numel()))
         items += [(number, range(k, min(k + share, len(perturbations)))) for k in range(0, len(perturbations), share)]
 
-    def work(item: tuple[int, range], tell: Callable) -> None:
+    def work(item: tuple[int, range], tell: Callable[..., None]) -> None:
         number, some = item
         index = batches[number][0]
         own = found.some(index)
@@ -131,15 +130,9 @@ def describe_perturbed(
         out[some.start : some.stop, index] = values.cpu().numpy().reshape(len(some), len(index), -1)
         for at, text in enumerate(words):
             reasons[some[at // len(index)]][index[at % len(index)]] = text
-        tell(perturbations[some[-1]].name, len(index) * len(some))
+        tell()
 
-    def tell(name: str, count: int) -> None:
-        nonlocal done
-        done += count
-        if progress:
-            progress(name, done, whole)
-
-    side_by_side(work, items, tell, image.device)
+    side_by_side(work, items, lambda: None, image.device)
     return out, reasons
 
 
@@ -153,10 +146,10 @@ def _room(perturbations: Sequence[Perturbation], extent: Tensor, spacing_mm: Spa
         grow = max((abs(p.volume) for p in perturbations), default=0.0) * n / 3
         contour = 3 * max((p.contour_mm for p in perturbations), default=0.0) / s
         room.append(2 + math.ceil(min(n, turn * size / s) + min(grow, 4) + min(contour, 4)))
-    return tuple(room)
+    return room[0], room[1], room[2]
 
 
-def noise_hu(image: Tensor, liver: Tensor | None = None) -> float:
+def noise_hu(image: Real[Tensor, "z y x"], liver: Real[Tensor, "z y x"] | Bool[Tensor, "z y x"] | None = None) -> float:
     """Standard deviation of the image's white noise in HU, from the highest sub-band (of a large volume's middle)."""
     across = max(NOISE_VOXELS // math.prod(image.shape[1:]), 16)
     first = max(0, (image.shape[0] - across) // 2)
@@ -201,12 +194,12 @@ class Draw:
         seeds, extent = ([one for draw in draws for one in getattr(draw, what)] for what in ("seeds", "extent"))
         return replace(draws[0], seeds=seeds, extent=extent)
 
-    def white(self, like: Tensor) -> Tensor:
-        """White noise, sd 1, around each lesion in boxes `[l z y x]`; 0 further away than any descriptor reads."""
+    def white(self, like: Float[Tensor, "l z y x"]) -> Float[Tensor, "l z y x"]:
+        """White noise, sd 1, around each lesion in boxes; 0 further away than any descriptor reads."""
         reach = [m + _NEAR for m in margins(self.spacing_mm)]
         return self._placed(self._drawn(reach, 0).to(like), reach, like)
 
-    def smooth(self, like: Tensor, blur_mm: float) -> Tensor:
+    def smooth(self, like: Float[Tensor, "l z y x"], blur_mm: float) -> Float[Tensor, "l z y x"]:
         """The same noise blurred to a smooth field, sd 1."""
         shares = [torch.exp(-0.5 * (torch.arange(-60, 61) / (max(blur_mm, s) / s)) ** 2) for s in self.spacing_mm]
         sd = math.prod(float((w / w.sum()).square().sum().sqrt()) for w in shares)
@@ -244,56 +237,47 @@ def _seed(numbers: Sequence[int]) -> int:
 
 def perturb(boxes: Boxes, changes: Sequence[Perturbation], noise_sd: float, draws: Sequence[Draw]) -> Boxes:
     """The same lesions with image and mask changed, a copy for each change, one after the other."""
-    l, out = boxes.count, joined([boxes] * len(changes))
-    hu, region, seen, liver = (
-        None if v is None else v.view(len(changes), *boxes.hu.shape) for v in (out.hu, out.region, out.seen, out.liver)
-    )
+    l = boxes.count
+    hu, region, seen = (v.repeat(len(changes), 1, 1, 1) for v in (boxes.hu, boxes.region, boxes.seen))
+    liver = None if boxes.liver is None else boxes.liver.repeat(len(changes), 1, 1, 1)
 
-    def those(which: Callable[[Perturbation], bool]) -> tuple[slice | list[int], list[Perturbation], list[Draw]]:
-        """Which changes, as a slice (no copy is made of it) where they stand side by side, and what is theirs."""
+    def those(
+        which: Callable[[Perturbation], bool],
+    ) -> tuple[slice | list[int], list[Perturbation], list[Draw]]:
+        """The copies of which changes, as a slice (no copy is made of it) where they stand side by side, and what is theirs."""
         some = [k for k, change in enumerate(changes) if which(change)]
-        aside = bool(some) and some[-1] - some[0] + 1 == len(some)
-        place = slice(some[0], some[-1] + 1) if aside else some
-        return place, [changes[k] for k in some], [draws[k] for k in some]
+        rows: slice | list[int] = [k * l + lesion for k in some for lesion in range(l)]
+        if some and some[-1] - some[0] + 1 == len(some):
+            rows = slice(some[0] * l, (some[-1] + 1) * l)
+        return rows, [changes[k] for k in some], [draws[k] for k in some]
 
     def each(values: Sequence[float]) -> Tensor:
-        """A number of each change at its copies, `[k l 1 1 1]` flattened to `[n 1 1 1]`."""
+        """A number of each change at its copies `[n 1 1 1]`."""
         return hu.new_tensor(values).repeat_interleave(l).view(-1, 1, 1, 1)
 
-    some, own, _ = those(lambda change: bool(change.turn_deg) or any(change.shift))
+    rows, own, _ = those(lambda change: bool(change.turn_deg) or any(change.shift))
     if own:
         grid, up = _grid(boxes, own), each([change.shift[0] for change in own])
-        there = _sampled(_flat(seen[some]), grid, up, "nearest") > 0.5
-        seen[some] = _copies(there, l)
+        seen[rows] = there = _sampled(seen[rows], grid, up, "nearest") > 0.5
         if liver is not None:
-            liver[some] = _copies(_sampled(_flat(liver[some]), grid, up, "nearest") > 0.5, l)
-        before = _flat(region[some])
-        region[some] = _copies(_kept((_sampled(before, grid, up) >= 0.5) & there, before), l)
-        hu[some] = _copies(_sampled(_flat(hu[some]), grid, up).to(hu.dtype), l)
-    some, own, drawn = those(lambda change: bool(change.noise and noise_sd))
+            liver[rows] = _sampled(liver[rows], grid, up, "nearest") > 0.5
+        before = region[rows]
+        region[rows] = _kept((_sampled(before, grid, up) >= 0.5) & there, before)
+        hu[rows] = _sampled(hu[rows], grid, up).to(hu.dtype)
+    rows, own, drawn = those(lambda change: bool(change.noise and noise_sd))
     if own:
-        here = _flat(hu[some])
-        hu[some] = _copies(here + each([change.noise * noise_sd for change in own]) * Draw.joined(drawn).white(here), l)
-    some, own, _ = those(lambda change: bool(change.volume))
+        hu[rows] += each([change.noise * noise_sd for change in own]) * Draw.joined(drawn).white(hu[rows])
+    rows, own, _ = those(lambda change: bool(change.volume))
     if own:
-        before = _flat(region[some])
-        grown = _resized(before, _flat(seen[some]), boxes.spacing_mm, each([change.volume for change in own]))
-        region[some] = _copies(_kept(grown, before), l)
-    some, own, drawn = those(lambda change: bool(change.contour_mm))
+        before = region[rows]
+        grown = _resized(before, seen[rows], boxes.spacing_mm, each([change.volume for change in own]))
+        region[rows] = _kept(grown, before)
+    rows, own, drawn = those(lambda change: bool(change.contour_mm))
     if own:
-        before = _flat(region[some])
+        before = region[rows]
         field = each([change.contour_mm for change in own]) * Draw.joined(drawn).smooth(before.float(), _FIELD_MM)
-        moved = _moved(before, boxes.spacing_mm, field) & _flat(seen[some])
-        region[some] = _copies(_kept(moved, before), l)
-    return out
-
-
-def _flat(copies: Tensor) -> Tensor:
-    return copies.flatten(0, 1)
-
-
-def _copies(flat: Tensor, lesions: int) -> Tensor:
-    return flat.unflatten(0, (-1, lesions))
+        region[rows] = _kept(_moved(before, boxes.spacing_mm, field) & seen[rows], before)
+    return Boxes(hu, region, seen, liver, boxes.spacing_mm)
 
 
 def _kept(region: Tensor, before: Tensor) -> Tensor:
@@ -317,11 +301,7 @@ def _grid(boxes: Boxes, changes: Sequence[Perturbation]) -> Tensor:
     centre = torch.zeros((boxes.count, 3), device=device).index_add(0, voxels.lesion, voxels.zyx.float())
     centre = (centre / voxels.count[:, None])[:, :, None, None]
     turn = [math.radians(change.turn_deg) for change in changes]
-    numbers = (
-        [math.cos(a) for a in turn],
-        [math.sin(a) for a in turn],
-        *([c.shift[k] for c in changes] for k in (1, 2)),
-    )
+    numbers = zip(*((math.cos(a), math.sin(a), *change.shift[1:]) for a, change in zip(turn, changes)))
     cos, sin, shift_y, shift_x = (torch.tensor(v, device=device).view(-1, 1, 1, 1) for v in numbers)
     b = (torch.arange(y, device=device)[:, None] - centre[:, 1]) * mm_y
     a = (torch.arange(x, device=device) - centre[:, 2]) * mm_x
@@ -342,15 +322,9 @@ def _sampled(values: Tensor, grid: Tensor, up: Tensor, mode: str = "bilinear") -
     return below if mode == "nearest" else below.lerp(out[each, (z + 1).clamp(0, last)], (up - low).float())
 
 
-def _around(region: Tensor) -> tuple[slice, ...]:
-    """The part of the boxes in which a contour can move."""
-    cuts = (slice(max(0, s.start - _CLEAR), s.stop + _CLEAR) for s in held(region))
-    return (slice(None), *cuts)
-
-
 def _resized(region: Tensor, seen: Tensor, spacing_mm: Spacing, share: Tensor) -> Tensor:
     """Add (or take) the voxels next to the contour that the blurred region ranks first: volumes change by a share `[n 1 1 1]`."""
-    cut = _around(region)
+    cut = held(region, _CLEAR)  # where a contour can move
     own, out = region[cut], region.clone()
     rank, inside = blur(own.float(), spacing_mm, _SMOOTH_MM).flatten(1), own.flatten(1)
     share = share.flatten()
@@ -367,7 +341,7 @@ def _resized(region: Tensor, seen: Tensor, spacing_mm: Spacing, share: Tensor) -
 
 def _moved(region: Tensor, spacing_mm: Spacing, field_mm: Tensor) -> Tensor:
     """Move the contour by a field of distances `[l z y x]`, outwards where it is positive."""
-    cut = _around(region)
+    cut = held(region, _CLEAR)
     own, out = region[cut], region.clone()
     sigma = max(_SMOOTH_MM, *spacing_mm)
     depth = sigma * torch.special.ndtri(blur(own.float(), spacing_mm, _SMOOTH_MM).clamp(0.001, 0.999))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 import torch
+from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
 from torch import Tensor
 
 from workbench.masks import neighbours, true_at
@@ -49,25 +50,27 @@ def with_room(work: Callable[[Boxes], Out], boxes: Boxes) -> Out:
 
 def margins(spacing_mm: Spacing) -> tuple[int, int, int]:
     """Voxels around a lesion that its descriptors read, per axis."""
-    return tuple(max(_LEAST_MARGIN, math.ceil((REACH_MM + 0.5 * s) / s) + 2) for s in spacing_mm)
+    z, y, x = (max(_LEAST_MARGIN, math.ceil((REACH_MM + 0.5 * s) / s) + 2) for s in spacing_mm)
+    return z, y, x
 
 
-def held(region: Tensor) -> tuple[slice, slice, slice]:
-    """The part of boxes `[l z y x]` that holds any region."""
+def held(region: Bool[Tensor, "l z y x"], pad: int) -> tuple[slice, ...]:
+    """The part of boxes that holds any region, with `pad` voxels around it."""
     _, z, y, x = region.shape
     at = true_at(region.flatten())
     low, high = torch.stack([at // (y * x) % z, at // x % y, at % x]).aminmax(dim=1)
-    return tuple(slice(*ends) for ends in torch.stack([low, high + 1], 1).tolist())
+    bounds = torch.stack([low, high + 1], 1).tolist()
+    return (slice(None), *(slice(max(0, a - pad), min(n, b + pad)) for (a, b), n in zip(bounds, (z, y, x))))
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Lesions `[l z y x]` in boxes of one size: HU, the region, which voxels exist, and the liver (or None)."""
+    """Lesions in boxes of one size: HU, the region, which voxels exist, and the liver (or None)."""
 
-    hu: Tensor
-    region: Tensor
-    seen: Tensor
-    liver: Tensor | None
+    hu: Float[Tensor, "l z y x"]
+    region: Bool[Tensor, "l z y x"]
+    seen: Bool[Tensor, "l z y x"]
+    liver: Bool[Tensor, "l z y x"] | None
     spacing_mm: Spacing
 
     @property
@@ -85,66 +88,58 @@ class Boxes:
 
     @cached_property
     def _held(self) -> tuple[slice, ...]:
-        return held(self.region)
+        return held(self.region, 0)
 
     def inner(self, pad: int) -> tuple[slice, ...]:
         """The part of the boxes that holds any region, with `pad` voxels around it."""
-        cuts = (slice(max(0, s.start - pad), min(n, s.stop + pad)) for s, n in zip(self._held, self.hu.shape[1:]))
-        return (slice(None), *cuts)
-
-
-def joined(copies: Sequence[Boxes]) -> Boxes:
-    """Boxes of one size and spacing as one batch."""
-    parts = ("hu", "region", "seen") + (("liver",) if copies[0].liver is not None else ())
-    return replace(copies[0], **{name: torch.cat([getattr(copy, name) for copy in copies]) for name in parts})
+        cuts = zip(self._held[1:], self.hu.shape[1:])
+        return (slice(None), *(slice(max(0, s.start - pad), min(n, s.stop + pad)) for s, n in cuts))
 
 
 @dataclass(frozen=True)
 class Voxels:
     """The region voxels of a batch as one list, sorted by lesion, then z, y, x.
 
-    `at` flat index `[n]`, `lesion` `[n]`, `zyx` index in the box `[n 3]`, `count` voxels of each lesion `[l]`;
-    `local` flat index `[n]` in `inner` `[l z y x]`, which holds the regions and one voxel around them.
+    `at` flat index, `zyx` index in the box, `count` voxels of each lesion; `local` flat index in `inner`, which holds the
+    regions and one voxel around them.
     """
 
-    at: Tensor
-    lesion: Tensor
-    zyx: Tensor
-    count: Tensor
-    local: Tensor
-    inner: Tensor
+    at: Int[Tensor, " n"]
+    lesion: Int[Tensor, " n"]
+    zyx: Int[Tensor, "n 3"]
+    count: Int[Tensor, " l"]
+    local: Int[Tensor, " n"]
+    inner: Bool[Tensor, "l z y x"]
 
     @classmethod
-    def of(cls, region: Tensor, inner: tuple[slice, ...]) -> Voxels:
-        """From regions `[l z y x]` and the part of the boxes that holds them and a voxel around them."""
-        cut, inner = inner[1:], region[inner].contiguous()
-        (l, z, y, x), (_, _, full_y, full_x) = inner.shape, region.shape
-        local = true_at(inner.flatten())
-        lesion = local // (z * y * x)
-        zyx = torch.stack(
-            [local // (y * x) % z + cut[0].start, local // x % y + cut[1].start, local % x + cut[2].start], 1
-        )
-        at = ((lesion * region.shape[1] + zyx[:, 0]) * full_y + zyx[:, 1]) * full_x + zyx[:, 2]
-        return cls(at, lesion, zyx, counted(lesion, l), local, inner)
+    def of(cls, region: Bool[Tensor, "l z y x"], inner: tuple[slice, ...]) -> Voxels:
+        """From regions and the part of the boxes that holds them and a voxel around them."""
+        cut = region[inner].contiguous()
+        l, z, y, x = cut.shape
+        local = true_at(cut.flatten())
+        lesion, (first_z, first_y, first_x) = local // (z * y * x), (s.start for s in inner[1:])
+        zyx = torch.stack([local // (y * x) % z + first_z, local // x % y + first_y, local % x + first_x], 1)
+        return cls(_flat(lesion, zyx.unbind(1), region.shape[1:]), lesion, zyx, counted(lesion, l), local, cut)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Size of the boxes of `inner`."""
-        return tuple(self.inner.shape[1:])
+        _, z, y, x = self.inner.shape
+        return z, y, x
 
     @cached_property
-    def beside(self) -> tuple[Tensor, Tensor]:
-        """Place in this list of the neighbour in each direction, and against it: `[13 n]` each, n where there is none."""
+    def beside(self) -> tuple[Int[Tensor, "13 n"], Int[Tensor, "13 n"]]:
+        """Place in this list of the neighbour in each direction, and against it, n where there is none."""
         return neighbours(self.inner, self.local)
 
     @cached_property
-    def place(self) -> Tensor:
-        """Indices within `shape` less 1: 0 is the first that any region holds `[n 3]`."""
+    def place(self) -> Int[Tensor, "n 3"]:
+        """Indices within `shape` less 1: 0 is the first that any region holds."""
         return self.zyx - self.zyx.amin(0)
 
     @cached_property
-    def edge(self) -> tuple[Tensor, Tensor]:
-        """Indices and lesions of the voxels that have a face in common with the background `[m 3]`, `[m]`."""
+    def edge(self) -> tuple[Int[Tensor, "m 3"], Int[Tensor, " m"]]:
+        """Indices and lesions of the voxels that have a face in common with the background."""
         _, y, x = self.shape
         flat = self.inner.flatten()
         inside = torch.ones_like(self.local, dtype=torch.bool)
@@ -153,33 +148,53 @@ class Voxels:
         at = true_at(~inside)
         return self.zyx[at], self.lesion[at]
 
-    def within(self, inner: tuple[slice, ...]) -> Tensor:
+    def within(self, inner: tuple[slice, ...]) -> Int[Tensor, " n"]:
         """Flat index of the voxels in that part of the boxes."""
-        z, y, x = inner[1:]
-        at = self.zyx - torch.tensor([z.start, y.start, x.start], device=self.zyx.device)
-        index = (self.lesion * (z.stop - z.start) + at[:, 0]) * (y.stop - y.start) + at[:, 1]
-        return index * (x.stop - x.start) + at[:, 2]
+        first = torch.tensor([s.start for s in inner[1:]], device=self.zyx.device)
+        return _flat(self.lesion, (self.zyx - first).unbind(1), [s.stop - s.start for s in inner[1:]])
 
 
-def total(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sums of `values` `[.. n]` by group, float64 `[.. groups]`."""
+def _flat(lesion: Tensor, zyx: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Flat index `[n ...]` of places z, y, x `[n ...]` of the lesions `[n]` in boxes of a shape."""
+    index = lesion.view(-1, *[1] * (zyx[0].ndim - 1))
+    for at, n in zip(zyx, shape):
+        index = index * n + at
+    return index
+
+
+def ends(
+    values: Shaped[Tensor, "*k n"], group: Int[Tensor, " n"], groups: int
+) -> tuple[Shaped[Tensor, "*k g"], Shaped[Tensor, "*k g"]]:
+    """Least and largest value of each group; 0 of an empty one."""
+    empty = values.new_zeros((*values.shape[:-1], groups))
+    index = group.expand_as(values)
+    low = empty.scatter_reduce(-1, index, values, "amin", include_self=False)
+    return low, empty.scatter_reduce(-1, index, values, "amax", include_self=False)
+
+
+def total(values: Shaped[Tensor, "*k n"], group: Int[Tensor, " n"], groups: int) -> Float[Tensor, "*k g"]:
+    """Sums of `values` by group, float64."""
     sums = torch.zeros((*values.shape[:-1], groups), dtype=torch.float64, device=values.device)
     return sums.index_add_(-1, group, values.double())
 
 
-def counted(group: Tensor, groups: int) -> Tensor:
-    """How many of each group there are, int64 `[groups]`; a GPU need not be waited for, as `bincount` does."""
+def counted(group: Int[Tensor, " n"], groups: int) -> Int[Tensor, " g"]:
+    """How many of each group there are, int64; a GPU need not be waited for, as `bincount` does."""
     count = torch.zeros(groups, dtype=torch.int64, device=group.device)
     return count.index_add_(0, group, count.new_ones(()).expand(group.shape))
 
 
-def mean(values: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Weighted means by group of `values` `[.. n]`, weights `[n]`; NaN where a group has no weight."""
+def mean(
+    values: Float[Tensor, "*k n"], weights: Float[Tensor, " n"], group: Int[Tensor, " n"], groups: int
+) -> Float[Tensor, "*k g"]:
+    """Weighted means of `values` by group; NaN where a group has no weight."""
     return total(values * weights, group, groups) / total(weights, group, groups)
 
 
-def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, ...]) -> Tensor:
-    """Quantiles by group, linear between ranks as numpy's, `[groups shares]`; NaN values are left out.
+def quantiles(
+    values: Float[Tensor, " n"], group: Int[Tensor, " n"], groups: int, shares: tuple[float, ...]
+) -> Float[Tensor, "g shares"]:
+    """Quantiles by group, linear between ranks as numpy's; NaN values are left out.
 
     `group` is in ascending order.
     """
@@ -197,8 +212,8 @@ def quantiles(values: Tensor, group: Tensor, groups: int, shares: tuple[float, .
     return torch.where(count[:, None] > 0, q, torch.nan)
 
 
-def wrapped(first: Tensor, length: int, n: int) -> Tensor:
-    """Indices first .. first + length - 1 on an axis of n voxels as the periodic wavelet sees it `[l length]`.
+def wrapped(first: Int[Tensor, " l"], length: int, n: int) -> Int[Tensor, "l length"]:
+    """Indices first .. first + length - 1 on an axis of n voxels as the periodic wavelet sees it.
 
     PyRadiomics gives an odd axis one more voxel, a copy of the first, before it filters periodically.
     """
@@ -206,31 +221,29 @@ def wrapped(first: Tensor, length: int, n: int) -> Tensor:
     return at.remainder(n + n % 2).remainder(n)
 
 
-def nearest(boxes: Boxes, lesion: Tensor, at: Tensor) -> Tensor:
-    """Flat index of the voxel nearest to places `[f ... 3]` of the lesions `[f]`."""
-    z, y, x = boxes.hu.shape[1:]
-    i = (at + 0.5).floor().long()
-    lesion = lesion.view(-1, *[1] * (at.ndim - 2))
-    return ((lesion * z + i[..., 0].clamp(0, z - 1)) * y + i[..., 1].clamp(0, y - 1)) * x + i[..., 2].clamp(0, x - 1)
+def nearest(boxes: Boxes, lesion: Int[Tensor, " f"], at: Float[Tensor, "f ... 3"]) -> Int[Tensor, "f ..."]:
+    """Flat index of the voxel nearest to places of the lesions, in voxels."""
+    shape = boxes.hu.shape[1:]
+    zyx = (at + 0.5).floor().long().unbind(-1)
+    return _flat(lesion, [i.clamp(0, n - 1) for i, n in zip(zyx, shape)], shape)
 
 
-def linear(boxes: Boxes, values: Tensor, lesion: Tensor, at: Tensor) -> Tensor:
-    """`values` of the boxes at places `[f ... 3]` (voxels) of the lesions `[f]`, trilinear, float32."""
+def linear(
+    boxes: Boxes, values: Real[Tensor, "l z y x"], lesion: Int[Tensor, " f"], at: Float[Tensor, "f ... 3"]
+) -> Float[Tensor, "f ..."]:
+    """`values` of the boxes at places of the lesions, in voxels, trilinear, float32."""
     _, z, y, x = boxes.hu.shape
     values = values.flatten().float()
     limit = at.new_tensor([z - 1, y - 1, x - 1])
     at = torch.minimum(at.clamp_min(0), limit)
     low = torch.minimum(at.floor(), limit - 1)
-    part = at - low
-    low = low.long()
-    corner = ((lesion.view(-1, *[1] * (at.ndim - 2)) * z + low[..., 0]) * y + low[..., 1]) * x + low[..., 2]
-    fz, fy, fx = part.unbind(-1)
+    corner, (fz, fy, fx) = _flat(lesion, low.long().unbind(-1), (z, y, x)), (at - low).unbind(-1)
 
-    def row(shift):
+    def row(shift: int) -> Tensor:
         a = values[corner + shift]
         return a + (values[corner + shift + 1] - a) * fx
 
-    def plane(shift):
+    def plane(shift: int) -> Tensor:
         a = row(shift)
         return a + (row(shift + x) - a) * fy
 
@@ -238,8 +251,8 @@ def linear(boxes: Boxes, values: Tensor, lesion: Tensor, at: Tensor) -> Tensor:
     return a + (plane(y * x) - a) * fz
 
 
-def blur(volume: Tensor, spacing_mm: Sequence[float], blur_mm: float) -> Tensor:
-    """Gaussian blur `[l z y x]` float32, zero outside and cut off at 4 standard deviations.
+def blur(volume: Float[Tensor, "l z y x"], spacing_mm: Sequence[float], blur_mm: float) -> Float[Tensor, "l z y x"]:
+    """Gaussian blur, float32, zero outside and cut off at 4 standard deviations.
 
     Taps are added in a fixed order, from the middle outwards: a lesion's values do not depend on the others in the batch.
     """
@@ -251,7 +264,7 @@ def blur(volume: Tensor, spacing_mm: Sequence[float], blur_mm: float) -> Tensor:
     return volume
 
 
-def smoothed(volume: Tensor, taps: Sequence[float], axis: int) -> Tensor:
+def smoothed(volume: Float[Tensor, "*k"], taps: Sequence[float], axis: int) -> Float[Tensor, "*k"]:
     """A symmetric filter along an axis, its taps from the middle outwards, zero outside."""
     if compiled.usable(volume):
         return compiled.smoothed(volume, taps, axis)
@@ -266,29 +279,28 @@ def smoothed(volume: Tensor, taps: Sequence[float], axis: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the lesions are: label values `[l]` ascending, first and last voxel of each along z, y, x `[l 3]`."""
+    """Where the lesions are: label values ascending, first and last voxel of each along z, y, x."""
 
-    labels: Tensor
-    low: Tensor
-    high: Tensor
+    labels: Integer[Tensor, " l"]
+    low: Int[Tensor, "l 3"]
+    high: Int[Tensor, "l 3"]
 
     def some(self, index: Sequence[int]) -> Found:
         """Those at some places of the list, on the CPU."""
         return Found(*(v[index].cpu() for v in (self.labels, self.low, self.high)))
 
 
-def find(lesions: Tensor) -> Found:
-    """Labels and bounding boxes of a label map `[z y x]`, in one pass."""
-    at = lesions.nonzero()
-    labels, which = torch.unique(lesions[tuple(at.T)], return_inverse=True)
-    empty = torch.empty((labels.numel(), 3), dtype=torch.int64, device=lesions.device)
-    which = which[:, None].expand(-1, 3)
-    low = empty.fill_(max(lesions.shape)).scatter_reduce(0, which, at, "amin")
-    high = empty.fill_(-1).scatter_reduce(0, which, at, "amax")
-    return Found(labels, low, high)
+def find(lesions: Integer[Tensor, "z y x"]) -> Found:
+    """Labels and bounding boxes of a label map, in one pass."""
+    at = lesions.nonzero().T
+    labels, which = torch.unique(lesions[tuple(at)], return_inverse=True)
+    low, high = ends(at, which, labels.numel())
+    return Found(labels, low.T, high.T)
 
 
-def groups_by_size(extent: Tensor, margin: tuple[int, int, int], voxels: int) -> Iterator[tuple[list[int], list[int]]]:
+def groups_by_size(
+    extent: Int[Tensor, "l 3"], margin: tuple[int, int, int], voxels: int
+) -> Iterator[tuple[list[int], list[int]]]:
     """Split lesions into groups with a common box: (indices, common extent), at most `voxels` a group.
 
     A new group begins where filling up to the common box would cost more than a group of its own (`PADDING`).
@@ -310,8 +322,8 @@ def groups_by_size(extent: Tensor, margin: tuple[int, int, int], voxels: int) ->
 
 
 def crop(
-    image: Tensor, lesions: Tensor, liver: Tensor | None, spacing_mm: Spacing, found: Found,
-    index: list[int], extent: list[int], more: tuple[int, int, int] = (0, 0, 0),
+    image: Real[Tensor, "z y x"], lesions: Integer[Tensor, "z y x"], liver: Real[Tensor, "z y x"] | Bool[Tensor, "z y x"] | None,
+    spacing_mm: Spacing, found: Found, index: list[int], extent: list[int], more: tuple[int, int, int] = (0, 0, 0),
 ) -> Boxes:  # fmt: skip
     """Boxes around the lesions `index` of `found`, each with its margins (and `more` voxels), on one common size."""
     margin = tuple(a + b for a, b in zip(margins(spacing_mm), more))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, Real
 from scipy import ndimage
 
 from workbench.stages.radiomics.catalogue import CATALOGUE, NAMES
@@ -24,7 +25,7 @@ from workbench.volume import Spacing
 MARGIN = 8  # rule: the coif1 filter reaches 3 voxels, one more where an axis is odd
 
 
-def wrapped(low: int, high: int, n: int) -> np.ndarray:
+def wrapped(low: int, high: int, n: int) -> Int[np.ndarray, " m"]:
     """Indices low .. high - 1 on an axis of n as the periodic wavelet sees it: odd axes repeat the first voxel."""
     return np.arange(low, high) % (n + n % 2) % n
 
@@ -56,12 +57,14 @@ def extractor(bin_width: float = BIN_WIDTH, **settings: Any) -> Any:
     return made
 
 
-def crop(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lesion's box `[z y x]` with its margin; voxels beyond the volume are wrapped ones and never in the mask."""
+def crop(
+    image: Real[np.ndarray, "z y x"], mask: Bool[np.ndarray, "z y x"]
+) -> tuple[Real[np.ndarray, "c b a"], Bool[np.ndarray, "c b a"]]:
+    """The lesion's box with its margin; voxels beyond the volume are wrapped ones and never in the mask."""
     box, inside = [], []
     for axis, n in enumerate(mask.shape):
         on = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = on[0] - MARGIN, on[-1] + 1 + MARGIN
+        low, high = int(on[0]) - MARGIN, int(on[-1]) + 1 + MARGIN
         box.append(wrapped(low, high, n))
         at = np.arange(low, high)
         inside.append((at >= 0) & (at < n))
@@ -70,15 +73,15 @@ def crop(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe(
-    image: np.ndarray,
-    lesions: np.ndarray,
+    image: Real[np.ndarray, "z y x"],
+    lesions: Integer[np.ndarray, "z y x"],
     spacing_mm: Spacing,
     labels: list[int],
     progress: Callable[[str, int, int], None] | None = None,
     bin_width: float = BIN_WIDTH,
     names: Collection[str] = NAMES,
-) -> tuple[np.ndarray, list[str]]:
-    """The 707 standard values of each label, `[lesion, 728]` with NaN in the boundary group, and a reason a lesion, of those
+) -> tuple[Float[np.ndarray, "lesion 728"], list[str]]:
+    """The 707 standard values of each label, with NaN in the boundary group, and a reason a lesion, of those
     that are asked for by their `names`."""
     import SimpleITK as sitk
 

@@ -18,11 +18,12 @@ from collections.abc import Collection
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.masks import DIRECTIONS
 from workbench.stages.radiomics import compiled
-from workbench.stages.radiomics.ragged import Boxes, Voxels, total
+from workbench.stages.radiomics.ragged import Boxes, Voxels, ends, total
 from workbench.volume import Spacing
 
 NAMES = (
@@ -58,8 +59,8 @@ _CORNERS = ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1
 
 
 @lru_cache
-def tables(spacing_mm: Spacing) -> tuple[Tensor, Tensor]:
-    """For each cube code: area in mm² `[256]`; volume terms in voxels `[256 4]`, constant and slopes along z, y, x."""
+def tables(spacing_mm: Spacing) -> tuple[Float[Tensor, " 256"], Float[Tensor, "256 4"]]:
+    """For each cube code: area in mm²; volume terms in voxels, constant and slopes along z, y, x."""
     spacing = torch.tensor(spacing_mm, dtype=torch.float64)
     edges = torch.tensor(_EDGES, dtype=torch.float64)
     area, terms = torch.zeros(256, dtype=torch.float64), torch.zeros((256, 4), dtype=torch.float64)
@@ -75,8 +76,8 @@ def tables(spacing_mm: Spacing) -> tuple[Tensor, Tensor]:
     return area + area.flip(0), terms - terms.flip(0)
 
 
-def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Tensor:
-    """Values `[l 14]`; NaN for the axes' ratios of a single voxel, and on a GPU for diameters where none was asked for."""
+def describe(boxes: Boxes, names: Collection[str] = NAMES) -> Float[Tensor, "l 14"]:
+    """Values in the order of `NAMES`; NaN for the axes' ratios of a single voxel, and on a GPU for diameters where none was asked for."""
     voxels, l, spacing_mm = boxes.voxels, boxes.count, boxes.spacing_mm
     voxel_mm3 = math.prod(spacing_mm)
     if compiled.usable(boxes.hu):
@@ -119,10 +120,8 @@ def _surface(boxes: Boxes) -> tuple[Tensor, Tensor]:
 
 def _low(boxes: Boxes) -> Tensor:
     """One less than the first voxel of each region in the boxes of `inner`, along each axis `[l 3]`."""
-    voxels = boxes.voxels
-    low = voxels.zyx.new_full((boxes.count, 3), 1 << 30)
-    low = low.scatter_reduce(0, voxels.lesion[:, None].expand(-1, 3), voxels.zyx, "amin") - 1
-    return low - low.new_tensor([cut.start for cut in boxes.inner(1)[1:]])
+    low, _ = ends(boxes.voxels.zyx.T, boxes.voxels.lesion, boxes.count)
+    return (low.T - 1 - low.new_tensor([cut.start for cut in boxes.inner(1)[1:]])).contiguous()
 
 
 def _compiled(boxes: Boxes) -> tuple[Tensor, ...]:
@@ -143,31 +142,33 @@ def _axes(voxels: Voxels, spacing_mm: Spacing) -> Tensor:
     return torch.where(values > 1e-13 * values[:, 2:], values, 0.0)
 
 
-def diameters(boxes: Boxes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Largest distance of mesh vertices `[l]` in mm: of one z, of one y, of one x, of all."""
-    l, cut = boxes.count, boxes.voxels.inner
-    lesion, place = [], []
+def diameters(
+    boxes: Boxes,
+) -> tuple[Float[Tensor, " l"], Float[Tensor, " l"], Float[Tensor, " l"], Float[Tensor, " l"]]:
+    """Largest distance of mesh vertices in mm: of one z, of one y, of one x, of all."""
+    cut, owners, places = boxes.voxels.inner, [], []
     for axis in range(3):  # a vertex in the middle of each edge between region and background; half voxels as integers
         n = cut.shape[axis + 1] - 1
         at = (cut.narrow(axis + 1, 0, n) ^ cut.narrow(axis + 1, 1, n)).nonzero()
         half = 2 * at[:, 1:]
         half[:, axis] += 1
-        lesion.append(at[:, 0])
-        place.append(half)
-    lesion, place = torch.cat(lesion), torch.cat(place)
+        owners.append(at[:, 0])
+        places.append(half)
     spacing = torch.tensor(boxes.spacing_mm, dtype=torch.float64, device=cut.device) / 2
-    out = []
-    for same in (0, 1, 2, None):
-        left_lesion, left_place = lesion, place
+
+    def largest(same: int | None) -> Tensor:
+        """Of those with one coordinate along this axis."""
+        lesion, place = torch.cat(owners), torch.cat(places)
         for step in DIRECTIONS:
             if same is None or step[same] == 0:
-                keep = _ends(left_lesion, left_place, step)
-                left_lesion, left_place = left_lesion[keep], left_place[keep]
-        out.append(_farthest(left_lesion, left_place, spacing, same, l))
-    return tuple(out)
+                keep = _line_ends(lesion, place, step)
+                lesion, place = lesion[keep], place[keep]
+        return _farthest(lesion, place, spacing, same, boxes.count)
+
+    return largest(0), largest(1), largest(2), largest(None)
 
 
-def _ends(lesion: Tensor, place: Tensor, step: tuple[int, int, int]) -> Tensor:
+def _line_ends(lesion: Tensor, place: Tensor, step: tuple[int, int, int]) -> Tensor:
     """Positions of the first and last point of each line along a direction."""
     moving = next(a for a in range(3) if step[a])
     t = place[:, moving]
@@ -217,9 +218,8 @@ def _far(lesion: Tensor, mm: Tensor, l: int) -> Tensor:
     The farthest pair among the extreme points along 13 directions bounds it from below; a point's distance to the
     middle of the bounding box plus the largest such distance bounds that point's pairs from above.
     """
-    low = mm.new_full((l, 3), torch.inf).scatter_reduce(0, lesion[:, None].expand(-1, 3), mm, "amin")
-    high = mm.new_full((l, 3), -torch.inf).scatter_reduce(0, lesion[:, None].expand(-1, 3), mm, "amax")
-    away = mm - ((low + high) / 2)[lesion]
+    low, high = ends(mm.T, lesion, l)
+    away = mm - ((low + high) / 2).T[lesion]
     radius = away.norm(dim=1)
     largest = mm.new_zeros(l).scatter_reduce(0, lesion, radius, "amax")
     least = mm.new_zeros(l)
@@ -227,8 +227,6 @@ def _far(lesion: Tensor, mm: Tensor, l: int) -> Tensor:
         if (z, y, x) == (0, 0, 0):
             continue
         unit = mm.new_tensor([z, y, x]) / math.sqrt(z * z + y * y + x * x)
-        height = away @ unit
-        top = mm.new_full((l,), -torch.inf).scatter_reduce(0, lesion, height, "amax")
-        bottom = mm.new_full((l,), torch.inf).scatter_reduce(0, lesion, height, "amin")
+        bottom, top = ends(away @ unit, lesion, l)
         least = torch.maximum(least, top - bottom)  # two points are at least as far apart as their heights
     return radius + largest[lesion] >= least[lesion] * (1 - 1e-9)

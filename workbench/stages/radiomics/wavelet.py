@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.stages.radiomics import compiled
@@ -26,8 +27,6 @@ LOW = (-0.011070271529231544, -0.05142972847076845, 0.2721405430584631,
        0.6028594569415369, 0.23892972847076846, -0.05142972847076845)  # fmt: skip
 HIGH = tuple(-c if k % 2 == 0 else c for k, c in enumerate(reversed(LOW)))
 BEFORE, AFTER = 2, 3  # voxels that the filter reads on either side
-
-
 FILTERS = {"L": LOW, "H": HIGH}
 
 
@@ -41,8 +40,8 @@ def _taps(which: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor([scaled(FILTERS[name], dtype) for name in which], dtype=dtype, device=device)
 
 
-def filtered(image: Tensor, which: str, axis: int) -> Tensor:
-    """One pass along an axis by each filter, "L" or "H", shorter by 5: `[filter ..]`, out[i] = sum_j taps[j] image[i + 5 - j]."""
+def filtered(image: Float[Tensor, "*k"], which: str, axis: int) -> Float[Tensor, "filter ..."]:
+    """One pass along an axis by each filter, "L" or "H", shorter by 5: out[i] = sum_j taps[j] image[i + 5 - j]."""
     axis %= image.ndim
     if compiled.usable(image) and image.dtype in compiled.FILTERS:
         return torch.stack([compiled.filtered(image, scaled(FILTERS[name], image.dtype), axis) for name in which])
@@ -54,8 +53,8 @@ def filtered(image: Tensor, which: str, axis: int) -> Tensor:
     return out
 
 
-def bands(boxes: Boxes, names: Sequence[str] = BANDS) -> Tensor:
-    """Sub-bands at the region's voxels `[b n]`, in the image's floating type."""
+def bands(boxes: Boxes, names: Sequence[str] = BANDS) -> Float[Tensor, "b n"]:
+    """Sub-bands at the region's voxels, in the image's floating type."""
     inner = boxes.inner(0)
     cut = (inner[0], *(slice(s.start - BEFORE, s.stop + AFTER) for s in inner[1:]))
     where = boxes.voxels.within(inner)
