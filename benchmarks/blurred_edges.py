@@ -25,7 +25,7 @@ from workbench.data import phantom
 from workbench.data.files import write_json
 from workbench.data.threads import at_once, in_processes
 from workbench.experiment import segmentation
-from workbench.lab import evidence, review
+from workbench.lab import contours, evidence
 from workbench.stages import metrics
 from workbench.volume import resample
 
@@ -36,7 +36,7 @@ WHOLE = ("dice", "assd_mm", "surface_dice")
 
 
 def one(models: segmentation.Models, seed: int) -> tuple[pd.DataFrame, dict]:
-    """The lesions of a fresh phantom, with `review.lesion_edges`' columns, and the same measures of all its tumor at once."""
+    """The lesions of a fresh phantom, with `contours.lesion_edges`' columns, and the same measures of all its tumor at once."""
     made = phantom.generate(seed, "demo")
     result, about = segmentation.segment(made.ct, models), {"patient": f"phantom-{seed}"}
     truth = (made.labels.array == 2).numpy()
@@ -48,7 +48,7 @@ def one(models: segmentation.Models, seed: int) -> tuple[pd.DataFrame, dict]:
         for name, value in metrics.compare(truth, mask.numpy(), made.ct.spacing_mm).items()
         if name in WHOLE
     }
-    return review.lesion_edges(made.ct, made.labels, masks).assign(**about), about | {
+    return contours.lesion_edges(made.ct, made.labels, masks).assign(**about), about | {
         "tumor": bool(truth.any())
     } | found
 

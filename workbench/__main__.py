@@ -354,7 +354,7 @@ def segment(
         jobs = [job for job in jobs if job not in there]
         print(f"{len(there)} of {len(inputs)} results are there already", flush=True)
     make = partial(segmentation.Models.load, place, device, operating_point)
-    for said, line, error in in_processes(make, partial(results.from_file, liver=liver), jobs, workers):
+    for said, line, error in in_processes(make, partial(results.from_file, liver=liver, began=_began), jobs, workers):
         for told in said:
             print(f"warning: {told}", file=sys.stderr)
         if error:  # the others are segmented all the same
@@ -850,6 +850,10 @@ def _each_its_own(names: list[str]) -> list[str]:
 
 def _count(what: str, done: int, total: int) -> None:
     print(f"  {what}  {done}{f'/{total}' if total else ''}", file=sys.stderr, flush=True)
+
+
+def _began(case: str, stage: str) -> None:
+    print(f"  {case}  {stage}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

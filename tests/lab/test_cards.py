@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from scipy import ndimage
 from test_report import Page
 
 from workbench.experiment import segmentation
@@ -186,7 +187,7 @@ def test_a_training_case_is_not_its_own_neighbour(trained, models, monkeypatch):
     patient = known.table.patient.where(
         known.table.case != other, known.table.patient[known.table.case == case].iloc[0]
     )
-    monkeypatch.setitem(cards._LAST, "known", replace(known, table=known.table.assign(patient=patient)))
+    monkeypatch.setattr(cards, "_known", lambda *_: replace(known, table=known.table.assign(patient=patient)))
     left = cards.Known.of(models, case)  # nor is another scan of the same patient
     assert {case, other}.isdisjoint(left.table.case) and len(left.features) == len(left.leaves) == len(left.table)
 
@@ -233,7 +234,7 @@ def test_a_lesion_that_only_a_lower_threshold_marks(trained, tmp_path):
     row = next(c for c in made.cases("test").case if (made.work(c)[1] == 2).any())
     reference = review.components(made.work(row)[1] == 2)[0]
     pieces, p = made.array("candidates", "labels", row).clone(), made.array("tumor", "maps", row).clone()
-    near = torch.from_numpy(review.ndimage.binary_dilation(reference == 1, iterations=3))
+    near = torch.from_numpy(ndimage.binary_dilation(reference == 1, iterations=3))
     p[near] = p[near].clamp(max=0.0)
     p[torch.from_numpy(reference == 1)] = 0.12
     pieces[near] = 0

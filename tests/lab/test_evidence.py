@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from workbench.experiment import Experiment
-from workbench.lab import evidence, report, review
+from workbench.lab import contours, evidence, report, review
+from workbench.lab.evidence import claims
 from workbench.stages import forest, metrics
 from workbench.stages.ledger import ABLATION, tumor_after
 from workbench.volume import Refused
@@ -25,49 +26,47 @@ def written(trained):
 
 
 def test_verdicts_by_hand():
-    assert evidence.verdict(0.1, 0.3, 1) == "**supported**" and evidence.verdict(-0.3, -0.1, 1) == "**contradicted**"
-    assert evidence.verdict(-0.3, -0.1, -1) == "**supported**" and evidence.verdict(-0.1, 0.3, 1) == "not shown"
-    assert evidence.verdict(0.0, 0.0, 1) == "not shown" and evidence.verdict(math.nan, 1, 1) == "undefined"
-    assert (
-        evidence.verdict(0.76, 0.9, 1, 0.75) == "**supported**" and evidence.verdict(0.7, 0.9, 1, 0.75) == "not shown"
-    )
+    assert claims.verdict(0.1, 0.3, 1) == "**supported**" and claims.verdict(-0.3, -0.1, 1) == "**contradicted**"
+    assert claims.verdict(-0.3, -0.1, -1) == "**supported**" and claims.verdict(-0.1, 0.3, 1) == "not shown"
+    assert claims.verdict(0.0, 0.0, 1) == "not shown" and claims.verdict(math.nan, 1, 1) == "undefined"
+    assert claims.verdict(0.76, 0.9, 1, 0.75) == "**supported**" and claims.verdict(0.7, 0.9, 1, 0.75) == "not shown"
 
 
 def test_a_change_needs_its_interval_and_its_test():
     row = pd.Series({"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.03, "n": 9})
-    assert evidence._change("", "", row, "tumor_dice").verdict == "**supported**"
-    assert evidence._change("", "", row, "tumor_assd_mm").verdict == "**contradicted**"
-    assert evidence._change("", "", row.where(row.index != "p", 0.06), "tumor_dice").verdict == "not shown"
+    assert claims.change("", "", row, "tumor_dice").verdict == "**supported**"
+    assert claims.change("", "", row, "tumor_assd_mm").verdict == "**contradicted**"
+    assert claims.change("", "", row.where(row.index != "p", 0.06), "tumor_dice").verdict == "not shown"
 
 
 def test_few_patients_say_nothing_and_many_claims_are_held_together():
     row = pd.Series({"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.0625, "n": 5})
-    assert evidence._change("", "", row, "tumor_dice").verdict == evidence.TOO_FEW
+    assert claims.change("", "", row, "tumor_dice").verdict == claims.TOO_FEW
     sure, likely, luck = (
-        evidence._change("s", f"claim {p}", row.replace({0.0625: p, 5: 20}), "tumor_dice") for p in (0.001, 0.03, 0.04)
+        claims.change("s", f"claim {p}", row.replace({0.0625: p, 5: 20}), "tumor_dice") for p in (0.001, 0.03, 0.04)
     )
     plain, built = (
-        evidence.Claim("s", "by its interval", "", "**supported**"),
-        evidence.Claim("s", "", "", evidence.BUILT_SO),
+        claims.Claim("s", "by its interval", "", "**supported**"),
+        claims.Claim("s", "", "", claims.BUILT_SO),
     )
-    few = evidence._change("s", "few", row, "tumor_dice")
-    words = evidence._many([luck, sure, plain, built, likely, few])
+    few = claims.change("s", "few", row, "tumor_dice")
+    words = claims.many([luck, sure, plain, built, likely, few])
     assert (
         words.startswith("4 claims that could have failed, and 1 on too few patients") and "3 of them have a p" in words
     )
     assert words.endswith("would not be: s: claim 0.03; s: claim 0.04.")  # .03 > .05 / 2, so .04 < .05 does not matter
-    assert "every supported one of them stays" in evidence._many([sure, plain])
+    assert "every supported one of them stays" in claims.many([sure, plain])
     steps = [row.replace({0.0625: p, 5: 20}) for p in (0.001, 0.02, 0.04)]  # below .05 / 3, .05 / 2 and .05: all stay
-    assert "every supported" in evidence._many([evidence._change("s", "claim", one, "tumor_dice") for one in steps])
+    assert "every supported" in claims.many([claims.change("s", "claim", one, "tumor_dice") for one in steps])
 
 
 def test_spiegelhalter_by_hand():
     """Two scores of .8, one lesion: (.2 - .8) * -.6 over the root of 2 * .36 * .16."""
-    assert evidence.spiegelhalter([0.8, 0.8], [1, 0]) == pytest.approx(0.36 / math.sqrt(2 * 0.36 * 0.16))
+    assert claims.spiegelhalter([0.8, 0.8], [1, 0]) == pytest.approx(0.36 / math.sqrt(2 * 0.36 * 0.16))
     rng = np.random.default_rng(0)
     p = rng.random(4000)
-    assert abs(evidence.spiegelhalter(p, rng.random(4000) < p)) < 1.96
-    assert evidence.spiegelhalter(p, rng.random(4000) < p**3) > 1.96
+    assert abs(claims.spiegelhalter(p, rng.random(4000) < p)) < 1.96
+    assert claims.spiegelhalter(p, rng.random(4000) < p**3) > 1.96
 
 
 def test_scores_that_stake_nothing_contradict_nothing():
@@ -75,7 +74,7 @@ def test_scores_that_stake_nothing_contradict_nothing():
 
     def said(scores, lesions):
         table = pd.DataFrame({"score": scores, "is_lesion": lesions})
-        return evidence._chances("", table, forest.calibration(table.score, table.is_lesion)).verdict
+        return claims.chances("", table, forest.calibration(table.score, table.is_lesion)).verdict
 
     assert said([0.0, 0.0, 1.0, 1.0], [False, False, True, True]) == "undefined"
     assert said([0.0, 0.0, 1.0, 1.0], [False, True, True, True]) == "**contradicted**"
@@ -99,8 +98,8 @@ def eight():
     return cases, steps
 
 
-def said(claims, words):
-    (claim,) = (c for c in claims if words in c.claim)
+def said(found, words):
+    (claim,) = (c for c in found if words in c.claim)
     return claim.measured, claim.verdict
 
 
@@ -113,28 +112,28 @@ def test_what_is_claimed_of_the_forest_is_of_new_patients_and_of_whole_lesions(e
                             "shape and boundary": True, "selected": False})  # fmt: skip
     made = SimpleNamespace(settings=SimpleNamespace(forest=SimpleNamespace(recall=0.5)))
     chances = forest.calibration(held.score, held.is_lesion)
-    claims = evidence._forest(made, steps, cases, held, held, chances, filters)
-    assert said(claims, "than with size alone") == ("-1.000 [-1.000, -1.000], p 0.0078, n 8", "**supported**")
-    assert said(claims, "it keeps 50%") == ("20 of 20 (100% [84%, 100%])", "**supported**")
-    assert said(claims, "patients with tumors") == ("+0.100 [+0.100, +0.100], p 0.0078, n 8", "**supported**")
+    found = claims.of_forest(made, steps, cases, held, held, chances, filters)
+    assert said(found, "than with size alone") == ("-1.000 [-1.000, -1.000], p 0.0078, n 8", "**supported**")
+    assert said(found, "it keeps 50%") == ("20 of 20 (100% [84%, 100%])", "**supported**")
+    assert said(found, "patients with tumors") == ("+0.100 [+0.100, +0.100], p 0.0078, n 8", "**supported**")
     held["kept"] = False
-    claims = evidence._forest(made, steps, cases, held, held, chances, filters)
-    assert said(claims, "it keeps 50%") == ("0 of 20 (0% [0%, 16%])", "**contradicted**")
+    found = claims.of_forest(made, steps, cases, held, held, chances, filters)
+    assert said(found, "it keeps 50%") == ("0 of 20 (0% [0%, 16%])", "**contradicted**")
 
 
 def test_what_is_claimed_of_all_stages_runs_from_the_first_to_the_last(eight):
-    claims = evidence._together(eight[0], pd.DataFrame({"metric": []}))
-    assert said(claims, "fewer false positives")[1] == "**supported**" == said(claims, "more lesions found")[1]
-    assert said(claims, "patients with tumors")[0].startswith("+0.400 [+0.400, +0.400], p 0.0078, n 8")
-    assert said(claims, "fewer false positives")[0].startswith("-8.000 [-8.000, -8.000], p 0.0039, n 9")
+    found = claims.together(eight[0], pd.DataFrame({"metric": []}))
+    assert said(found, "fewer false positives")[1] == "**supported**" == said(found, "more lesions found")[1]
+    assert said(found, "patients with tumors")[0].startswith("+0.400 [+0.400, +0.400], p 0.0078, n 8")
+    assert said(found, "fewer false positives")[0].startswith("-8.000 [-8.000, -8.000], p 0.0039, n 9")
 
 
 def test_what_is_claimed_of_blurred_edges_is_of_these(eight):
     edges = pd.DataFrame({"patient": [f"p{n // 2}" for n in range(16)], "blur_mm": [0.5, 1.5] * 8, "assd_mm_before": 2.0,
                           "assd_mm_after": [3.0, 1.5] * 8, "surface_dice_before": 0.5, "surface_dice_after": [0.1, 0.6] * 8})  # fmt: skip
-    claims = [c for c in evidence._boundary(eight[1], edges, 1.5) if "blurred" in c.claim]
-    assert said(claims, "distance") == ("-0.500 [-0.500, -0.500], p 0.0078, n 8", "**supported**")
-    assert said(claims, "Dice") == ("+0.100 [+0.100, +0.100], p 0.0078, n 8", "**supported**")
+    found = [c for c in claims.boundary(eight[1], edges, 1.5) if "blurred" in c.claim]
+    assert said(found, "distance") == ("-0.500 [-0.500, -0.500], p 0.0078, n 8", "**supported**")
+    assert said(found, "Dice") == ("+0.100 [+0.100, +0.100], p 0.0078, n 8", "**supported**")
 
 
 def test_smoothing_that_takes_here_and_gives_there_changes_the_volume(monkeypatch, tmp_path):
@@ -142,14 +141,14 @@ def test_smoothing_that_takes_here_and_gives_there_changes_the_volume(monkeypatc
     made = SimpleNamespace(folder=tmp_path, cases=lambda split: pd.DataFrame({"case": ["1", "-1", "1", "-1"]}))
     for share, verdict in ((2.0, "**contradicted**"), (0.5, "**supported**")):
         info = lambda case, share=share: {"change_ml": {"smoothing": int(case) * share}, "tumor_ml": 100.0}  # noqa: E731
-        monkeypatch.setattr(evidence.reading, "result", lambda p, info=info: SimpleNamespace(info=info(p.name)))
-        (claim,) = evidence._smoothing(made)
+        monkeypatch.setattr(claims.reading, "result", lambda p, info=info: SimpleNamespace(info=info(p.name)))
+        (claim,) = claims.smoothing(made)
         assert claim.measured == f"{share:.2f} % [{share:.2f}, {share:.2f}], 4 cases" and claim.verdict == verdict
 
 
 def test_edges_are_those_of_the_masks_before_and_after(trained):
     """For a lesion that lies alone: the same as comparing its surroundings in both masks."""
-    edges = review.edges(trained)
+    edges = contours.edges(trained)
     assert len(edges) == trained.cases("test").tumors.sum() and (edges.blur_mm > 0).mean() > 0.9
     checked = 0
     for case, part in edges.groupby("case"):
@@ -313,7 +312,7 @@ def test_the_benchmark_measures_fresh_phantoms(trained):
 def test_a_scan_without_lesions_has_no_edges(trained):
     ct, truth = review.original(trained, trained.cases("test").case[0])
     healthy = truth.with_array(truth.array.clamp(max=1))
-    table = review.lesion_edges(ct, healthy, {"after": torch.zeros(ct.shape, dtype=torch.bool)})
+    table = contours.lesion_edges(ct, healthy, {"after": torch.zeros(ct.shape, dtype=torch.bool)})
     assert len(table) == 0 and "assd_mm_after" in table
 
 

@@ -123,12 +123,12 @@ def test_contact_sheet_shows_the_same_layers(folder, tmp_path):
     )
 
 
-def test_view_without_a_display_writes_the_sheet_and_says_so(folder, tmp_path, monkeypatch, capsys):
+def test_view_without_a_display_writes_the_sheet_and_says_so(folder, tmp_path, monkeypatch, caplog):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     assert qa.view(folder, tmp_path / "sheet.png") == tmp_path / "sheet.png"
-    assert "there is no display" in capsys.readouterr().err and (tmp_path / "sheet.png").exists()
+    assert "there is no display" in caplog.text and (tmp_path / "sheet.png").exists()
     assert qa.view(tmp_path) == folder / "layers.png", "of a folder of results the first"
     (tmp_path / "none").mkdir()
     with pytest.raises(Refused, match="no result"):
@@ -346,9 +346,9 @@ def test_another_operating_point_is_shown_in_the_table_and_the_picture(window):
 
 def test_windows_stages_and_cases_are_turned_through(window):
     viewer, panel, places = window
-    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == qa.limits("liver")
+    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == figures.limits("liver")
     press(viewer, "D")
-    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == qa.limits("tumor")
+    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == figures.limits("tumor")
 
     def shown() -> set[str]:
         return {layer.name for layer in viewer.layers if layer.visible}
@@ -376,7 +376,7 @@ def test_the_view_that_was_chosen_stays_with_the_next_case(window):
     press(viewer, "Shift-K")
     assert panel.case.path == places[0]
     assert {layer.name for layer in viewer.layers if layer.visible} == {"CT (HU)", "ledger"}
-    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == qa.limits("tumor")
+    assert tuple(viewer.layers["CT (HU)"].contrast_limits) == figures.limits("tumor")
     assert viewer.dims.order == (1, 0, 2) and viewer.scene.camera.orientation2d[0] == "up"
     assert [panel.sets[which].checkedButton().text() for which in panel.sets] == ["ledger", "tumor", "coronal"]
     viewer.dims.ndisplay = 3
@@ -565,13 +565,13 @@ def test_a_painted_layer_may_have_any_name(window, monkeypatch):
     assert panel.case.path == places[0] and verdicts.corrected(places[1]).array[2, 4, 30] == 2
 
 
-def test_damaged_verdicts_are_said_and_the_list_stays(window, capsys):
+def test_damaged_verdicts_are_said_and_the_list_stays(window, caplog):
     viewer, panel, places = window
     (places[0] / "verdicts").mkdir()
     (places[0] / "verdicts" / "verdicts.json").write_text("{")
     press(viewer, "Shift-K")
     assert panel.case.path == places[1] and panel.choice.currentIndex() == 1
-    assert "damaged" in panel.said.text() and "damaged" in capsys.readouterr().err
+    assert "damaged" in panel.said.text() and "damaged" in caplog.text
 
 
 def test_the_whole_window_is_a_picture(window):

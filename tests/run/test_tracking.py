@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from workbench.experiment import reading
-from workbench.lab import review
+from workbench.lab import contours, review
 from workbench.run import tracking
 from workbench.volume import Refused
 
@@ -248,7 +248,7 @@ def test_each_champion_has_a_signature_and_says_what_its_stage_said(tracked):
     names = forest.metadata.get_input_schema().input_names()
     np.testing.assert_allclose(forest.predict(asked[names]), scores.score, atol=1e-6)
 
-    edge = review.redrawn(made)[case].edge
+    edge = contours.redrawn(made)[case].edge
     volumes = {"tumor_probability": stored["tumor"], "tumor": review.kept(made, case).numpy()}
     volumes["liver"] = made.array("liver", "masks", case).bool().numpy()
     assert (loaded(mlruns, "boundary").predict(given | volumes) == edge.mask.cpu().numpy()).all()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,27 +57,13 @@ class Known:
         files = [models.folder / name for name in ("forest/scores.csv", "radiomics/features.csv", "forest/forest.json")]
         if not all(path.is_file() for path in files):
             return None
-        stamp = [(path, path.stat().st_mtime_ns) for path in files]
-        if _LAST.get("stamp") != stamp:
-            _LAST.update(stamp=stamp, known=cls._read(models, *files[:2]))
-        known = _LAST["known"]
+        known = _known(models.folder, tuple(path.stat().st_mtime_ns for path in files))
         table = known.table
         other = np.flatnonzero(~table.patient.isin(table.patient[table.case == but]))
         if len(other) == len(table):
             return known
         table, features = (part.iloc[other].reset_index(drop=True) for part in (table, known.features))
         return cls(table, features, known.leaves[torch.from_numpy(other)])
-
-    @classmethod
-    def _read(cls, models: Deciders, scores: Path, described: Path) -> Known:
-        names = list(models.forest.names)
-        table = pd.read_csv(scores, dtype={"case": str, "patient": str})
-        table = table[table.split == "train"]
-        features = pd.read_csv(described, dtype={"case": str}, usecols=["case", "candidate", *names])
-        joined = table[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
-        columns = ["case", "patient", "candidate", "is_lesion", "volume_ml", "score"]
-        filled = pd.DataFrame(models.forest.table(joined), columns=names)
-        return cls(table[columns].reset_index(drop=True), filled, explain.leaves(models.forest, joined))
 
     @cached_property
     def ordered(self) -> np.ndarray:
@@ -97,7 +83,19 @@ class Known:
         }
 
 
-_LAST: dict = {}  # the training candidates of the last experiment, which the next case asks for again
+@lru_cache(maxsize=1)  # the next case of the same experiment asks for them again
+def _known(folder: Path, _stamps: tuple[int, ...]) -> Known:
+    """The training candidates of an experiment, whose files were written at these times."""
+    model = forest.load(folder / "forest")
+    names = list(model.names)
+    table = pd.read_csv(folder / "forest" / "scores.csv", dtype={"case": str, "patient": str})
+    table = table[table.split == "train"]
+    described = folder / "radiomics" / "features.csv"
+    features = pd.read_csv(described, dtype={"case": str}, usecols=["case", "candidate", *names])
+    joined = table[["case", "candidate"]].merge(features, how="left", validate="one_to_one")
+    columns = ["case", "patient", "candidate", "is_lesion", "volume_ml", "score"]
+    filled = pd.DataFrame(model.table(joined), columns=names)
+    return Known(table[columns].reset_index(drop=True), filled, explain.leaves(model, joined))
 
 
 def of(result: Result) -> dict:
@@ -112,10 +110,8 @@ def make(
     """Plain values, for JSON: threshold (of the forest) and cascade_threshold, `training` (lesions, look_alikes), `cards`,
     one a candidate of `pieces` `[z y x]` and row of `lesions` (`beyond_ml`: the largest that the forest learnt from, where this one is larger), and `appearing`: pieces that a lower threshold would add, with their
     places on a grid of `own_mm` (by default the work grid)."""
-    known = Known.of(models, case)
-    atlas = Atlas(maps, models)
-    lower = atlas.lower()
-    largest, found = models.forest.largest_ml, []
+    known, atlas, threshold = Known.of(models, case), Atlas(maps, models), models.forest.threshold.threshold
+    lower, largest, found = atlas.lower(), models.forest.largest_ml, []
     for row in range(len(lesions)):
         one = lesions.iloc[[row]]
         number = int(one.candidate.iloc[0])
@@ -123,14 +119,13 @@ def make(
         # as `candidates` has it, to the last digit
         volume_ml = int((pieces == number).sum()) * math.prod(maps.spacing_mm) / 1000
         card |= {"map": atlas.what_would(pieces, number, lower), "beyond_ml": largest if volume_ml > largest else None}
-        found.append(card | {"words": words(card, models.forest.threshold.threshold, atlas.threshold)})
+        found.append(card | {"words": words(card, threshold, atlas.threshold)})
+    true = None if known is None else known.table.is_lesion
     return {
         "case": case,
-        "threshold": models.forest.threshold.threshold,
+        "threshold": threshold,
         "cascade_threshold": atlas.threshold,
-        "training": None
-        if known is None
-        else {"lesions": int(known.table.is_lesion.sum()), "look_alikes": int((~known.table.is_lesion).sum())},
+        "training": None if true is None else {"lesions": int(true.sum()), "look_alikes": int((~true).sum())},
         "cards": found,
         "appearing": _appearing(maps, atlas, lower, pieces, models, own_mm or maps.spacing_mm),
     }
@@ -142,14 +137,11 @@ def make(
 def _judged(model: forest.Forest, one: pd.DataFrame, known: Known | None) -> dict:
     """Score, votes, features, way and nearest training candidates of one row of lesions."""
     says, why, way = explain.votes(model, one), explain.pushes(model, one), explain.way(model, one)
+    shares = np.histogram(says, np.linspace(0, 1, 11))[0].tolist()
     card = {
         "score": float(one.forest_score.iloc[0]),
         "margin": float(one.forest_score.iloc[0] - model.threshold.threshold),
-        "votes": {
-            "trees": len(says),
-            "for": int((says > 0.5).sum()),
-            "shares": np.histogram(says, np.linspace(0, 1, 11))[0].tolist(),
-        },
+        "votes": {"trees": len(says), "for": int((says > 0.5).sum()), "shares": shares},
         "prior": why.attrs["prior"],
         "way": {"tree": way.attrs["tree"], "splits": way.to_dict("records")},
     }
@@ -208,13 +200,8 @@ class Atlas:
 
     def pieces(self, threshold: float, rule: bool = True, box: Box = (slice(None),) * 3) -> candidates.Candidates:
         """The candidates at a threshold, in a box of the liver's."""
-        t = replace(
-            self.rule,
-            threshold=threshold,
-            low=min(self.rule.low, threshold),
-            keep=max(self.rule.keep, threshold),
-        )
-        p = self.p[box]
+        low, keep = min(self.rule.low, threshold), max(self.rule.keep, threshold)
+        t, p = replace(self.rule, threshold=threshold, low=low, keep=keep), self.p[box]
         mask = consistency.refine(p, self.spacing[0], t).mask if rule else p >= threshold
         return candidates.find(mask, p, self.liver[box], self.spacing, self.settings)
 
@@ -293,12 +280,11 @@ def words(card: dict, threshold: float, cascade_threshold: float) -> list[str]:
     if "nearest" in card:
         turning = [f for f in card["features"] if not math.isnan(f["turns_at"])]
         turning.sort(key=lambda f: abs(f["turns_percentile"] - f["percentile"]))
+        nearest = "; ".join(f"{f['name']} at {f['turns_at']:.4g} instead of {f['value']:.4g}" for f in turning[:2])
         lines.append(
-            f"No feature alone makes it {other}, anywhere in the training range."
-            if not turning
-            else f"{len(turning)} of {len(card['features'])} features would alone make it {other}, the nearest: "
-            + "; ".join(f"{f['name']} at {f['turns_at']:.4g} instead of {f['value']:.4g}" for f in turning[:2])
-            + "."
+            f"{len(turning)} of {len(card['features'])} features would alone make it {other}, the nearest: {nearest}."
+            if turning
+            else f"No feature alone makes it {other}, anywhere in the training range."
         )
     gone, seen = at["gone_from"], f"probability {_short(at['median'])}, {_short(at['peak'])} at most"
     lines.append(
@@ -331,17 +317,9 @@ def draw(
 ) -> Figure:
     """The picture of one card. `after` and `truth`: tumor in the end and in the reference, bool `[z y x]` on the grid of `ct`, or
     on the work grid without one."""
-    return figures.lesion_card(
-        next(c for c in cards["cards"] if c["candidate"] == number),
-        cards,
-        maps.hu if ct is None else ct.array,
-        maps.spacing_mm if ct is None else ct.spacing_mm,
-        after,
-        maps.p,
-        pieces == number,
-        maps.spacing_mm,
-        truth,
-    )
+    own = (maps.hu, maps.spacing_mm) if ct is None else (ct.array, ct.spacing_mm)
+    card = next(c for c in cards["cards"] if c["candidate"] == number)
+    return figures.lesion_card(card, cards, *own, after, maps.p, pieces == number, maps.spacing_mm, truth)
 
 
 def write(result: Result, folder: Path) -> None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from matplotlib.figure import Figure
 
 from workbench.data.files import flat_text, read_json, write_atomic
 from workbench.experiment import reading, verdicts
 from workbench.experiment.table import STAGES
-from workbench.lab import figures
+from workbench.lab import figures, words
+from workbench.lab.words import with_intervals
 from workbench.stages import forest, radiomics
 from workbench.volume import Refused
 
@@ -34,60 +36,28 @@ ABLATION_METRICS = (
     "false_positives",
 )
 SHOWN = 12  # held-out cases on the page of an experiment
-DATA = ("data", "")
 PLACE = ("z_mm", "y_mm", "x_mm", "r_mm", "a_mm", "s_mm")  # from the first voxel; of the scanner
-PARTS = ("part", "version")
 PERMUTED = (
     "p: of a permutation test that flips the signs of the patients' differences, not corrected for the number of tests"
 )
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
+NOT_RUN = "The stage `metrics` has not run."
+SCAN = {
+    "phase": "contrast phase, estimated",
+    "liver_hu": "liver, median HU",
+    "aorta_hu": "aorta, HU",
+    "spleen_hu": "spleen, HU",
+    "noise_hu": "noise in the liver, HU",
+    "slice_mm": "slices, mm apart",
+    "pixel_mm": "pixels, mm",
+    "width_mm": "width of the body, mm",
+    "liver_ml": "liver, ml",
+    "metal_ml": "metal beside the liver, ml",
+    "cut_cm2": "liver on the outermost slice, cm2",
+}
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
- body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 1100px; margin: 2em auto; padding: 0 1em }
- h1 { margin-bottom: .2em } h2 { margin-top: 1.8em; border-bottom: 1px solid #ccc; padding-bottom: .2em }
- .notice { background: #fff6dd; border-left: 5px solid #E69F00; padding: .5em 1em; font-weight: 600 }
- .warning { background: #fbe9df; border-left: 5px solid #D55E00; padding: .3em 1em; margin: .4em 0 }
- .facts { color: #444 } .missing { color: #777; font-style: italic }
- .wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0; font-size: 13px }
- th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right; vertical-align: top }
- th, td { white-space: nowrap }
- th { background: #f4f4f4 } th:first-child, td:first-child, .word { text-align: left } .word { white-space: normal }
- figure { margin: 1em 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 13px }
- .patch { display: inline-block; width: 1.1em; height: 1.1em; border: 1px solid #666; vertical-align: -0.15em }
- summary { cursor: pointer; font-weight: 600 } nav { font-size: 13px } nav a { margin-right: 1em; white-space: nowrap } footer { margin-top: 3em; color: #555; font-size: 13px }
- @media print { .wide { overflow: visible } table { font-size: 11px } th, td { white-space: normal; padding: .2em .3em }
-  td.word, details th, details td { overflow-wrap: anywhere } figure, tr { break-inside: avoid } h2 { break-after: avoid } }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p class="facts">{{ facts }}</p>
-<p class="notice">{{ notice }}</p>
-{% for line in warnings %}<p class="warning">{{ line }}</p>{% endfor %}
-{% if not warnings %}<p class="facts">No warnings.</p>{% endif %}
-<nav>{% for section in sections %}<a href="#{{ loop.index }}">{{ section.title }}</a> {% endfor %}</nav>
-{% for section in sections %}<section>
-<h2 id="{{ loop.index }}">{{ section.title }}</h2>
-{% if section.words %}<p>{{ section.words }}</p>{% endif %}
-{% for table in section.tables %}{% if table.fold %}<details><summary>{{ table.name }}</summary>
-{% elif table.name %}<p><b>{{ table.name }}</b></p>{% endif %}
-<div class="wide"><table><thead><tr>{% for c in table.columns %}<th{% if c.word %} class="word"{% endif %}>{{ c.text }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in table.rows %}<tr>{% for cell in row %}
-{% if cell.colour %}<td><span class="patch" style="background: {{ cell.colour }}"></span></td>
-{% else %}<td{% if cell.word %} class="word"{% endif %}>{{ cell.text }}</td>{% endif %}{% endfor %}</tr>
-{% endfor %}</tbody></table></div>{% if table.fold %}</details>{% endif %}
-{% endfor %}
-{% for image in section.images %}{% if image.fold %}<details><summary>{{ image.name }}</summary>{% endif %}
-<figure><img alt="{{ image.name }}" src="data:image/png;base64,{{ image.data }}">
-<figcaption>{{ image.name }}</figcaption></figure>{% if image.fold %}</details>{% endif %}
-{% endfor %}
-{% if not section.tables and not section.images %}<p class="missing">{{ section.missing }}</p>{% endif %}
-</section>{% endfor %}
-<footer>{{ notice }}</footer>
-</body></html>
-"""
+
+# --- the parts of a page, as page.html takes them ----------------------------------------------------------------
 
 
 def _cell(value: object) -> dict:
@@ -116,173 +86,118 @@ def _table(frame: pd.DataFrame, name: str = "", fold: bool = False) -> dict:
     return {"name": name, "columns": columns, "rows": rows, "fold": fold}
 
 
-def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """Each column that has its ends beside it, `x`, `x_low` and `x_high`, as one: `0.906 [0.884, 0.928]`."""
-    shown = {}
-    for name in [str(c) for c in table.columns]:
-        if {f"{name}_low", f"{name}_high"} <= set(table):
-            form = "+.3f" if name.endswith("gain") else "z.3f"
-            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
-            shown[name] = [
-                f"{x:{form}} [{low:{form}}, {high:{form}}]" if math.isfinite(x) else "" for x, low, high in ends
-            ]
-        elif name.removesuffix("_low").removesuffix("_high") not in shown:
-            shown[name] = table[name].tolist()
-    return pd.DataFrame(shown, dtype=object)
+def _rows(rows: Iterable[tuple], *columns: str, name: str = "", fold: bool = False) -> dict:
+    return _table(pd.DataFrame(list(rows), columns=list(columns), dtype=object), name, fold)
 
 
-def _pairs(values: dict, columns: tuple[str, str], name: str = "", fold: bool = False) -> dict:
-    return _table(pd.DataFrame(list(values.items()), columns=list(columns), dtype=object), name, fold)
-
-
-def _image(data: bytes, name: str, fold: bool = False) -> dict:
+def _image(data: bytes | Figure, name: str, fold: bool = False) -> dict:
+    data = figures.png(data) if isinstance(data, Figure) else data
     return {"name": name, "data": base64.b64encode(data).decode(), "fold": fold}
 
 
-def _section(title: str, tables=(), images=(), words: str = "", missing: str = "Nothing here.") -> dict:
-    return {
-        "title": title,
-        "words": words,
-        "tables": [t for t in tables if t["rows"]],
-        "images": list(images),
-        "missing": missing,
-    }
+def _preview(result: Path, name: str, fold: bool = False) -> dict:
+    file = result / "preview.png"
+    return _image(file.read_bytes() if file.exists() else figures.preview_of(result), name, fold)
 
 
-def _page(title: str, facts: str, sections: list[dict], warnings=()) -> str:
-    template = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
-    return template.render(title=title, facts=facts, sections=sections, warnings=list(warnings), notice=NOTICE)
+def _section(
+    title: str,
+    tables: Iterable[dict] = (),
+    images: Iterable[dict] = (),
+    words: str = "",
+    missing: str = "Nothing here.",
+) -> dict:
+    shown = [t for t in tables if t["rows"]]
+    return {"title": title, "words": words, "tables": shown, "images": list(images), "missing": missing}
+
+
+def _page(title: str, facts: list[str], sections: list[dict], warnings: list[str]) -> str:
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True).from_string(text)
+    return page.render(title=title, facts=" · ".join(facts), sections=sections, warnings=warnings, notice=NOTICE)
 
 
 def _settings(settings: dict) -> list[dict]:
     """What stands at the top, then a folded table for each part."""
     top = {k: v for k, v in settings.items() if not isinstance(v, dict)}
     parts = {k: v for k, v in settings.items() if isinstance(v, dict)}
-    return [_pairs(flat_text(top), ("setting", "value"))] + [
-        _pairs(flat_text(part, f"{name}."), ("setting", "value"), f"Settings of {name}", fold=True)
+    return [_rows(flat_text(top).items(), "setting", "value")] + [
+        _rows(flat_text(part, f"{name}.").items(), "setting", "value", name=f"Settings of {name}", fold=True)
         for name, part in parts.items()
     ]
 
 
-def _models(info: dict) -> dict:
-    """Which models made a result: experiment, and for each stage the hash of its stage.json."""
-    made = info.get("models") or {"experiment": "", "stages": {}}
-    rows = [(stage, sha, made["experiment"]) for stage, sha in made["stages"].items()]
-    return _table(pd.DataFrame(rows, columns=["stage", "sha256 of its stage.json", "experiment"], dtype=object))
-
-
-def _ledger_table(case: reading.ResultFolder) -> dict:
-    volume = case.volume("ledger")
-    if volume is None:
-        return _table(pd.DataFrame())
-    codes, spacing_mm, _ = volume
-    meanings = {**figures.LEDGER_MEANINGS, **{int(k): v for k, v in case.info.get("ledger_codes", {}).items()}}
-    counts = np.sum([np.bincount(part.ravel(), minlength=256) for part in codes], 0)
-    rows = [
-        (
-            {"colour": figures.LEDGER_COLOURS.get(int(v), figures.GREY)},
-            int(v),
-            meanings.get(int(v), "unknown"),
-            int(n),
-            n * math.prod(spacing_mm) / 1000,
-        )
-        for v, n in enumerate(counts)
-        if v > 0 and n
-    ]
-    return _table(pd.DataFrame(rows, columns=["colour", "code", "meaning", "voxels", "ml"], dtype=object))
-
-
-SCAN = {
-    "phase": "contrast phase, estimated",
-    "liver_hu": "liver, median HU",
-    "aorta_hu": "aorta, HU",
-    "spleen_hu": "spleen, HU",
-    "noise_hu": "noise in the liver, HU",
-    "slice_mm": "slices, mm apart",
-    "pixel_mm": "pixels, mm",
-    "width_mm": "width of the body, mm",
-    "liver_ml": "liver, ml",
-    "metal_ml": "metal beside the liver, ml",
-    "cut_cm2": "liver on the outermost slice, cm2",
-}
+# --- a case ------------------------------------------------------------------------------------------------------
 
 
 def case_report(folder: str | Path) -> str:
     """The HTML of a result folder."""
     case = reading.result(folder)
-    info, lesions = case.info, case.lesions()
-    shown = [
-        c for c in ("candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm", *PLACE) if c in lesions
+    info, warnings = case.info, list(case.info.get("warnings", []))
+    try:
+        said = verdicts.read(case.path).words(verdicts.fingerprint(case.path))
+    except Refused as refused:  # the page has all the rest
+        said = ""
+        warnings.append(str(refused))
+    made = info.get("models") or {"experiment": "", "stages": {}}
+    models = [(stage, sha, made["experiment"]) for stage, sha in made["stages"].items()]
+    scan = [(SCAN[k], v) for k, v in info.get("scan", {}).items() if k in SCAN and v is not None]
+    parts = {"workbench": info.get("version"), **info.get("versions", {})}
+    sections = [
+        _section("Picture", images=[_preview(case.path, "CT with liver and tumor, tumor probability, and the ledger")]),
+        _lesions(case, said),
+        _cards(case),
+        _section("Ledger", _ledger(case), words="Which stage decided each voxel.", missing="No ledger in this folder."),
+        _section(
+            "Models",
+            [_rows(models, "stage", "sha256 of its stage.json", "experiment")],
+            words="The trained stages that decided here; `workbench lineage` leads to their runs in MLflow.",
+            missing="result.json does not name its models.",
+        ),
+        _section(
+            "Scan",
+            [_rows(scan, "measure", "value")],
+            words="What the scan is like, measured on the work grid. A warning says where it is unlike those that the model learned from.",
+            missing="result.json does not say.",
+        ),
+        _section("Timings", [_rows(info.get("timings", {}).items(), "stage", "seconds")]),
+        _section("Versions", [_rows(parts.items(), "part", "version")]),
+        _section("Settings", _settings(info.get("config", {}))),
     ]
-    preview = case.path / "preview.png"
-    data = preview.read_bytes() if preview.exists() else figures.png(figures.preview_of(case.path))
-    kept = int(lesions["kept"].astype(bool).sum()) if "kept" in lesions else 0
-    facts = [
-        f"status: {info.get('status', 'unknown')}",
-        f"workbench {info.get('version', '?')}",
-        f"device: {info.get('device', '?')}",
-    ]
+    return _page(f"Case {case.case}", _facts(info), sections, warnings)
+
+
+def _facts(info: dict) -> list[str]:
+    """The line below a case's name."""
+    facts = [f"status: {info.get('status', 'unknown')}"]
     if name := (info.get("models") or {}).get("name"):
-        facts.insert(1, f"model: {name}")
+        facts.append(f"model: {name}")
+    facts += [f"workbench {info.get('version', '?')}", f"device: {info.get('device', '?')}"]
     if info.get("liver_given"):
         facts.append(f"liver given: {info['liver_given']}")
-    facts += [
-        f"{name.replace('_ml', '')}: {info[name]:.4g} ml"
-        for name in ("liver_ml", "tumor_ml")
-        if info.get(name) is not None
-    ]
+    for part in ("liver", "tumor"):
+        if info.get(f"{part}_ml") is not None:
+            facts.append(f"{part}: {info[f'{part}_ml']:.4g} ml")
     if change := info.get("change_ml"):
         facts.append(
             f"contour: {change['boundary']:+.2f} ml, on the work grid by its smoothing alone {change['smoothing']:+.2f} ml"
         )
-    warnings = list(info.get("warnings", []))
-    try:
-        said = verdicts.read(case.path).words(verdicts.fingerprint(case.path))
-    except Refused as refused:  # the page has all the rest
-        said, warnings = "", [*warnings, str(refused)]
+    return facts
+
+
+def _lesions(case: reading.ResultFolder, said: str) -> dict:
+    lesions = case.lesions()
+    shown = ["candidate", "kept", "reason", "forest_score", "volume_ml", "long_axis_mm", *PLACE]
+    shown = [c for c in shown if c in lesions]
+    kept = int(lesions["kept"].astype(bool).sum()) if "kept" in lesions else 0
     features = lesions.drop(columns=[c for c in shown if c != "candidate"])
-    return _page(
-        f"Case {case.case}",
-        " · ".join(facts),
-        [
-            _section("Picture", images=[_image(data, "CT with liver and tumor, tumor probability, and the ledger")]),
-            _section(
-                "Lesions",
-                [_table(lesions[shown]), _table(features, "The features that the forest saw", fold=True)],
-                words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm: z, y, x from the "
-                "first voxel towards head, back and left, and RAS, which viewers show."
-                + (f" Readers: {said}." if said else ""),
-                missing="No candidate was found.",
-            ),
-            _cards(case),
-            _section(
-                "Ledger",
-                [_ledger_table(case)],
-                words="Which stage decided each voxel.",
-                missing="No ledger in this folder.",
-            ),
-            _section(
-                "Models",
-                [_models(info)],
-                words="The trained stages that decided here; `workbench lineage` leads to their runs in MLflow.",
-                missing="result.json does not name its models.",
-            ),
-            _section(
-                "Scan",
-                [
-                    _pairs(
-                        {SCAN[k]: v for k, v in info.get("scan", {}).items() if k in SCAN and v is not None},
-                        ("measure", "value"),
-                    )
-                ],
-                words="What the scan is like, measured on the work grid. A warning says where it is unlike those that the model learned from.",
-                missing="result.json does not say.",
-            ),
-            _section("Timings", [_pairs(info.get("timings", {}), ("stage", "seconds"))]),
-            _section("Versions", [_pairs({"workbench": info.get("version"), **info.get("versions", {})}, PARTS)]),
-            _section("Settings", _settings(info.get("config", {}))),
-        ],
-        warnings,
+    return _section(
+        "Lesions",
+        [_table(lesions[shown]), _table(features, "The features that the forest saw", fold=True)],
+        words=f"{kept} kept of {len(lesions)} candidates; forest scores go from 0 to 1 (lesion); places in mm: z, y, x from the "
+        "first voxel towards head, back and left, and RAS, which viewers show."
+        + (f" Readers: {said}." if said else ""),
+        missing="No candidate was found.",
     )
 
 
@@ -300,7 +215,7 @@ def _cards(case: reading.ResultFolder) -> dict:
     return _section(
         "Cards",
         [
-            _table(pd.DataFrame(words, columns=["candidate", "not drawn"], dtype=object)),
+            _rows(words, "candidate", "not drawn"),
             _table(pd.DataFrame(held["appearing"]), "What a lower threshold of the cascade would add", fold=True),
         ],
         images,
@@ -309,15 +224,22 @@ def _cards(case: reading.ResultFolder) -> dict:
     )
 
 
-def _shown_and_all(table: pd.DataFrame | None, metrics: list[str]) -> list[dict]:
-    """The rows of some metrics, one metric after the other, and everything folded away."""
-    if table is None:
+def _ledger(case: reading.ResultFolder) -> list[dict]:
+    if (volume := case.volume("ledger")) is None:
         return []
-    some = table[table["metric"].isin(metrics)]
-    some = some.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable")
-    some, table = (of.assign(metric=of["metric"].map(figures.units_of)) for of in (some, table))
-    every = [_table(table, "Everything measured", fold=True)] if len(some) < len(table) else []
-    return [_table(some[["metric", *(c for c in table if c != "metric")]]), *every]
+    codes, spacing_mm, _ = volume
+    counts = np.sum([np.bincount(part.ravel(), minlength=256) for part in codes], 0)
+    meanings = figures.meanings_of(case.info.get("ledger_codes"))
+    rows = [
+        ({"colour": figures.LEDGER_COLOURS.get(code, figures.GREY)}, code, meanings.get(code, "unknown"), int(n),
+         n * math.prod(spacing_mm) / 1000)
+        for code, n in enumerate(counts)
+        if code > 0 and n
+    ]  # fmt: skip
+    return [_rows(rows, "colour", "code", "meaning", "voxels", "ml")]
+
+
+# --- an experiment -----------------------------------------------------------------------------------------------
 
 
 def ablation_metrics(ablation: pd.DataFrame) -> list[str]:
@@ -337,48 +259,76 @@ def variants(ablation: pd.DataFrame, left_out: pd.DataFrame | None) -> pd.DataFr
 def ablation_table(ablation: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
     """Stage by metric, in words: mean, 95 % interval and n in one cell, in the order of the file."""
 
-    def cell(row) -> str:
+    def cell(row: pd.Series) -> str:
         if not np.isfinite(row["mean"]):
             return f"undefined (n = {int(row['n'])})"
-        return f"{row['mean']:z.3f} [{row['low']:z.3f}, {row['high']:z.3f}], n = {int(row['n'])}"
+        return f"{row['mean']:z.3f} {words.ends(row['low'], row['high'], 'z.3f')}, n = {int(row['n'])}"
 
-    stages, metrics = list(dict.fromkeys(ablation["stage"])), metrics or list(dict.fromkeys(ablation["metric"]))
-    found = {(row["stage"], row["metric"]): cell(row) for _, row in ablation.iterrows()}
-    return pd.DataFrame(
-        [[stage, *(found.get((stage, metric), "") for metric in metrics)] for stage in stages],
-        columns=["stage", *map(figures.units_of, metrics)],
+    metrics = metrics or list(dict.fromkeys(ablation["metric"]))
+    return words.by_stage(ablation, metrics, cell).rename(columns=figures.units_of)
+
+
+def _shown_and_all(table: pd.DataFrame, metrics: list[str]) -> list[dict]:
+    """The rows of some metrics, one metric after the other, and everything folded away."""
+    some = table[table["metric"].isin(metrics)]
+    some = some.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable")
+    some, table = (of.assign(metric=of["metric"].map(figures.units_of)) for of in (some, table))
+    every = [_table(table, "Everything measured", fold=True)] if len(some) < len(table) else []
+    return [_table(some[["metric", *(c for c in table if c != "metric")]]), *every]
+
+
+def _measured(experiment: reading.ExperimentFolder) -> list[dict]:
+    """What the tables of the stages say."""
+    ablation, cases, comparisons, left_out = (
+        experiment.table("metrics", f"{name}.csv") for name in ("ablation", "cases", "comparisons", "leave_one_out")
     )
-
-
-def _outdated(notebook: str, was: dict, stages: Collection[str]) -> bool:
-    """Whether a notebook failed while one of its stages, up to its own number, was not there, and all are there now."""
-    number = notebook[:2]
-    needed = set(list(STAGES)[: int(number)] if number.isdigit() and int(number) else STAGES)
-    lacked = needed - set(was.get("stages_after", needed))
-    return was.get("status") == "failed" and bool(lacked) and needed <= set(stages)
-
-
-def _mistyped(was: dict) -> bool:
-    """Whether a notebook only refused what it was given, a case that there is not: that says nothing of the experiment."""
-    given = was.get("key", {}).get("parameters", {})
-    return was.get("status") == "failed" and any(f": Refused: {name}: found " in was.get("error", "") for name in given)
-
-
-def _learnt_from(experiment: reading.ExperimentFolder) -> int | None:
-    """How many training patients have a candidate, from which selection and forest learn."""
-    scores = experiment.table("forest", "scores.csv")
-    if scores is None:
-        return experiment.patients()
-    return int(scores[scores.split == "train"].patient.nunique())
+    cohort, baselines = experiment.table("cohort", "cases.csv"), experiment.table("forest", "baselines.csv")
+    shown: list[str] = []
+    parts = _section("Ablation", missing=NOT_RUN)
+    if ablation is not None and len(ablation):
+        shown, whole = ablation_metrics(ablation), variants(ablation, left_out)
+        parts = _section(
+            "Ablation",
+            [_table(ablation_table(whole, shown)), _table(ablation_table(whole), "Everything measured", fold=True)],
+            [_image(figures.ablation(whole, cases, shown), "ablation")],
+            "Held-out patients: mean, 95 % interval over patients, and n, after each stage, and with all stages but one. VOE is 1 - intersection / union, RVD the "
+            "relative difference of volumes, ASSD the mean distance of surfaces, surface Dice the share of them within 1 mm; recall and precision of lesions at "
+            "an overlap (IoU) above 0 and above 0.5, false positives a patient at above 0.",
+        )
+    sections = [parts]
+    for title, table, said in (
+        ("Paired comparisons", comparisons, "Each stage against the one before it, on the same held-out patients; low, high: 95 % interval"),
+        ("Leaving one stage out", left_out, "Held-out patients: the mean without a stage, and what the stage changes when the others are there (pairs)"),
+    ):  # fmt: skip
+        there = table is not None
+        rows, said = (_shown_and_all(table, shown), f"{said}; {PERMUTED}.") if there else ([], "")
+        sections.append(_section(title, rows, words=said, missing=NOT_RUN))
+    return [
+        *sections,
+        _section(
+            "Cohort",
+            [] if cohort is None else [_table(cohort, "All cases", fold=True)],
+            [_image(figures.cohort(cohort), "cohort")] if cohort is not None and len(cohort) else [],
+            missing="The stage `cohort` has not run.",
+        ),
+        _section(
+            "The forest beside simpler filters",
+            [] if baselines is None else [_table(with_intervals(baselines))],
+            words="Out of fold, each filter at its own threshold for the same recall; gain: what the selected descriptors have over it, in pairs. "
+            "Intervals: 95 %, over patients.",
+            missing="The stage `forest` has not run.",
+        ),
+    ]
 
 
 def _drawn(experiment: reading.ExperimentFolder) -> list[dict]:
     """The standing figures, drawn from the tables that there are."""
-    table = experiment.table
-    patients, images = _learnt_from(experiment), []
+    table, images = experiment.table, []
+    scores = table("forest", "scores.csv")  # selection and forest learn from training patients who have a candidate
+    patients = experiment.patients() if scores is None else int(scores[scores.split == "train"].patient.nunique())
 
-    def add(figure, name):
-        images.append(_image(figures.png(figure), name))
+    def add(figure: Figure, name: str) -> None:
+        images.append(_image(figure, name))
 
     for stage in ("liver", "tumor", "boundary"):
         if (curves := table(stage, "curves.csv")) is not None and len(curves):
@@ -390,7 +340,7 @@ def _drawn(experiment: reading.ExperimentFolder) -> list[dict]:
     if (weights := table("forest", "importance.csv")) is not None and len(weights):
         groups = radiomics.CATALOGUE.set_index("name").group.to_dict()
         add(figures.importance(weights, patients, groups), "importance of the features, on patients left out")
-    if (scores := table("forest", "scores.csv")) is not None and scores["is_lesion"].nunique() == 2:
+    if scores is not None and scores["is_lesion"].nunique() == 2:
         threshold = read_json(experiment.path / "forest" / "forest.json")["threshold"]["threshold"]
         for split, rows in scores[scores.split.isin(["train", "test"])].groupby("split"):
             if rows["is_lesion"].nunique() == 2:
@@ -411,14 +361,66 @@ def _drawn(experiment: reading.ExperimentFolder) -> list[dict]:
     return images
 
 
+def _outdated(notebook: str, was: dict, stages: Collection[str]) -> bool:
+    """Whether a notebook failed while one of its stages, up to its own number, was not there, and all are there now."""
+    number = notebook[:2]
+    needed = set(list(STAGES)[: int(number)] if number.isdigit() and int(number) else STAGES)
+    lacked = needed - set(was.get("stages_after", needed))
+    return was.get("status") == "failed" and bool(lacked) and needed <= set(stages)
+
+
+def _mistyped(was: dict) -> bool:
+    """Whether a notebook only refused what it was given, a case that there is not: that says nothing of the experiment."""
+    given = was.get("key", {}).get("parameters", {})
+    return was.get("status") == "failed" and any(f": Refused: {name}: found " in was.get("error", "") for name in given)
+
+
+def _notebooks(experiment: reading.ExperimentFolder) -> list[tuple]:
+    """Name, status, seconds and error of each notebook that was run."""
+    rows = []
+    for file in sorted((experiment.path / "notebooks").glob("*.json")):
+        was = json.loads(file.read_text(encoding="utf-8"))
+        if not _mistyped(was):
+            status = was.get("status", "?") + ", before its stages had run" * _outdated(
+                file.stem, was, experiment.stages
+            )
+            rows.append((file.stem, status, was.get("seconds", math.nan), was.get("error", "")))
+    return rows
+
+
+def _history(experiment: reading.ExperimentFolder, notebooks: list[tuple]) -> list[dict]:
+    """What ran, when, on what, and with which settings."""
+    info, stages = experiment.info, experiment.stages
+    seconds = {name: float(stage.info.get("seconds", math.nan)) for name, stage in stages.items()}
+    ran = [
+        {"stage": name, "finished": stage.info.get("finished", ""), "seconds": seconds[name], "device": stage.info.get("device", ""),
+         "workbench": stage.info.get("version", ""), **stage.info.get("versions", {}), "stage.json": stage.sha256[:12]}
+        for name, stage in stages.items()
+    ]  # fmt: skip
+    metrics = [(name, key.replace("_", " "), v) for name, stage in stages.items() for key, v in stage.metrics().items()]
+    data = [("manifest", info.get("manifest", "?")), ("sha256", info.get("manifest_sha256", "?"))]
+    return [
+        _section("Metrics of each stage", [_rows(metrics, "stage", "metric", "value", name="All", fold=True)]),
+        _section(
+            "Stages, times and versions",
+            [_table(pd.DataFrame(ran))],
+            [_image(figures.timings(seconds), "timings")] if seconds else [],
+            words=f"{sum(seconds.values()):.4g} s in all." if seconds else "",
+        ),
+        _section(
+            "Notebooks",
+            [_rows(notebooks, "notebook", "status", "seconds", "error")],
+            missing="No notebook was run on this folder.",
+        ),
+        _section("Settings and data", [*_settings(info.get("settings", {})), _rows(data, "data", "")]),
+    ]
+
+
 def experiment_report(folder: str | Path) -> str:
     """The HTML of an experiment folder; says which stages have not run."""
     experiment = reading.experiment(folder)
-    info, stages = experiment.info, experiment.stages
-    missing = [s for s in STAGES if s not in stages]
-    patients = experiment.patients()
-    ablation, cases = experiment.table("metrics", "ablation.csv"), experiment.table("metrics", "cases.csv")
-    comparisons, cohort = experiment.table("metrics", "comparisons.csv"), experiment.table("cohort", "cases.csv")
+    info, stages, results = experiment.info, experiment.stages, experiment.results()
+    patients, notebooks = experiment.patients(), _notebooks(experiment)
     facts = [
         f"preset: {info.get('preset', '?')}",
         f"workbench {info.get('version', '?')}",
@@ -427,129 +429,34 @@ def experiment_report(folder: str | Path) -> str:
         f"patients: {patients if patients is not None else '?'}",
         f"stages finished: {len(stages)} of {len(STAGES)}",
     ]
-    notebooks = []
-    for file in sorted((experiment.path / "notebooks").glob("*.json")):
-        was = json.loads(file.read_text(encoding="utf-8"))
-        if _mistyped(was):
-            continue
-        status = was.get("status", "?") + ", before its stages had run" * _outdated(file.stem, was, stages)
-        notebooks.append((file.stem, status, was.get("seconds", math.nan), was.get("error", "")))
+    missing = [s for s in STAGES if s not in stages]
     warnings = [f"Not run yet: {', '.join(missing)}."] if missing else []
     warnings += [f"Notebook {name} failed: {error}" for name, status, _, error in notebooks if status == "failed"]
-    for path in experiment.results():
+    for path in results:
         warnings += [f"Case {path.name}: {line}" for line in reading.result(path).info.get("warnings", [])]
-    seconds = {name: float(stage.info.get("seconds", math.nan)) for name, stage in stages.items()}
-    ran = [
-        {
-            "stage": name,
-            "finished": stage.info.get("finished", ""),
-            "seconds": seconds[name],
-            "device": stage.info.get("device", ""),
-            "workbench": stage.info.get("version", ""),
-            **stage.info.get("versions", {}),
-            "stage.json": stage.sha256[:12],
-        }
-        for name, stage in stages.items()
-    ]
-    metrics = [
-        (name, key.replace("_", " "), value) for name, stage in stages.items() for key, value in stage.metrics().items()
-    ]
-    saved = [
-        _image(p.read_bytes(), p.stem.replace("_", " "), fold=True)
-        for p in sorted((experiment.path / "figures").glob("*.png"))
-    ]
+    saved = sorted((experiment.path / "figures").glob("*.png"))
+    previews = [_preview(path, f"held out: {path.name}", fold=True) for path in results[:SHOWN]]
     ledger = [
         ({"colour": colour}, code, figures.LEDGER_MEANINGS[code]) for code, colour in figures.LEDGER_COLOURS.items()
     ]
-    baselines = experiment.table("forest", "baselines.csv")
-    left_out = experiment.table("metrics", "leave_one_out.csv")
-    results = experiment.results()
-    previews = [
-        _image(
-            (p / "preview.png").read_bytes() if (p / "preview.png").exists() else figures.png(figures.preview_of(p)),
-            f"held out: {p.name}",
-            fold=True,
-        )
-        for p in results[:SHOWN]
-    ]
-    has_ablation = ablation is not None and len(ablation) > 0
-    shown = ablation_metrics(ablation) if has_ablation else []
-    whole = variants(ablation, left_out) if has_ablation else None
-    every = _table(ablation_table(whole), "Everything measured", fold=True) if has_ablation else None
     sections = [
-        _section(
-            "Ablation",
-            [_table(ablation_table(whole, shown)), every] if has_ablation else [],
-            [_image(figures.png(figures.ablation(whole, cases, shown)), "ablation")] if has_ablation else [],
-            "Held-out patients: mean, 95 % interval over patients, and n, after each stage, and with all stages but one. VOE is 1 - intersection / union, RVD the "
-            "relative difference of volumes, ASSD the mean distance of surfaces, surface Dice the share of them within 1 mm; recall and precision of lesions at "
-            "an overlap (IoU) above 0 and above 0.5, false positives a patient at above 0."
-            if has_ablation
-            else "",
-            "The stage `metrics` has not run.",
-        ),
-        _section(
-            "Paired comparisons",
-            _shown_and_all(comparisons, shown),
-            words=f"Each stage against the one before it, on the same held-out patients; low, high: 95 % interval; {PERMUTED}."
-            if comparisons is not None
-            else "",
-            missing="The stage `metrics` has not run.",
-        ),
-        _section(
-            "Leaving one stage out",
-            _shown_and_all(left_out, shown),
-            words=f"Held-out patients: the mean without a stage, and what the stage changes when the others are there (pairs); {PERMUTED}."
-            if left_out is not None
-            else "",
-            missing="The stage `metrics` has not run.",
-        ),
-        _section(
-            "Cohort",
-            [_table(cohort, "All cases", fold=True)] if cohort is not None else [],
-            [_image(figures.png(figures.cohort(cohort)), "cohort")] if cohort is not None and len(cohort) else [],
-            missing="The stage `cohort` has not run.",
-        ),
-        _section(
-            "The forest beside simpler filters",
-            [_table(with_intervals(baselines))] if baselines is not None else [],
-            words="Out of fold, each filter at its own threshold for the same recall; gain: what the selected descriptors have over it, in pairs. "
-            "Intervals: 95 %, over patients.",
-            missing="The stage `forest` has not run.",
-        ),
+        *_measured(experiment),
         _section("Figures", images=_drawn(experiment), missing="No figure yet."),
-        _section("Figures of the notebooks", images=saved, missing="No figure yet."),
+        _section(
+            "Figures of the notebooks",
+            images=[_image(path.read_bytes(), path.stem.replace("_", " "), fold=True) for path in saved],
+            missing="No figure yet.",
+        ),
         _section(
             "Held-out cases",
             images=previews,
             words=f"{len(previews)} of {len(results)}; each has a page of its own, results/CASE/report.html.",
             missing="No result yet.",
         ),
-        _section("Ledger colours", [_table(pd.DataFrame(ledger, columns=["colour", "code", "meaning"], dtype=object))]),
-        _section(
-            "Metrics of each stage",
-            [_table(pd.DataFrame(metrics, columns=["stage", "metric", "value"], dtype=object), "All", fold=True)],
-        ),
-        _section(
-            "Stages, times and versions",
-            [_table(pd.DataFrame(ran))],
-            [_image(figures.png(figures.timings(seconds)), "timings")] if seconds else [],
-            words=f"{sum(seconds.values()):.4g} s in all." if seconds else "",
-        ),
-        _section(
-            "Notebooks",
-            [_table(pd.DataFrame(notebooks, columns=["notebook", "status", "seconds", "error"], dtype=object))],
-            missing="No notebook was run on this folder.",
-        ),
-        _section(
-            "Settings and data",
-            [
-                *_settings(info.get("settings", {})),
-                _pairs({"manifest": info.get("manifest", "?"), "sha256": info.get("manifest_sha256", "?")}, DATA),
-            ],
-        ),
+        _section("Ledger colours", [_rows(ledger, "colour", "code", "meaning")]),
+        *_history(experiment, notebooks),
     ]
-    return _page(f"Experiment {experiment.path.resolve().name}", " · ".join(facts), sections, warnings)
+    return _page(f"Experiment {experiment.path.resolve().name}", facts, sections, warnings)
 
 
 def write(folder: str | Path, path: str | Path | None = None) -> Path:
@@ -560,11 +467,10 @@ def write(folder: str | Path, path: str | Path | None = None) -> Path:
     elif (folder / "experiment.json").is_file() or reading.stage_hashes(folder):
         html = experiment_report(folder)
     elif held := len(reading.results_at(folder, "*/")):
-        found, fix = (
-            f"a folder of {held} result{'s' * (held > 1)}",
-            "Each has its page, report.html; name one to write it anew.",
+        fix = "Each has its page, report.html; name one to write it anew."
+        raise Refused(
+            folder, f"a folder of {held} result{'s' * (held > 1)}", "one result folder, or an experiment", fix
         )
-        raise Refused(folder, found, "one result folder, or an experiment", fix)
     else:
         raise Refused(folder, "neither result.json nor experiment.json", "a result or experiment folder")
     path = Path(path) if path else folder / "report.html"

@@ -8,8 +8,7 @@ import math
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -109,17 +108,28 @@ def claimed(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def _from(folder: Path, path: str | Path) -> str:
+    """The way from a folder to a path."""
+    return os.path.relpath(Path(path).resolve(), folder.resolve())
+
+
 def _making(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.part")
 
 
-def from_file(models: Models, job: tuple[Path, Path], liver: Path | None = None) -> tuple[list[str], str, str]:
+def from_file(
+    models: Models,
+    job: tuple[Path, Path],
+    liver: Path | None = None,
+    began: Callable[[str, str], None] = lambda case, stage: None,
+) -> tuple[list[str], str, str]:
     """Segment one CT (a path) into a folder: what is to be warned of, and the line that says how it went or why it was refused.
 
-    The case is named as the folder. `liver`: a mask on the CT's grid, every value but 0, in place of the liver net's.
+    The case is named as the folder. `liver`: a mask on the CT's grid, every value but 0, in place of the liver net's. `began` hears of
+    each stage.
     """
     path, folder = job
-    tell = lambda stage, *_: print(f"  {folder.name}  {stage}", file=sys.stderr, flush=True)
+    tell = lambda stage, *_: began(folder.name, stage)
     with readers.gates.heard() as said:
         try:
             volume = readers.read(path)
@@ -218,9 +228,8 @@ def free(folder: Path) -> None:
     if not folder.exists() or (folder / "result.json").is_file():
         return
     if not folder.is_dir() or any(folder.iterdir()):
-        raise Refused(
-            folder, "something that is no result", "a free place or a former result", "Choose another folder with -o."
-        )
+        fix = "Choose another folder with -o."
+        raise Refused(folder, "something that is no result", "a free place or a former result", fix)
 
 
 def _models(experiment: Path, folder: Path) -> dict:
@@ -229,7 +238,7 @@ def _models(experiment: Path, folder: Path) -> dict:
     packed = read_json(experiment / PACKED) if (experiment / PACKED).is_file() else {}
     named = {"name": f"{packed['name']} {packed['version']}"} if packed else {}
     return named | {
-        "experiment": os.path.relpath(experiment.resolve(), folder.resolve()),
+        "experiment": _from(folder, experiment),
         "stages": {stage: hashes[stage] for stage in table.names(model=True) if stage in hashes},
     }
 
@@ -249,13 +258,10 @@ def _points(result: Result) -> dict:
 
 def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
     volume, labels = result.volume, result.labels
-    for name, array in (
-        ("labels", labels),
-        ("liver_probability", result.liver_probability),
-        ("tumor_probability", result.tumor_probability),
-        ("ledger", result.ledger),
-        ("candidates", result.candidates),
-    ):
+    arrays = {
+        name: getattr(result, name) for name in ("liver_probability", "tumor_probability", "ledger", "candidates")
+    }
+    for name, array in {"labels": labels, **arrays}.items():
         nifti.write(volume.with_array(array, name), making / f"{name}.nii.gz")
     write_table(making / "lesions.csv", _in_the_world(result.lesions, volume.spacing_mm, volume.affine))
     present = torch.bincount(result.ledger.flatten()).nonzero().flatten().tolist()
@@ -264,10 +270,8 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
         {
             "status": result.status,
             "case": volume.name,
-            "input": None if source is None else os.path.relpath(Path(source).resolve(), folder.resolve()),
-            "liver_given": None
-            if result.liver_given is None
-            else os.path.relpath(result.liver_given.resolve(), folder.resolve()),
+            "input": None if source is None else _from(folder, source),
+            "liver_given": None if result.liver_given is None else _from(folder, result.liver_given),
             "liver_given_state": None if result.liver_given is None else _state(result.liver_given),
             "input_state": None if source is None or not Path(source).exists() else _state(Path(source)),
             "version": workbench.__version__,
@@ -295,15 +299,6 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "warnings": result.warnings,
         },
     )
-    figures.save(
-        figures.preview(
-            volume.array.numpy(),
-            labels.numpy(),
-            result.tumor_probability.numpy(),
-            result.ledger.numpy(),
-            volume.spacing_mm,
-            title=volume.name,
-        ),
-        making / "preview.png",
-    )
+    shown = volume.array, labels, result.tumor_probability, result.ledger, volume.spacing_mm
+    figures.save(figures.preview(*shown, title=volume.name), making / "preview.png")
     cards.write(result, making)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,59 +22,17 @@ from workbench.data.cohort import read_manifest
 from workbench.experiment import Experiment, pipeline, reading
 from workbench.experiment.segmentation import Deciders, Maps
 from workbench.lab import cards
+from workbench.lab.words import change, share
+from workbench.lab.words import in_full as in_full
+from workbench.lab.words import mean as mean
+from workbench.lab.words import rounded as rounded
 from workbench.nets import cascade, slabs
 from workbench.stages import boundary, forest, liver, metrics, radiomics, selection
 from workbench.stages.forest import explain
-from workbench.stages.ledger import CODES, tumor_after
-from workbench.volume import Refused, Spacing, Volume, bounding_box, components
+from workbench.stages.ledger import CODES
+from workbench.volume import Refused, Spacing, Volume, components
 
 AS_TEXT = {"case": str, "patient": str}
-
-
-# --- words -------------------------------------------------------------------------------------------------------
-
-
-def mean(values: Sequence[float], patients: Sequence, form: str = ".3f") -> str:
-    """A mean with its interval over patients: `0.953 [0.940, 0.966]`; says so when nothing is defined."""
-    form = form.replace(".", "z.")  # 0.000, not -0.000
-    middle, low, high = metrics.bootstrap(values, groups=patients)
-    if math.isnan(middle):
-        return "undefined"
-    return f"{middle:{form}}" + (" (one patient)" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
-
-
-def share(hits: int, n: int) -> str:
-    """A share with Wilson's interval: `12 of 14 (86% [60%, 96%])`."""
-    if n == 0:
-        return "none of 0"
-    low, high = forest.wilson(int(hits), int(n))
-    return f"{int(hits)} of {int(n)} ({hits / n:.0%} [{low:.0%}, {high:.0%}])"
-
-
-def change(before: Sequence[float], after: Sequence[float], patients: Sequence, form: str = "+.3f") -> str:
-    """A paired change with its interval, p and n: `+0.010 [-0.002, +0.021], p = 0.2, n = 12`."""
-    found = metrics.paired(before, after, groups=patients)
-    if found["n"] == 0:
-        return "undefined (n = 0)"
-    if found["n"] == 1 or math.isnan(found["low"]):
-        return f"{found['difference']:{form}}, one patient and so no interval"
-    interval = f"[{found['low']:{form}}, {found['high']:{form}}]"
-    return f"{found['difference']:{form}} {interval}, p = {found['p']:.2g}, n = {found['n']}"
-
-
-def rounded(tests: pd.DataFrame) -> pd.DataFrame:
-    """A table of tests to three digits; a `p` below them is `<0.001`, not 0."""
-    return tests.round(3).assign(p=["<0.001" if p < 0.001 else f"{p:.3f}" for p in tests.p])
-
-
-def in_full(table: pd.DataFrame) -> Styler:
-    """A table of words for a notebook: none cut short, headers above what they name, numbers to two digits."""
-    left = {"text-align": "left"}
-    return (
-        table.style.format(precision=2)
-        .set_properties(**left)
-        .set_table_styles([{"selector": "th", "props": list(left.items())}])
-    )
 
 
 # --- cases -------------------------------------------------------------------------------------------------------
@@ -122,11 +77,9 @@ def found(folder: str | Path, case: str = "") -> reading.ResultFolder:
     """A result below `folder`/results: of the case asked for, else the one with most tumor."""
     there = {p.name: p for p in reading.results_at(folder, "results/*/")}
     if not there or (case and case not in there):
+        wanted = "one of the stage metrics or of `workbench segment CT --models EXPERIMENT -o FOLDER/results`"
         raise Refused(
-            Path(folder) / "results",
-            f"no result of {case}" if there else "no result",
-            ", ".join(there)
-            or "one of the stage metrics or of `workbench segment CT --models EXPERIMENT -o FOLDER/results`",
+            Path(folder) / "results", f"no result of {case}" if there else "no result", ", ".join(there) or wanted
         )
     if case:
         return reading.result(there[case])
@@ -138,15 +91,13 @@ def decided_by(result: reading.ResultFolder) -> pd.DataFrame:
     codes, spacing_mm, _ = result.volume("ledger")
     values, counts = np.unique(codes, return_counts=True)
     rows = [(CODES[int(v)], int(n) * math.prod(spacing_mm) / 1000) for v, n in zip(values, counts) if v > 1]
-    return (
-        pd.DataFrame(rows, columns=["history", "ml"]).set_index("history").sort_values("ml", ascending=False).round(3)
-    )
+    table = pd.DataFrame(rows, columns=["history", "ml"])
+    return table.set_index("history").sort_values("ml", ascending=False).round(3)
 
 
 def original(made: Experiment, case: str) -> tuple[Volume, Volume]:
     """CT and reference of a case on the scan's own grid."""
-    ct, truth = next(one for one in read_manifest(made.manifest) if one.case == case).read()
-    return ct, truth
+    return next(one for one in read_manifest(made.manifest) if one.case == case).read()
 
 
 class Seen(NamedTuple):
@@ -287,12 +238,10 @@ def three_slices(held: pd.DataFrame) -> str:
 
 def homes(made: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Candidates, and the reference lesions, `touched` by one of them or not."""
-    all_lesions = lesions(made)
     shared = pd.concat([_touched(made, case) for case in made.cases().case])
-    all_lesions = all_lesions.merge(shared.assign(touched=True), how="left", on=["case", "lesion"])
-    return made.table("candidates", "candidates.csv", dtype=AS_TEXT), all_lesions.fillna({"touched": False}).astype(
-        {"touched": bool}
-    )
+    found = lesions(made).merge(shared.assign(touched=True), how="left", on=["case", "lesion"])
+    table = made.table("candidates", "candidates.csv", dtype=AS_TEXT)
+    return table, found.fillna({"touched": False}).astype({"touched": bool})
 
 
 def _touched(made: Experiment, case: str) -> pd.DataFrame:
@@ -304,8 +253,7 @@ def _touched(made: Experiment, case: str) -> pd.DataFrame:
 
 def froc_table(table: pd.DataFrame, split: str, score: str) -> pd.DataFrame:
     """The candidates of a split for `figures.froc`: true ones by the lesion they lie in, the others false."""
-    part = table[table.split == split]
-    return part.assign(score=part[score])
+    return table[table.split == split].assign(score=table[score])
 
 
 # --- radiomics ---------------------------------------------------------------------------------------------------
@@ -332,13 +280,10 @@ def repeats(made: Experiment) -> Repeats:
 def agreement(values: np.ndarray, changes: pd.DataFrame) -> pd.DataFrame:
     """ICC of one descriptor, `values [repeat candidate]`, between each perturbation and the unperturbed value: change, kind, icc,
     low, high. ICC(2,1) of a systematic change, ICC(1,1) of a random one, as the selection asks of all of them together."""
-    rows = []
-    for change, moved in zip(changes[1:].itertuples(), values[1:]):
-        found, icc = (
-            selection.icc(np.stack([values[0], moved], axis=1)),
-            {"systematic": "icc21", "random": "icc11"}[change.kind],
-        )
-        rows.append([change.name, change.kind, *(found[f"{icc}{end}"] for end in ("", "_low", "_high"))])
+    rows, kinds = [], {"systematic": "icc21", "random": "icc11"}
+    for row, moved in zip(changes[1:].itertuples(), values[1:]):
+        found, icc = selection.icc(np.stack([values[0], moved], axis=1)), kinds[row.kind]
+        rows.append([row.name, row.kind, *(found[f"{icc}{end}"] for end in ("", "_low", "_high"))])
     return pd.DataFrame(rows, columns=["change", "kind", "icc", "low", "high"])
 
 
@@ -350,9 +295,8 @@ def steadiest(made: Experiment) -> pd.DataFrame:
     table = made.table("selection", "table.csv")
     table = table.assign(lowest=table[["icc21_low", "icc11_low"]].min(axis=1), after=table["rank"].where(table.kept))
     order = ["kept", "after", "lowest"]
-    return table.sort_values(order, ascending=[False, True, False], kind="stable", ignore_index=True)[
-        ["name", "group", "kept"]
-    ]
+    table = table.sort_values(order, ascending=[False, True, False], kind="stable", ignore_index=True)
+    return table[["name", "group", "kept"]]
 
 
 def perturbation_spread(made: Experiment) -> pd.DataFrame:
@@ -404,9 +348,8 @@ class Decisions:
         self.known = scores[scores.split == "train"].reset_index(drop=True)
         held = scores[scores.split == "test"].sort_values("score", ascending=False, kind="stable", ignore_index=True)
         if not len(held):
-            raise Refused(
-                made.folder, "no held-out candidate", "at least one", "Hold patients out: `split` of the manifest."
-            )
+            fix = "Hold patients out: `split` of the manifest."
+            raise Refused(made.folder, "no held-out candidate", "at least one", fix)
         self.table, self.patients = held, made.cases("test").patient.nunique()
         self.lesions = len(lesions(made, "test"))
 
@@ -497,90 +440,6 @@ def missed(made: Experiment) -> pd.DataFrame:
             about |= {"lost_at": at, "peak": float(maps.p[own].max()), "appears_at": max(levels, default=math.nan)}
             rows.append(about)
     return pd.DataFrame(rows, columns=["case", "lesion", "volume_ml", "lost_at", "peak", "appears_at"])
-
-
-# --- the boundary ------------------------------------------------------------------------------------------------
-
-
-class Redrawn(NamedTuple):
-    """A held-out case's kept candidates (bool `[z y x]`), and what the boundary stage made of them."""
-
-    before: Tensor
-    edge: boundary.Relabelled
-
-
-def redrawn(made: Experiment) -> dict[str, Redrawn]:
-    """The boundary stage on every held-out case, on the work grid."""
-    model = boundary.load(made.path("boundary"), made.settings.boundary, made.device)
-    out = {}
-    for case in made.cases("test").case:
-        (hu, _, spacing), chance = made.work(case), kept(made, case)
-        inside = made.array("liver", "masks", case)
-        p = made.array("tumor", "maps", case).float()
-        edge = boundary.relabel(model, hu.float(), p, chance, inside, spacing, made.settings.boundary)
-        out[case] = Redrawn(chance > 0, edge)
-    return out
-
-
-def contours(made: Experiment, cases: dict[str, Redrawn]) -> pd.DataFrame:
-    """Whole-mask measures of each held-out case before (stage forest) and after (stage boundary)."""
-    rows, of = [], made.cases().set_index("case").patient
-    for case, (before, edge) in cases.items():
-        _, labels, spacing = made.work(case)
-        for stage, mask in (("forest", before), ("boundary", edge.mask)):
-            found = metrics.compare((labels == 2).numpy(), mask.numpy(), spacing)
-            rows.append({"stage": stage, "case": case, "patient": of[case], **found})
-    return pd.DataFrame(rows)
-
-
-def edges(made: Experiment) -> pd.DataFrame:
-    """Held-out reference lesions, their contour before (stage forest) and after the boundary stage, on the scan's own grid.
-
-    Columns case, patient and those of `lesion_edges`.
-    """
-    tables = []
-    for row in made.cases("test").itertuples():
-        ct, truth = original(made, row.case)
-        codes = reading.result(made.folder / "results" / row.case).volume("ledger")[0]
-        codes = torch.from_numpy(np.ascontiguousarray(codes))
-        masks = {when: tumor_after(codes, stage) for when, stage in (("before", "forest"), ("after", "boundary"))}
-        found = lesion_edges(ct, truth, masks)
-        tables.append(found.assign(case=row.case, patient=row.patient))
-    return pd.concat(tables, ignore_index=True)
-
-
-def lesion_edges(ct: Volume, truth: Volume, masks: dict[str, Tensor]) -> pd.DataFrame:
-    """Each reference lesion of a scan and its contour in some tumor masks (bool `[z y x]`, by name).
-
-    Columns lesion, volume_ml, blur_mm (of the reference's own edge, as the descriptor boundary_blur_median has it), and dice,
-    assd_mm and surface_dice, each with _ and the mask's name; NaN where nothing touches the lesion. A piece that touches several
-    lesions is shared out, each voxel to the nearest.
-    """
-    columns = ["lesion", "volume_ml", "blur_mm"]
-    columns += [f"{m}_{name}" for m in ("dice", "assd_mm", "surface_dice") for name in masks]
-    around = bounding_box(truth.array == 2, ct.spacing_mm, 30)
-    if around is None:
-        return pd.DataFrame(columns=columns)
-    masks = {name: mask[around] for name, mask in masks.items()}
-    reference = components(truth.array[around] == 2)[0]
-    inside, hu = truth.array[around] >= 1, ct.array[around].float()
-    blur = radiomics.describe(
-        hu, torch.from_numpy(reference).long(), ct.spacing_mm, inside, names=["boundary_blur_median"]
-    )
-    blur = blur.set_index("label").boundary_blur_median
-    nearest = ndimage.distance_transform_edt(reference == 0, ct.spacing_mm, return_distances=False, return_indices=True)
-    owner, rows = reference[tuple(nearest)], []
-    for lesion in range(1, reference.max() + 1):
-        own = reference == lesion
-        found = {"lesion": lesion, "volume_ml": own.sum() * ct.voxel_ml, "blur_mm": blur.get(lesion, math.nan)}
-        for when, mask in masks.items():
-            pieces = components(mask)[0]
-            part = np.isin(pieces, np.unique(pieces[own & (pieces > 0)])) & (pieces > 0) & (owner == lesion)
-            measured = metrics.compare(own, part, ct.spacing_mm)
-            for name in ("dice", "assd_mm", "surface_dice"):
-                found[f"{name}_{when}"] = measured[name] if part.any() else math.nan
-        rows.append(found)
-    return pd.DataFrame(rows, columns=columns)
 
 
 # --- the end -----------------------------------------------------------------------------------------------------

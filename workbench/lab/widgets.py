@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ipyniivue import NiiVue, ShowRender, SliceType, Volume
-from ipywidgets import Dropdown, FloatSlider, HBox, Image, IntSlider, Label, SelectionSlider, VBox
+from ipywidgets import Dropdown, FloatSlider, HBox, Image, IntSlider, Label, SelectionSlider, VBox, Widget
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -107,7 +107,7 @@ def _browser(names: Sequence[str], seen: Callable[[str], Seen], first: str | Non
     plane = Dropdown(options=list(figures.AXES), value="axial", description="plane")
     window = Dropdown(options=list(figures.WINDOWS), value="liver", description="window")
     overlay = Dropdown(options=_overlays(seen(case.value)), description="overlay")
-    at = IntSlider(min=0, max=10_000, description="slice", continuous_update=False)
+    at = _slice(0, 0, 10_000, continuous_update=False)
 
     def turned() -> None:
         of = seen(case.value)
@@ -153,14 +153,9 @@ class Planes(Twin):
     def __init__(self, ct, spacing_mm: Spacing, labels, margin_mm: float = 25, title: str = ""):
         self.ct, self.labels, self.spacing_mm, self.title = ct, labels, spacing_mm, title
         self.box = figures.box_around(labels, spacing_mm, margin_mm) or tuple(slice(0, n) for n in ct.shape)
-        low, high = _limits("liver")
-        hu = Volume(
-            data=_nifti(ct[self.box], np.int16, spacing_mm),
-            name="hu.nii.gz",
-            colormap="gray",
-            cal_min=low,
-            cal_max=high,
-        )
+        low, high = figures.limits("liver")
+        data = _nifti(ct[self.box], np.int16, spacing_mm)
+        hu = Volume(data=data, name="hu.nii.gz", colormap="gray", cal_min=low, cal_max=high)
         over = {}  # a volume each: in one, both labels would have one opacity
         for value, part in ((1, "liver"), (2, "tumor")):
             mask = _nifti(labels[self.box] == value, np.uint8, spacing_mm)
@@ -181,7 +176,7 @@ class Planes(Twin):
         layouts = {"planes": SliceType.MULTIPLANAR, "axial": SliceType.AXIAL, "coronal": SliceType.CORONAL,
                    "sagittal": SliceType.SAGITTAL, "3D": SliceType.RENDER}  # fmt: skip
         self.controls = {
-            "at": IntSlider(value=self.at[0], min=self.box[0].start, max=self.box[0].stop - 1, description="slice"),
+            "at": _slice(self.at[0], self.box[0].start, self.box[0].stop - 1),
             "window": Dropdown(options=list(figures.WINDOWS), value="liver", description="window"),
             "opacity": FloatSlider(value=0.6, min=0, max=1, step=0.05, description="labels"),
             "layout": Dropdown(options=list(layouts), description="view"),
@@ -189,13 +184,11 @@ class Planes(Twin):
         super().__init__([HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"}), self.view])
 
         def windowed(_: object = None) -> None:
-            hu.cal_min, hu.cal_max = _limits(self.controls["window"].value)
+            hu.cal_min, hu.cal_max = figures.limits(self.controls["window"].value)
 
         def coloured(_: object = None) -> None:
             opacity, solid = self.controls["opacity"].value, self.controls["layout"].value == "3D"
-            hu.opacity = (
-                0.0 if solid else 1.0
-            )  # in 3D the skin would hide what lies within, and so would much of the liver
+            hu.opacity = 0.0 if solid else 1.0  # in 3D the skin hides what lies within, and so would much of the liver
             over["liver"].opacity, over["tumor"].opacity = opacity * (VEIL if solid else figures.FAINT), opacity
 
         def turned(_: object = None) -> None:
@@ -238,16 +231,22 @@ class Planes(Twin):
         return figures.planes(*of, window, opacity, self.box, self.title)
 
 
+def _slice(value: int, first: int, last: int, words: str = "slice", **options: Any) -> IntSlider:
+    return IntSlider(value=value, min=first, max=last, description=words, **options)
+
+
+def _share(
+    value: float, low: float = 0.0, high: float = 1.0, words: str = "threshold", form: str = ".3f", **options: Any
+) -> FloatSlider:
+    options |= {"step": 0.005, "readout_format": form, "continuous_update": False}
+    return FloatSlider(value=value, min=low, max=high, description=words, **options)
+
+
 def label_colour(part: str) -> dict:
     """The figures' colour of the liver or the tumor, as ipyniivue takes that of a mask."""
     colour = to_rgb({"liver": figures.LIVER_COLOUR, "tumor": figures.TUMOR_COLOUR}[part])
     red, green, blue = ([0, round(255 * v)] for v in colour)
     return {"R": red, "G": green, "B": blue, "A": [0, 255], "I": [0, 1], "labels": ["", part]}
-
-
-def _limits(window: str) -> tuple[float, float]:
-    level, width = figures.WINDOWS[window]
-    return level - width / 2, level + width / 2
 
 
 def _nifti(a, kind: type, spacing_mm: Spacing) -> bytes:
@@ -267,18 +266,10 @@ def stability(made: Experiment, feature: str = "", change: str = "noise") -> Liv
     groups = {"kept": list(order.name[order.kept])} if order.kept.any() else {}
     groups |= {"all": list(order.name)} | {group: list(part.name) for group, part in order.groupby("group", sort=False)}
     first = next(iter(groups))
-    among = Dropdown(
-        options=list(groups), value=first if feature in ["", *groups[first]] else "all", description="among"
-    )
-    names = groups[among.value]
-    name = SelectionSlider(
-        options=names,
-        value=feature or names[0],
-        description="descriptor",
-        continuous_update=False,
-        readout=False,
-        layout=WIDE,
-    )
+    start = first if feature in ["", *groups[first]] else "all"
+    among, names = Dropdown(options=list(groups), value=start, description="among"), groups[start]
+    name = SelectionSlider(options=names, value=feature or names[0], description="descriptor", continuous_update=False,
+                           readout=False, layout=WIDE)  # fmt: skip
     which = Dropdown(options=list(found.changes.name[1:]), value=change, description="drawn")
 
     def regrouped() -> None:
@@ -301,28 +292,16 @@ def decisions(made: Experiment, place: int | None = None, title: str = "held out
     """
     of = review.Decisions(made)
     one = lru_cache(maxsize=1)(of)
-    nearest = int((of.table.score - of.threshold).abs().argmin())
+    place = int((of.table.score - of.threshold).abs().argmin()) if place is None else place
     controls = {
-        "place": IntSlider(
-            value=(nearest if place is None else place) + 1,
-            min=1,
-            max=len(of.table),
-            description="place in list",
-            continuous_update=False,
-            layout=WIDE,
-        ),
-        "threshold": _threshold(of.threshold, layout=WIDE),
+        "place": _slice(place + 1, 1, len(of.table), "place in list", continuous_update=False, layout=WIDE),
+        "threshold": _share(of.threshold, layout=WIDE),
     }
 
     def draw(place: int, threshold: float) -> Figure:
         return figures.decision(of.table, place - 1, *one(place - 1), of.lesions, of.patients, threshold, title)
 
     return Live(draw, controls)
-
-
-def _threshold(start: float, **options: Any) -> FloatSlider:
-    options |= {"min": 0.0, "max": 1.0, "step": 0.005, "readout_format": ".3f", "continuous_update": False}
-    return FloatSlider(value=start, description="threshold", **options)
 
 
 OWN_SCORE = "as the slider says"
@@ -341,31 +320,17 @@ def what_if(case: WhatIf, title: str = "") -> Live:
         "score": (start.score, 0.0, 1.0, "forest score"),
         "band_mm": (start.band_mm, 0.5, s.boundary.band_mm, "band (mm)"),
     }
-    controls: dict = {
-        name: FloatSlider(
-            value=value,
-            min=low,
-            max=high,
-            step=0.005,
-            description=words,
-            readout_format=".2f",
-            continuous_update=False,
-            style=WORDS,
-        )
-        for name, (value, low, high, words) in moves.items()
-    }
-    depth = case.maps.hu.shape[0]
+    controls: dict[str, Widget] = {name: _share(*of, ".2f", style=WORDS) for name, of in moves.items()}
     first = _start(case.truth, None, tuple(case.maps.hu.shape), "axial")
-    controls["at"] = IntSlider(value=first, min=0, max=depth - 1, description="slice", continuous_update=False)
+    controls["at"] = _slice(first, 0, case.maps.hu.shape[0] - 1, continuous_update=False)
 
     decide = lru_cache(maxsize=1)(case)  # another slice is no other choice
     hooks: dict[str, Callable[[], None]] = {}
     points = case.models.forest.points
     if points:
         own = next((name for name in points if case.at(name) == start), OWN_SCORE)
-        controls["point"] = Dropdown(
-            options=[*points, OWN_SCORE], value=own, description="operating point", style=WORDS
-        )
+        options = [*points, OWN_SCORE]
+        controls["point"] = Dropdown(options=options, value=own, description="operating point", style=WORDS)
 
         def moved() -> None:
             if controls["point"].value in points:
@@ -382,10 +347,8 @@ def what_if(case: WhatIf, title: str = "") -> Live:
         outcome = decide(Choice(**chosen))
         labels = case.maps.liver.to(torch.uint8)
         labels[outcome.masks["boundary"]] = 2
-        words = f"{title or case.case}, decided in {outcome.seconds:.1f} s"
-        return figures.decided(
-            case.maps.hu, case.maps.spacing_mm, outcome.ledger, labels, case.truth, outcome.measures, at, words
-        )
+        words, maps = f"{title or case.case}, decided in {outcome.seconds:.1f} s", (outcome.ledger, labels, case.truth)
+        return figures.decided(case.maps.hu, case.maps.spacing_mm, *maps, outcome.measures, at, words)
 
     return Live(draw, controls, hooks)
 
@@ -399,4 +362,4 @@ def threshold(scores: pd.DataFrame, start: float = 0.5, title: str = "") -> Live
     def draw(threshold: float) -> Figure:
         return figures.what_if(scores, threshold, title)
 
-    return Live(draw, {"threshold": _threshold(start)})
+    return Live(draw, {"threshold": _share(start)})

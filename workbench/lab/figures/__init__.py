@@ -1,3 +1,4 @@
+# ruff: noqa: F401  (these imports are the names of the package)
 """Every picture of the method: plain arrays and tables in, a matplotlib figure out.
 
 States: the paper's figures are not known here. Chooses: axial slices as radiologists see them (canonical `[z y x]`,
@@ -7,15 +8,7 @@ statistics has its number of patients in the title. Nothing here needs pyplot, a
 arrays may be numpy or torch, tables are data frames with the columns of the experiment folder.
 """
 
-from workbench.lab.figures.decisions import (
-    calibration,
-    decision,
-    froc,
-    importance,
-    lesion_card,
-    tradeoff,
-    what_if,
-)
+from workbench.lab.figures.decisions import calibration, decision, froc, importance, lesion_card, tradeoff, what_if
 from workbench.lab.figures.descriptors import (
     STEPS,
     icc_forest,
@@ -28,10 +21,7 @@ from workbench.lab.figures.descriptors import (
 )
 from workbench.lab.figures.measures import ablation, edge_gain, paired, sweep, timings
 from workbench.lab.figures.slices import (
-    AXES,
-    View,
     boundary_change,
-    box_around,
     case_montage,
     consistency,
     decided,
@@ -43,7 +33,6 @@ from workbench.lab.figures.slices import (
     preview_of,
     probability,
     slice_view,
-    slice_with_most,
     steps,
 )
 from workbench.lab.figures.style import (
@@ -60,73 +49,12 @@ from workbench.lab.figures.style import (
     VERMILLION,
     WINDOWS,
     Picture,
+    limits,
+    meanings_of,
     png,
     save,
     stage_colour,
     units_of,
 )
 from workbench.lab.figures.training import architecture, attention, cohort, curves, lesions, per_case, right_and_wrong
-
-__all__ = [
-    "AXES",
-    "FAINT",
-    "FALSE_COLOUR",
-    "GREY",
-    "LEDGER_COLOURS",
-    "LEDGER_MEANINGS",
-    "LIVER_COLOUR",
-    "PROBABILITY_MAPS",
-    "Picture",
-    "STAGE_COLOURS",
-    "STEPS",
-    "TRUE_COLOUR",
-    "TUMOR_COLOUR",
-    "VERMILLION",
-    "View",
-    "WINDOWS",
-    "ablation",
-    "architecture",
-    "attention",
-    "boundary_change",
-    "box_around",
-    "calibration",
-    "case_montage",
-    "cohort",
-    "consistency",
-    "curves",
-    "decided",
-    "decision",
-    "edge_gain",
-    "froc",
-    "icc_forest",
-    "importance",
-    "ledger",
-    "lesion_card",
-    "lesions",
-    "montage",
-    "overlay",
-    "paired",
-    "parity",
-    "per_case",
-    "perturbed",
-    "planes",
-    "png",
-    "preview",
-    "preview_of",
-    "probability",
-    "redundancy",
-    "relative_difference",
-    "right_and_wrong",
-    "save",
-    "slice_view",
-    "slice_with_most",
-    "stability",
-    "stage_colour",
-    "steps",
-    "survival",
-    "sweep",
-    "timings",
-    "tradeoff",
-    "units_of",
-    "what_if",
-]
+from workbench.lab.figures.view import AXES, View, box_around, slice_with_most

@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.lab.figures.slices import View, box_around, slice_with_most
 from workbench.lab.figures.style import (
     BLACK,
     BLUE,
@@ -21,9 +20,11 @@ from workbench.lab.figures.style import (
     Paragraph,
     Picture,
     as_array,
+    draw_table,
     patients_of,
     say,
 )
+from workbench.lab.figures.view import View, box_around, slice_with_most
 from workbench.stages import metrics
 
 SPLITS = 8  # of a tree's way that a card has room for
@@ -121,17 +122,7 @@ def importance(table: pd.DataFrame, patients: int, groups: dict[str, str] | None
     return figure
 
 
-def lesion_card(
-    card: dict,
-    about: dict,
-    ct,
-    spacing_mm,
-    after,
-    probability,
-    piece,
-    work_mm,
-    truth=None,
-) -> Figure:
+def lesion_card(card: dict, about: dict, ct, spacing_mm, after, probability, piece, work_mm, truth=None) -> Figure:
     """One card of `workbench.lab.cards`: picture, probability, features among the training candidates, votes, what would have changed it.
 
     `ct`, `after` and `truth` (tumor in the end and in the reference) on one grid, `probability` and `piece` on the work grid,
@@ -142,6 +133,16 @@ def lesion_card(
     figure.set_layout_engine("none")  # every part has its place: cards are drawn by the dozen
     verdict = TRUE_COLOUR if card["kept"] else FALSE_COLOUR
     _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm)
+    _draw_features(figure, card, about)
+    _draw_votes(figure, card, about["threshold"], verdict)
+    figure.add_artist(Paragraph(0.775, 0.59, _reasons(card), 7.2, 0.0195))
+    title = f"{about['case']}, candidate {card['candidate']}: {card['words'][0]}"
+    figure.suptitle(title, fontsize=11, color=verdict, y=0.97)
+    return figure
+
+
+def _draw_features(figure, card: dict, about: dict) -> None:
+    """Middle: each feature among the training candidates, and its push on the score."""
     bottom, top = 0.09, 0.88
     strips = figure.add_axes((0.432, bottom, 0.213, top - bottom))
     pushes = figure.add_axes((0.655, bottom, 0.095, top - bottom))
@@ -178,16 +179,23 @@ def lesion_card(
             fontsize=7.5,
             y=1,
         )
+
+
+def _draw_votes(figure, card: dict, threshold: float, colour: str) -> None:
     votes = figure.add_axes((0.80, 0.68, 0.185, 0.2))
     votes.bar(np.arange(0.05, 1, 0.1), card["votes"]["shares"], width=0.09, color=GREY)
-    votes.axvline(card["score"], color=verdict, lw=2, label=f"score {card['score']:.3f}")
-    votes.axvline(about["threshold"], color=BLACK, ls="--", lw=1.2, label=f"threshold {about['threshold']:.3f}")
+    votes.axvline(card["score"], color=colour, lw=2, label=f"score {card['score']:.3f}")
+    votes.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
     votes.set(xlim=(0, 1))
     votes.set_xlabel("P(lesion) of a tree", fontsize=8)
     votes.set_ylabel("trees", fontsize=8)
     votes.tick_params(labelsize=7)
     votes.legend(fontsize=7, loc="upper center")
     votes.set_title(f"{card['votes']['for']} of {card['votes']['trees']} trees for a lesion", fontsize=8, y=1)
+
+
+def _reasons(card: dict) -> list[str]:
+    """What would have changed the verdict, what was alike in training, and the way through one tree, in lines."""
     text = ["What would have changed it", *card["words"][2:]]
     text = [part for line in text for part in textwrap.wrap(line, 50, subsequent_indent="  ")]
     if card.get("nearest"):
@@ -201,11 +209,7 @@ def lesion_card(
     for s in splits[:SPLITS]:
         line = f"{s['name']} {s['value']:.3g}, {s['goes']} {s['threshold']:.3g}: {s['probability']:.2f}"
         text += textwrap.wrap(line, 54, subsequent_indent="  ")
-    text += [f"and {len(splits) - SPLITS} more"] if len(splits) > SPLITS else []
-    figure.add_artist(Paragraph(0.775, 0.59, text, 7.2, 0.0195))
-    title = f"{about['case']}, candidate {card['candidate']}: {card['words'][0]}"
-    figure.suptitle(title, fontsize=11, color=verdict, y=0.97)
-    return figure
+    return text + [f"and {len(splits) - SPLITS} more"] * (len(splits) > SPLITS)
 
 
 def _draw_places(figure, ct, spacing_mm, after, truth, probability, piece, work_mm):
@@ -345,22 +349,15 @@ def _verdict(kept: bool) -> str:
 def _draw_list(ax, table: pd.DataFrame, kept: pd.Series, place: int) -> None:
     """The neighbours in the list of one candidate, which is marked; what is rejected lies on grey."""
     rows = 11
-    ax.set_axis_off()
     first = max(0, min(place - rows // 2, len(table) - rows))
     part = table.iloc[first : first + rows]
-    heads = ["place", "case", "candidate", "ml", "score", "reference", "verdict"]
+    widths = {"place": 0.1, "case": 0.2, "candidate": 0.13, "ml": 0.1, "score": 0.1, "reference": 0.2, "verdict": 0.14}
     cells = [
         [n + 1, row.case, row.candidate, f"{row.volume_ml:.2f}", f"{row.score:.3f}",
          "lesion" if row.is_lesion else "false positive", _verdict(kept.iloc[n])]
         for n, row in enumerate(part.itertuples(), first)
     ]  # fmt: skip
-    drawn = ax.table(
-        cells, colLabels=heads, loc="center", cellLoc="center", colWidths=[0.1, 0.2, 0.13, 0.1, 0.1, 0.2, 0.14]
-    )
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(9)
-    drawn.scale(1, 1.45)
-    for (line, column), cell in drawn.get_celld().items():
+    for (line, column), cell in draw_table(ax, cells, widths, 1.45).get_celld().items():
         if line == 0:
             continue
         n = first + line - 1

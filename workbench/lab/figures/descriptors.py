@@ -168,11 +168,7 @@ def stability(
     return figure
 
 
-def redundancy(
-    features: pd.DataFrame,
-    clusters: dict[str, int],
-    patients: int,
-) -> Figure:
+def redundancy(features: pd.DataFrame, clusters: dict[str, int], patients: int) -> Figure:
     """Absolute Spearman correlation of features `[candidate x k]`, ordered so that clusters lie together (name -> cluster)."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform

@@ -6,17 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.figures.style import (
-    BLACK,
-    BLUE,
-    FAINT,
-    GREY,
-    Picture,
-    patients_of,
-    say,
-    stage_colour,
-    units_of,
-)
+from workbench.lab.figures.style import BLACK, BLUE, FAINT, GREY, Picture, patients_of, say, stage_colour, units_of
 
 
 def ablation(

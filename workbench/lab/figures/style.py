@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.table import Table
 from PIL import Image, ImageDraw, ImageFont
 
 from workbench.data.files import write_atomic
@@ -149,9 +150,30 @@ def say(ax, words: str) -> None:
     ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY, wrap=True)
 
 
+def limits(window: str | tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest HU of a preset of WINDOWS, or of (level, width)."""
+    level, width = WINDOWS[window] if isinstance(window, str) else window
+    return level - width / 2, level + width / 2
+
+
+def meanings_of(codes: dict | None) -> dict[int, str]:
+    """What each code of a ledger means, as a result.json (`ledger_codes`) says, else as this version does."""
+    return {**LEDGER_MEANINGS, **{int(code): meaning for code, meaning in (codes or {}).items()}}
+
+
 def stage_colour(stage: str) -> str:
     """`forest`, `all but forest` and `a: forest` (of a variant) are about one stage and have one colour."""
     return STAGE_COLOURS.get(stage.split(": ")[-1].removeprefix("all but "), GREY)
+
+
+def draw_table(ax, rows: list[list], widths: dict[str, float], stretch: float) -> Table:
+    """Rows of words in place of a plot; `widths`: of each column, by its head."""
+    ax.set_axis_off()
+    table = ax.table(rows, colLabels=list(widths), loc="center", cellLoc="center", colWidths=list(widths.values()))
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.scale(1, stretch)
+    return table
 
 
 def legend_below(figure, handles, columns=4) -> None:

@@ -19,10 +19,10 @@ from workbench.lab.figures.style import (
     TRUE_COLOUR,
     VERDICT_COLOURS,
     VERMILLION,
-    WINDOWS,
     YELLOW,
     Picture,
     as_array,
+    limits,
     patients_of,
     say,
     units_of,
@@ -35,9 +35,9 @@ def attention(image, maps, pixel_mm: float, title: str = "") -> Figure:
     image, maps = as_array(image), [as_array(m) for m in maps]
     figure = Picture(3.4 * (1 + len(maps)), 3.8)
     first, *others = figure.subplots(1, 1 + len(maps))
-    level, width = WINDOWS["liver"]
+    low, high = limits("liver")
     extent = (-pixel_mm / 2, (image.shape[1] - 0.5) * pixel_mm, (image.shape[0] - 0.5) * pixel_mm, -pixel_mm / 2)
-    first.imshow(image, cmap="gray", vmin=level - width / 2, vmax=level + width / 2, extent=extent)
+    first.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent)
     first.set_title("CT", fontsize=9)
     for number, (ax, gate) in enumerate(zip(others, maps), 1):
         drawn = ax.imshow(gate, cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest")
@@ -254,10 +254,7 @@ def per_case(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
         ax.plot([at - 0.32, at + 0.32], [mean, mean], color=BLACK, lw=2)
         ax.fill_between([at - 0.32, at + 0.32], low, high, color=BLACK, alpha=0.15)
     ax.set_xticks(range(len(groups)), [f"{k}\n{patients_of(rows)}" for k, rows in groups])
-    ax.set(
-        xlim=(-0.6, len(groups) - 0.4),
-        ylabel=units_of(metric),
-    )
+    ax.set(xlim=(-0.6, len(groups) - 0.4), ylabel=units_of(metric))
     ax.grid(alpha=0.3, axis="y")
     figure.suptitle(f"{title or units_of(metric)} ({patients_of(table)}; bar: mean, shade: 95 % interval)", fontsize=10)
     return figure

@@ -8,6 +8,7 @@ are not copied to float: napari shows what the files hold, and what is hidden at
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from workbench.lab import figures
 from workbench.lab.qa import sheet, worklist
 from workbench.stages.ledger import HISTORY
 
+log = logging.getLogger(__name__)
 Layer = tuple[Any, dict, str]
 PHANTOM_PRESET = "demo"  # the full size takes most of a minute
 
@@ -101,7 +103,7 @@ def layers(folder: str | Path) -> list[Layer]:
 
     ct, why = case.ct()
     if ct is not None:
-        put("image", "CT (HU)", ct, colormap="gray", contrast_limits=limits("liver"))
+        put("image", "CT (HU)", ct, colormap="gray", contrast_limits=figures.limits("liver"))
     else:
         metadata["no_ct"] = why
     for which in ("liver", "tumor"):
@@ -116,7 +118,7 @@ def layers(folder: str | Path) -> list[Layer]:
         put("labels", "candidates by score", held["candidates"], opacity=0.7, visible=False, features=_indexed(_known(lesions), "candidate"),
             colormap={0: "transparent", None: figures.GREY, **by_score})  # fmt: skip
     if "ledger" in there:
-        meanings = {**figures.LEDGER_MEANINGS, **{int(k): v for k, v in case.info.get("ledger_codes", {}).items()}}
+        meanings = figures.meanings_of(case.info.get("ledger_codes"))
         codes = pd.DataFrame(list(meanings.items()), columns=["code", "meaning"])
         put("labels", "ledger", held["ledger"], colormap=dict(LEDGER_COLOURS), opacity=0.7, visible=False,
             features=_indexed(codes, "code"))  # fmt: skip
@@ -146,12 +148,6 @@ def _indexed(table: pd.DataFrame, values: str) -> pd.DataFrame:
     return table.rename(columns={values: "index"}).astype({"index": int}).reset_index(drop=True)
 
 
-def limits(window: str) -> tuple[float, float]:
-    """The lowest and the highest HU of a window of the figures."""
-    level, width = figures.WINDOWS[window]
-    return level - width / 2, level + width / 2
-
-
 def _read(case: reading.ResultFolder, name: str) -> np.ndarray:
     return case.volume(name)[0]
 
@@ -177,7 +173,7 @@ def phantom_layers(seed: int = 0) -> list[Layer]:
 
     case = phantom.generate(seed, PHANTOM_PRESET)
     common = {"scale": case.ct.spacing_mm, "units": "mm", "metadata": {"case": case.ct.name}}
-    ct = {**common, "name": "phantom CT (HU)", "colormap": "gray", "contrast_limits": limits("liver")}
+    ct = {**common, "name": "phantom CT (HU)", "colormap": "gray", "contrast_limits": figures.limits("liver")}
     truth = {**common, "name": "phantom truth", "colormap": dict(LABEL_COLOURS), "opacity": 0.45}
     return [
         (case.ct.array.cpu().numpy(), ct, "image"),
@@ -248,7 +244,7 @@ def view(path: str | Path, to: str | Path | None = None) -> Path | None:
     first = Path(path) if (Path(path) / "result.json").is_file() else worklist.cases(path)[0]
     if why := why_no_window():
         made = contact_sheet(first, to)
-        print(f"{why}: the layers are in {made}", file=sys.stderr)
+        log.warning("%s: the layers are in %s", why, made)
         return made
     code = "import sys; from workbench.lab import qa; qa.show(sys.argv[1])"
     subprocess.run(

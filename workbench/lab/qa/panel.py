@@ -15,15 +15,13 @@ plane: napari has no linked orthogonal views of its own yet, so `H` turns the sa
 from __future__ import annotations
 
 import getpass
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import napari
 import numpy as np
-from napari.utils.colormaps import DirectLabelColormap
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, QSignalBlocker, Qt
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QButtonGroup,
@@ -45,29 +43,14 @@ from qtpy.QtWidgets import (
 )
 
 from workbench.experiment import reading, verdicts
-from workbench.lab import figures, qa
+from workbench.lab import qa
 from workbench.lab.qa import worklist
+from workbench.lab.qa.look import PAINTED, PLANES, STAGES, WINDOWS, Look
 from workbench.volume import Refused
 
-PLANES = {  # order of the axes, and which way the first of the plane runs: the head is up
-    "axial": ((0, 1, 2), "down"),
-    "coronal": ((1, 0, 2), "up"),
-    "sagittal": ((2, 0, 1), "up"),
-}
-STAGES = {  # what each button shows over the CT; below the picture napari says what the last one holds under the pointer
-    "CT": (),
-    "maps": ("liver probability", "tumor probability"),
-    "candidates": ("candidates", "candidates by score"),
-    "ledger": ("ledger",),
-    "boundary": tuple(name for name, _ in qa.BOUNDARY.values()),
-    "result": ("labels", "candidates", qa.CORRECTED),
-}
-WINDOWS = ("liver", "tumor", "soft tissue", "lung", "bone")
 MARKS = {"accept": "✓ accept", "reject": "✗ reject", "needs edit": "✎ edit"}
 COLUMNS = {"nr": "number", "score": "forest score", "ml": "volume in ml", "mm": "longest axial diameter",
            "forest": "what the forest decided", "verdict": "what you said"}  # fmt: skip
-VEIL, VEIL_OPACITY = "liver in 3D", 0.35
-PAINTED = "painted, not kept"  # in the metadata of the layer of corrected labels
 AT_POINT, AS_MADE = "labels at ", "as made"
 ZOOM_MM = 160.0  # a jump shows at least this much of the plane
 
@@ -82,8 +65,7 @@ class Panel(QWidget):
         self.case: reading.ResultFolder | None = None
         self.lesions = worklist.order(reading.ResultFolder(Path(), {}).lesions())
         self.review, self.sha = verdicts.Review(), ""
-        self.filling = False
-        self.flat: list[tuple[napari.layers.Layer, str, object]] = []
+        self.look = Look(napari_viewer)
         self._build()
         self._bind()
 
@@ -92,17 +74,16 @@ class Panel(QWidget):
     def open(self, path: str | Path) -> None:
         """Open a result folder, the first of a folder of results, or that of an experiment."""
         self.places = worklist.cases(path)
-        self.filling = True
-        self.choice.clear()
-        self.choice.addItems([place.name for place in self.places])
-        self.filling = False
+        with QSignalBlocker(self.choice):
+            self.choice.clear()
+            self.choice.addItems([place.name for place in self.places])
         own = [n for n, place in enumerate(self.places) if place.resolve() == Path(path).resolve()]
         self.show_case(own[0] if own else 0)
 
     def show_case(self, number: int) -> None:
         """The case of this number in the list; what cannot be read is said and the list stays."""
         if not 0 <= number < len(self.places) or not self.may_leave():
-            self._pick(self.choice, self.shown_number())
+            self._pick(self.shown_number())
             return
         place = self.places[number]
         try:
@@ -110,15 +91,15 @@ class Panel(QWidget):
             sha = verdicts.fingerprint(place)
             self.viewer.layers.clear()
             qa.add(self.viewer, place)
-            self._veil()
+            self.look.veil()
         except Refused as refused:
             self._say(str(refused))
-            self._pick(self.choice, self.shown_number())
+            self._pick(self.shown_number())
             return
         self.case, self.review, self.sha = case, review, sha
         self.lesions = worklist.order(case.lesions(), case.info.get("forest_threshold"))
         self._points()
-        self._pick(self.choice, number)
+        self._pick(number)
         self._say("")
         if qa.CORRECTED in self.viewer.layers:
             self._watch(self.viewer.layers[qa.CORRECTED])
@@ -146,8 +127,7 @@ class Panel(QWidget):
 
     def jump(self) -> None:
         """Slice and centre of the picture to the lesion that is chosen."""
-        candidate = self.candidate()
-        if self.filling or candidate is None:
+        if (candidate := self.candidate()) is None:
             return
         row = self.lesions[self.lesions.candidate == candidate].iloc[0]
         at = np.array([row.z_mm, row.y_mm, row.x_mm], float)
@@ -186,13 +166,13 @@ class Panel(QWidget):
         if self.case is None or "labels" not in self.viewer.layers:
             return
         self._as_made()
-        if self.drawn is None:
+        if self.look.drawn is None:
             labels = self.viewer.layers["labels"]
             made = self.viewer.add_labels(
                 np.array(labels.data), name=qa.CORRECTED, colormap=dict(qa.LABEL_COLOURS), opacity=0.45, scale=labels.scale,
                 units=labels.units, metadata=labels.metadata)  # fmt: skip
             self._watch(made)
-        layer = self.drawn
+        layer = self.look.drawn
         self._stage("result")
         self.viewer.layers.selection.active = layer
         layer.selected_label, layer.mode = 2, "paint"
@@ -200,18 +180,17 @@ class Panel(QWidget):
 
     def keep(self) -> None:
         """Keep the corrected labels beside the result that they correct."""
-        if (layer := self.drawn) is None:
+        if (layer := self.look.drawn) is None:
             self._say(f"there is no layer '{qa.CORRECTED}' to keep: Correct labels makes it")
             return
         try:
             file = verdicts.correct(layer.metadata["folder"], np.asarray(layer.data), self.who.text())
-            if self.case is not None:
-                self.review = verdicts.read(self.case.path)
+            self.review = verdicts.read(self.case.path) if self.case else self.review
         except (Refused, OSError) as error:
             self._say(str(error))
             return
         layer.metadata[PAINTED] = False
-        if self.case is not None:
+        if self.case:
             self._state()
         self._say(f"corrected labels kept: {file.name}")
 
@@ -226,18 +205,13 @@ class Panel(QWidget):
         if answer == kinds.Save:
             self.keep()
         elif answer == kinds.Discard:
-            self.drawn.metadata[PAINTED] = False
+            self.look.drawn.metadata[PAINTED] = False
         return not self.painted
-
-    @property
-    def drawn(self) -> napari.layers.Labels | None:
-        """The layer of corrected labels, whatever the reader has called it since."""
-        return next((layer for layer in self.viewer.layers if PAINTED in layer.metadata), None)
 
     @property
     def painted(self) -> bool:
         """Whether there is something on it that is not kept."""
-        return self.drawn is not None and self.drawn.metadata[PAINTED]
+        return self.look.drawn is not None and self.look.drawn.metadata[PAINTED]
 
     # ------------------------------------------------------------------------------------------ the widget
 
@@ -245,7 +219,7 @@ class Panel(QWidget):
         box = QVBoxLayout(self)
         box.setContentsMargins(8, 8, 8, 8)
         self.choice, self.state, self.reason, self.said = QComboBox(), QLabel(), QLabel(), QLabel()
-        self.choice.currentIndexChanged.connect(self._chosen)
+        self.choice.currentIndexChanged.connect(self.show_case)
         self.choice.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         for label in (self.state, self.reason, self.said):
             label.setWordWrap(True)
@@ -259,26 +233,13 @@ class Panel(QWidget):
         )
         box.addWidget(self.state)
         self.point, self.point_row = QComboBox(), QWidget()
-        self.point.setToolTip(
-            "what the forest would keep at another operating point; the result on disk stays as it is"
-        )
+        self.point.setToolTip("what the forest would keep at another operating point; the result stays as it is")
         self.point.currentTextChanged.connect(self._point)
-        row = _row(QLabel("Forest at"), self.point)
-        row.setContentsMargins(0, 0, 0, 0)
-        self.point_row.setLayout(row)
+        line = _row(QLabel("Forest at"), self.point)
+        line.setContentsMargins(0, 0, 0, 0)
+        self.point_row.setLayout(line)
         box.addWidget(self.point_row)
-        self.table = QTableWidget(0, len(COLUMNS))
-        self.table.setHorizontalHeaderLabels(list(COLUMNS))
-        for n, meaning in enumerate(COLUMNS.values()):
-            self.table.horizontalHeaderItem(n).setToolTip(meaning)
-        self.table.verticalHeader().hide()
-        self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        self.table.horizontalHeader().setStretchLastSection(True)
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.table.setMinimumHeight(160)
-        self.table.setToolTip(" ".join((worklist.order.__doc__ or "").split()))
+        self.table = _lesion_table()
         self.table.itemSelectionChanged.connect(self.jump)
         self.table.itemClicked.connect(lambda _: self.jump())
         box.addWidget(self.table, 1)
@@ -305,13 +266,12 @@ class Panel(QWidget):
         self.sets: dict[str, QButtonGroup] = {}
         grid = QGridLayout()
         grid.setColumnStretch(1, 1)
-        for row, (title, names, do) in enumerate(
-            (
-                ("Stage (G)", STAGES, self._stage),
-                ("Window (D)", WINDOWS, self._window),
-                ("Plane (H)", PLANES, self._plane),
-            )
-        ):
+        sets = (
+            ("Stage (G)", STAGES, self._stage),
+            ("Window (D)", WINDOWS, self._window),
+            ("Plane (H)", PLANES, self._plane),
+        )
+        for row, (title, names, do) in enumerate(sets):
             label = QLabel(title)
             label.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
             grid.addWidget(label, row, 0, Qt.AlignmentFlag.AlignTop)
@@ -357,8 +317,7 @@ class Panel(QWidget):
             "H": lambda: turn("Plane"),
         }
         for key, do in keys.items():
-            self.viewer.bind_key(key, _ignoring(do), overwrite=True)
-        self.viewer.dims.events.ndisplay.connect(self._dimensions)
+            self.viewer.bind_key(key, lambda _, do=do: do(), overwrite=True)
 
     def showEvent(self, event) -> None:
         """Listen to napari's own window: a panel that was closed is no longer in it, and still asks before it closes."""
@@ -379,83 +338,25 @@ class Panel(QWidget):
 
     def _stage(self, name: str) -> None:
         self._as_made()
-        shown = set(STAGES[name])
-        if qa.CORRECTED in shown and self.drawn is not None:
-            shown.discard("labels")
-        every = {layer for names in STAGES.values() for layer in names}
-        for layer in self.viewer.layers:
-            called = qa.CORRECTED if layer is self.drawn else layer.name
-            if called in every:
-                layer.visible = called in shown
-                self.flat = [
-                    one for one in self.flat if one[:2] != (layer, "visible")
-                ]  # a stage chosen in 3D stays in 2D
-        pointed = [layer for layer in ("CT (HU)", *STAGES[name]) if layer in self.viewer.layers]
-        if pointed:
-            self.viewer.layers.selection.active = self.viewer.layers[pointed[-1]]
+        self.look.stage(name)
         self._down("Stage", list(STAGES).index(name))
 
     def _window(self, name: str) -> None:
-        if "CT (HU)" in self.viewer.layers:
-            layer, (low, high) = self.viewer.layers["CT (HU)"], qa.limits(name)
-            layer.contrast_limits_range = (min(low, -1024), max(high, 2048))
-            layer.contrast_limits = (low, high)
+        self.look.window(name)
         self._down("Window", WINDOWS.index(name))
 
     def _plane(self, name: str) -> None:
-        self.viewer.dims.ndisplay = 2
-        self.viewer.dims.order, down = PLANES[name]
-        self.viewer.scene.camera.orientation2d = (down, "right")
+        self.look.plane(name)
         self._down("Plane", list(PLANES).index(name))
         self.jump()
-
-    def _veil(self) -> None:
-        """The liver without its tumor's hole, for 3D; hidden, and made when it is first looked at."""
-        if "labels" in self.viewer.layers:
-            labels = self.viewer.layers["labels"]
-            data = labels.data
-            self.viewer.add_labels(
-                qa.Later(data.shape, np.uint8, lambda: data > 0), name=VEIL, colormap={0: "transparent", None: figures.LIVER_COLOUR},
-                opacity=VEIL_OPACITY, blending="translucent_no_depth", visible=False, scale=labels.scale, units=labels.units)  # fmt: skip
-            self.viewer.layers.move(len(self.viewer.layers) - 1, 1 if "CT (HU)" in self.viewer.layers else 0)
-
-    def _dimensions(self, _: object = None) -> None:
-        """In 3D the tumor in a veil of liver, as the notebooks have it: the CT's projection and a solid liver would hide what lies
-        within. In 2D everything as the reader had it."""
-        if self.viewer.dims.ndisplay == 2:
-            for layer, what, was in self.flat:
-                setattr(layer, what, was)
-            self.flat = []
-            return
-        there = {layer.name: layer for layer in self.viewer.layers}
-        labels = self.drawn or there.get("labels")
-        if labels is None or VEIL not in there or there[VEIL].visible:
-            return
-        staged = {name for names in STAGES.values() for name in names} - {"candidates"}
-        others = any(layer.visible for name, layer in there.items() if name in staged and layer is not labels)
-        wanted: list[tuple[napari.layers.Layer, str, object]] = [
-            (labels, "opacity", 1.0),
-            (there[VEIL], "visible", True),
-        ]
-        if not others:
-            wanted.append((labels, "visible", True))
-        if "CT (HU)" in there:
-            wanted.append((there["CT (HU)"], "visible", False))
-        for layer in {labels, there.get("labels", labels), there.get("ledger", labels)}:
-            if isinstance(layer.colormap, DirectLabelColormap):
-                wanted.append((layer, "colormap", _without(layer.colormap, 1)))
-        self.flat = [(layer, what, getattr(layer, what)) for layer, what, _ in wanted]
-        for layer, what, value in wanted:
-            setattr(layer, what, value)
 
     def _points(self) -> None:
         """The operating points of the case's forest, its own first; none where the result names none."""
         names, own = list(self.case.info.get("operating_points") or {}), self.case.info.get("operating_point")
         first = own if own in names else AS_MADE
-        self.filling = True
-        self.point.clear()
-        self.point.addItems([first, *(name for name in names if name != first)])
-        self.filling = False
+        with QSignalBlocker(self.point):
+            self.point.clear()
+            self.point.addItems([first, *(name for name in names if name != first)])
         self.point_row.setVisible(bool(names))
 
     def _as_made(self) -> None:
@@ -465,22 +366,20 @@ class Panel(QWidget):
 
     def _point(self, name: str) -> None:
         """Show what the forest keeps at an operating point: in the table, and as labels above those of the result."""
-        if self.filling or self.case is None or not name:
+        if self.case is None or not name:
             return
-        row, chosen = self.case.lesions(), self.candidate()
+        made, chosen = self.case.lesions(), self.candidate()
         own, info = self.point.itemText(0), self.case.info
         for layer in [layer for layer in self.viewer.layers if layer.name.startswith(AT_POINT)]:
             self.viewer.layers.remove(layer)
         threshold = info.get("forest_threshold") if name == own else info["operating_points"][name]
-        if name != own:
-            row = row.assign(kept=worklist.kept_at(row, info, name))
-        self.lesions = worklist.order(row, threshold)
+        shown = made if name == own else made.assign(kept=worklist.kept_at(made, info, name))
+        self.lesions = worklist.order(shown, threshold)
         if "labels" in self.viewer.layers:
             labels = self.viewer.layers["labels"]
-            labels.visible = name == own and self.drawn is None
+            labels.visible = name == own and self.look.drawn is None
             if name != own and self.case.file("candidates").exists():
                 numbers = self.case.volume("candidates")[0]
-                made = self.case.lesions()
                 before, kept = (set(table.candidate[table.kept]) for table in (made, self.lesions))
                 data = worklist.labels_at(np.asarray(labels.data), numbers, before, kept)
                 self.viewer.add_labels(
@@ -512,7 +411,7 @@ class Panel(QWidget):
     def _fill(self) -> None:
         """The table and the line above it, the chosen row kept."""
         said, row = self.review.of(self.sha), self.table.currentRow()
-        self.filling = True
+        quiet = QSignalBlocker(self.table)
         self.table.setRowCount(len(self.lesions))
         for n, lesion in enumerate(self.lesions.itertuples()):
             verdict = said.get(int(lesion.candidate))
@@ -527,15 +426,13 @@ class Panel(QWidget):
                 self.table.setItem(n, column, item)
         if 0 <= row < len(self.lesions):
             self.table.selectRow(row)
-        self.filling = False
+        quiet.unblock()
         self._state()
 
     def _state(self) -> None:
         said = self.review.of(self.sha)
-        words = [
-            f"case {self.shown_number() + 1} of {len(self.places)}",
-            f"{len(said)} of {len(self.lesions)} lesions judged",
-        ]
+        judged = f"{len(said)} of {len(self.lesions)} lesions judged"
+        words = [f"case {self.shown_number() + 1} of {len(self.places)}", judged]
         if self.review.corrected is not None:
             words.append(f"labels corrected by {self.review.corrected.who}")
         lines = [", ".join(words), self.review.outdated(self.sha)]
@@ -544,18 +441,12 @@ class Panel(QWidget):
 
     def _watch(self, layer: napari.layers.Labels) -> None:
         """What was painted is on record at the layer, for a panel that is opened later too."""
-        about = layer.metadata
-        about[PAINTED] = False
-        layer.events.paint.connect(lambda _: about.update({PAINTED: True}))
+        layer.metadata[PAINTED] = False
+        layer.events.paint.connect(lambda _: layer.metadata.update({PAINTED: True}))
 
-    def _chosen(self, number: int) -> None:
-        if not self.filling:
-            self.show_case(number)
-
-    def _pick(self, choice: QComboBox, number: int) -> None:
-        self.filling = True
-        choice.setCurrentIndex(number)
-        self.filling = False
+    def _pick(self, number: int) -> None:
+        with QSignalBlocker(self.choice):
+            self.choice.setCurrentIndex(number)
 
     def _ask(self) -> None:
         if path := QFileDialog.getExistingDirectory(self, "A result folder, a folder of them, or an experiment"):
@@ -567,26 +458,28 @@ class Panel(QWidget):
     def _say(self, words: str) -> None:
         self.said.setText(words)
         if words:
-            print(words, file=sys.stderr)
+            qa.log.warning(words)
 
 
-def _without(colours: DirectLabelColormap, value: int) -> DirectLabelColormap:
-    """The colours of labels, this one transparent."""
-    return DirectLabelColormap(color_dict={**colours.color_dict, value: np.zeros(4)})
+def _lesion_table() -> QTableWidget:
+    table = QTableWidget(0, len(COLUMNS))
+    table.setHorizontalHeaderLabels(list(COLUMNS))
+    for n, meaning in enumerate(COLUMNS.values()):
+        table.horizontalHeaderItem(n).setToolTip(meaning)
+    table.verticalHeader().hide()
+    table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+    table.horizontalHeader().setStretchLastSection(True)
+    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+    table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    table.setMinimumHeight(160)
+    table.setToolTip(" ".join((worklist.order.__doc__ or "").split()))
+    return table
 
 
 def _ml(volume: float) -> str:
     """Two digits, more where they stand before the point."""
     return f"{volume:.0f}" if volume >= 10 else f"{volume:.2g}"
-
-
-def _ignoring(do: Callable[[], object]) -> Callable[[object], None]:
-    """What napari calls with its viewer when a key is pressed."""
-
-    def pressed(_: object) -> None:
-        do()
-
-    return pressed
 
 
 def _button(name: str, tip: str, do: Callable[[], object], width: int = 0) -> QPushButton:

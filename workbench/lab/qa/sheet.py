@@ -26,31 +26,17 @@ def draw(found: list[Layer], title: str) -> Figure:
             view = figures.View(ct.shape, spacing_mm, plane, at)
             view.ct(ax, ct, "liver")
             if layer is not None and "contrast_limits" in layer[1]:
-                view.show(
-                    ax,
-                    layer[0],
-                    cmap=figures.PROBABILITY_MAPS[name.split()[0]],
-                    vmin=0,
-                    vmax=1,
-                    interpolation="nearest",
-                )
+                view.probability(ax, layer[0], name.split()[0])
             elif layer is not None:
                 colours = layer[1]["colormap"]
                 for value in np.unique(layer[0]):
                     if value:
                         view.fill(ax, layer[0] == value, colours.get(int(value), colours[None]), layer[1]["opacity"])
             elif points is not None:
-                down, across = view.axes
-                mm = points[0] * spacing_mm
-                ax.scatter(
-                    mm[:, across],
-                    mm[:, down],
-                    s=60,
-                    facecolors="none",
-                    edgecolors=points[1]["border_color"],
-                    linewidths=1.5,
-                )
-            view.zoom(ax, None)
+                down, across = ((points[0] * spacing_mm)[:, axis] for axis in view.axes)
+                edges = points[1]["border_color"]
+                ax.scatter(across, down, s=60, facecolors="none", edgecolors=edges, linewidths=1.5)
+            view.zoom(ax)
             ax.set_title(f"{name}\n{view.title()}", fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
