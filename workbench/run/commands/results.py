@@ -139,9 +139,9 @@ def lineage(
     store: Annotated[Path | None, typer.Option(help="MLflow's folder; mlruns/ by default.")] = None,
 ) -> None:
     """Which trained stages made a result, and the MLflow runs and model versions that they are."""
-    from workbench.run import tracking
+    from workbench.run import lineage as trace
 
-    origins, reason = tracking.lineage(result, store)
+    origins, reason = trace.of(result, store)
     for o in origins:
         known = f"run {o.run}  {o.finished}  {o.model}" if o.run else "not in the store"
         print(f"{o.stage:9}  stage.json {o.sha256[:12]}" + ("" if reason else f"  {known}").rstrip())
