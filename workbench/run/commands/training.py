@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -237,7 +238,7 @@ def sweep(
 
     writable(out)
     plan = s.prepare(experiment, out, over, after, seed, startup, device)
-    table = s.run(plan, trials, workers, device)
+    table = s.run(plan, trials, workers, device, tell=partial(print, flush=True))
     count = [f"{n} {state}" for state in ("complete", "pruned", "fail") if (n := int((table.state == state).sum()))]
     print(f"{len(table)} trials: {', '.join(count)} -> {out / 'trials.csv'}")
     done = table[table.state == "complete"]
