@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,18 +45,18 @@ def run(
     from workbench.run import batch, tracking
     from workbench.volume import Refused
 
-    given = _parameters(context.args)
+    given, tell = _parameters(context.args), partial(print, file=sys.stderr, flush=True)
     sets = batch.combinations(experiment, given, notebook)
     if notebook == "all":
         if len(sets) > 1:
             raise Refused("run all", f"{len(sets)} sets of parameters", "one", "Name one notebook for several cases.")
         writable(experiment)
-        outcomes = batch.run_all(experiment, sets[0])
+        outcomes = batch.run_all(experiment, sets[0], progress=tell)
     else:
         for one in sets:
             batch.checked(batch.find(notebook), one)
         writable(experiment)
-        outcomes = batch.run_each(notebook, experiment, sets)
+        outcomes = batch.run_each(notebook, experiment, sets, progress=tell)
     for o in outcomes:
         print(f"{o.notebook}: {o.status} {o.error}".rstrip() + f"  {o.output}")
     count = [
