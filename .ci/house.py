@@ -15,7 +15,9 @@ LONGEST_MODULE, LONGEST_FUNCTION = 500, 80
 def modules() -> dict[str, list[Path]]:
     """The modules of each room, and those beside the rooms under their own names."""
     top = ROOT / "workbench"
-    return {room: sorted((top / room).rglob("*.py")) for room in ROOMS} | {p.stem: [p] for p in sorted(top.glob("*.py"))}
+    return {room: sorted((top / room).rglob("*.py")) for room in ROOMS} | {
+        p.stem: [p] for p in sorted(top.glob("*.py"))
+    }
 
 
 def lines(path: Path) -> int:
@@ -59,7 +61,12 @@ def graph() -> str:
     for room, paths in modules().items():
         if room == "__init__":
             continue
-        to = Counter(name for p in paths for name in imports(p) if name != room and (name in ROOMS or name in ("volume", "masks")))
+        to = Counter(
+            name
+            for p in paths
+            for name in imports(p)
+            if name != room and (name in ROOMS or name in ("volume", "masks"))
+        )
         rows += [f"    {room.strip('_')} -->|{n}| {name}" for name, n in sorted(to.items())]
     return "\n".join(rows)
 

@@ -34,13 +34,13 @@ import torch
 from test_faults import AFFINE, ct, series
 
 from workbench import experiment
-from workbench.__main__ import _parameters
 from workbench.data import cohort, files, readers
 from workbench.data.readers import dicom
 from workbench.experiment import reading
 from workbench.nets import cascade, fit
 from workbench.nets.network import SlabNet
 from workbench.run import batch
+from workbench.run.commands.notebooks import _parameters
 from workbench.stages import boundary, forest
 from workbench.volume import Refused
 

@@ -35,6 +35,7 @@ from workbench.experiment import pipeline
 from workbench.nets import cascade, fit, slabs
 from workbench.nets.network import NetworkSettings, SlabNet
 from workbench.run import batch, doctor
+from workbench.run.commands import scans, shared, training
 from workbench.stages import boundary, candidates, forest, radiomics
 from workbench.volume import Refused
 
@@ -593,7 +594,7 @@ def no_notebook(folder, request):
 def read_only(folder, request):
     (folder / "there").mkdir()
     (folder / "there").chmod(0o555)
-    __main__._writable(folder / "there" / "new")
+    shared.writable(folder / "there" / "new")
 
 
 def few(lesions, alike):
@@ -617,7 +618,7 @@ ACTS = [
      "and _."),
     (20, "a row of a manifest cut short", lambda d, _: cohort.read_manifest(manifest(d, ["c", "p", "x.nii.gz"])),
      "m.csv, line 2: found no labels; expected a value for each column."),
-    (23, "empty mask for radiomics", lambda d, _: __main__.radiomics(nifti(d), nifti(d, np.zeros(SHAPE, np.uint8), name="m.nii.gz"), d / "x.csv"),
+    (23, "empty mask for radiomics", lambda d, _: scans.radiomics(nifti(d), nifti(d, np.zeros(SHAPE, np.uint8), name="m.nii.gz"), d / "x.csv"),
      "m.nii.gz: found an empty mask; expected at least one region on background 0. Draw a region first."),
     (30, "a patient in train and in test", lambda d, _: cohort.read_manifest(manifest(d, ["a", "p", "x.nii.gz", "x.nii.gz", "train"], ["b", "p", "x.nii.gz", "x.nii.gz", "test"])),
      "m.csv: found patient p in train and in test: a (train), b (test); expected each patient on one side. Give all scans of a "
@@ -653,7 +654,7 @@ ACTS = [
      "e: found an experiment with other settings (folds 2 instead of 3; forest.trees 30 instead of 500), on "
      "which its finished stage cohort rests; expected the same, to go on with it. Choose another folder with "
      "-o, or remove this one."),
-    (36, "nothing to resume", lambda d, _: __main__.train("all", d / "m.csv", d / "e", resume=True),
+    (36, "nothing to resume", lambda d, _: training.train("all", d / "m.csv", d / "e", resume=True),
      "--resume e: found no experiment there; expected one that was started before. Leave --resume out to "
      "start it."),
     (37, "a pickle in place of weights", lambda d, _: (net_in(d, lambda b: PICKLE), load_net(d)),
@@ -674,7 +675,7 @@ ACTS = [
      "--device: found cuda; expected a device that is there. No CUDA device was found: use --device cpu."),
     (42, "read-only folder", read_only,
      "there/new: found there is read-only; expected a folder that can be written. Choose another with -o."),
-    (42, "a file where a folder should be", lambda d, _: ((d / "f").touch(), __main__._writable(d / "f")),
+    (42, "a file where a folder should be", lambda d, _: ((d / "f").touch(), shared.writable(d / "f")),
      "f: found f is a file; expected a folder that can be written. Choose another with -o."),
     (43, "unknown notebook parameter", lambda d, _: batch.checked(book(d), {"treshold": 0.5}),
      "02_liver.ipynb: found unknown parameter treshold; expected one of n, rate."),

@@ -27,6 +27,7 @@ from workbench.data.files import sweep, write_atomic
 from workbench.data.readers import nifti
 from workbench.experiment import pipeline
 from workbench.run import batch, tracking
+from workbench.run.commands import shared
 from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,7 +238,7 @@ def test_a_read_only_file_system_is_said_at_the_start(disk):
     place, remount = disk
     assert remount("ro")
     with pytest.raises(Refused, match="not writable .Read-only file system.; expected a folder that can be written"):
-        __main__._writable(place / "e")
+        shared.writable(place / "e")
 
 
 def test_a_write_that_finds_no_room_leaves_the_former_file(disk):

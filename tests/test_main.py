@@ -17,11 +17,12 @@ import tiny
 import torch
 from scipy import ndimage
 
-from workbench import __main__, __version__, experiment
+from workbench import __version__, experiment
 from workbench.data.readers import nifti
 from workbench.data.threads import in_processes
 from workbench.experiment import reading
 from workbench.run import batch
+from workbench.run.commands import results, scans
 from workbench.stages import liver, radiomics
 from workbench.volume import Refused
 
@@ -240,9 +241,9 @@ def test_a_folder_of_slices_has_one_hash_of_all_its_files(tmp_path):
     (tmp_path / "scan").mkdir()
     for name in "ab":
         (tmp_path / "scan" / name).write_text(name)
-    one = __main__._origin(tmp_path / "scan", torch.zeros(1), tmp_path)
+    one = scans._origin(tmp_path / "scan", torch.zeros(1), tmp_path)
     (tmp_path / "scan" / "b").write_text("c")
-    other = __main__._origin(tmp_path / "scan", torch.zeros(1), tmp_path)
+    other = scans._origin(tmp_path / "scan", torch.zeros(1), tmp_path)
     assert one["path"] == "scan" and one["sha256"] != other["sha256"] and one["voxels_sha256"] == other["voxels_sha256"]
 
 
@@ -296,7 +297,7 @@ def test_a_link_stays_a_link(call, files, trained):
     ],
 )
 def test_each_input_has_a_name_of_its_own(names, own):
-    assert __main__._each_its_own(names) == own
+    assert results._each_its_own(names) == own
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "new\nline", "n" * 240])

@@ -14,7 +14,7 @@ import pytest
 
 from workbench.experiment import PRESETS
 from workbench.lab import review
-from workbench.run import batch, demo
+from workbench.run import batch, demo, pages
 from workbench.volume import Refused, components
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
@@ -49,7 +49,7 @@ def test_each_notebook_runs_alone_and_answers_its_question(trained, healthy, tmp
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(
             pool.map(
-                lambda book: batch.run(book, folder, parameters_of(book, healthy), progress=False),
+                lambda book: batch.run(book, folder, parameters_of(book, healthy), progress=None),
                 NUMBERED,
             )
         )
@@ -65,7 +65,7 @@ def test_each_notebook_runs_alone_and_answers_its_question(trained, healthy, tmp
         images = [o for c in cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
         assert images, f"{outcome.notebook} shows nothing"
         if outcome.notebook[:2] in ("00", "02", "03", "09"):  # as a widget, and as a picture for whoever has no browser
-            assert [o for o in images if batch.WIDGET in o["data"]], f"{outcome.notebook} has no slices to walk through"
+            assert [o for o in images if pages.WIDGET in o["data"]], f"{outcome.notebook} has no slices to walk through"
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_each_notebook_runs_alone_and_answers_its_question(trained, healthy, tmp
 def test_the_page_of_a_case_held_out_or_not(trained, tmp_path):
     folder = copied(trained, tmp_path / "experiment")
     held, seen = (trained.cases(split).case.iloc[0] for split in ("test", "train"))
-    outcomes = batch.run_each("case", folder, [{"case": held}, {"case": seen}], progress=False)
+    outcomes = batch.run_each("case", folder, [{"case": held}, {"case": seen}], progress=None)
     assert [o.error for o in outcomes] == ["", ""]
     for case, outcome, side in zip((held, seen), outcomes, ("test", "train")):
         cells = nbformat.read(outcome.output, as_version=4).cells
@@ -100,7 +100,7 @@ def test_an_experiment_is_begun_with_a_preset_or_opened(trained, toy_cohort, tmp
 
 def test_a_notebook_says_what_is_missing(trained, tmp_path):
     folder = copied(trained, tmp_path / "experiment", ("liver", "results"))
-    outcome = batch.run("03", folder, progress=False)
+    outcome = batch.run("03", folder, progress=None)
     assert outcome.status == "failed"
     assert "Refused: " in outcome.error and "the stage liver has not run" in outcome.error
     assert "Run notebook 02" in outcome.error and "\n" not in outcome.error
@@ -219,17 +219,17 @@ def test_what_a_perturbation_moves(trained):
 def test_the_page_of_a_result_needs_no_experiment(trained, tmp_path):
     shutil.copytree(trained.folder / "results", tmp_path / "some" / "results")
     names = sorted(p.name for p in (tmp_path / "some" / "results").iterdir())[:2]
-    outcome = batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False)
+    outcome = batch.run("result", tmp_path / "some", {"case": names[1]}, progress=None)
     assert outcome.status == "done", outcome.error
     assert outcome.output.name == f"result-{names[1]}.ipynb"
     cells = nbformat.read(outcome.output, as_version=4).cells
     answer = "".join(said(output) for output in cells[-1].outputs)
     assert answer.startswith(f"**{names[1]}**") and "Research use only" in answer
     assert f"<strong>{names[1]}</strong>" in outcome.output.with_suffix(".html").read_text()
-    assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False).status == "unchanged"
+    assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=None).status == "unchanged"
     held = tmp_path / "some" / "results" / names[1] / "result.json"
     held.write_text(held.read_text() + " ")
-    assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=False).status == "done"
+    assert batch.run("result", tmp_path / "some", {"case": names[1]}, progress=None).status == "done"
     with pytest.raises(Refused, match=f"no result of nobody.*{names[0]}"):
         review.found(tmp_path / "some", "nobody")
     shutil.move(tmp_path / "some" / "results", tmp_path / "whole")

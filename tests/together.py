@@ -11,10 +11,10 @@ import tiny
 import torch
 from torch import nn
 
-from workbench.__main__ import _joined
 from workbench.experiment import Experiment, pipeline
 from workbench.nets import distributed, fit
 from workbench.nets.fit import FitSettings
+from workbench.run.commands.training import _joined
 from workbench.stages import boundary
 
 

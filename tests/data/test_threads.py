@@ -1,6 +1,8 @@
 """Several things at once in processes: the same answers in the same order as one after the other."""
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from multiprocessing import get_context
@@ -41,6 +43,21 @@ def test_each_item_is_done_in_order_by_processes_that_make_their_part_once(tmp_p
 def test_a_refusal_comes_through(tmp_path, workers):
     with pytest.raises(Refused, match="item: found -1; expected 0 or more"):
         list(in_processes(partial(made, tmp_path / "made"), work, [1, -1, 2], workers))
+
+
+@pytest.mark.parametrize(("guard", "processes"), [('if __name__ == "__main__":', 2), ("if True:", 1)])
+def test_a_script_that_does_its_work_wherever_it_is_imported_does_it_in_one_process(tmp_path, guard, processes):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nfrom workbench.data.threads import in_processes\n"
+        "def work(begun, item):\n    (begun / str(os.getpid())).touch()\n    return 2 * item\n"
+        f"def place():\n    from pathlib import Path\n    return Path({str(tmp_path / 'begun')!r})\n"
+        f"{guard}\n    place().mkdir()\n    print(*in_processes(place, work, range(50), 2))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, [str(2 * n) for n in range(50)]), done.stderr
+    assert len(list((tmp_path / "begun").iterdir())) <= processes
+    assert ('`if __name__ == "__main__":`' in done.stderr and str(script) in done.stderr) == (processes == 1)
 
 
 def slow(begun, item: int) -> None:

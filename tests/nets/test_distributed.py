@@ -11,9 +11,9 @@ import pytest
 import together
 import torch
 
-from workbench.__main__ import _joined
 from workbench.nets import distributed
 from workbench.nets.fit import load_tensors
+from workbench.run.commands.training import _joined
 from workbench.volume import Refused
 
 HERE = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from workbench.run import batch
+from workbench.run import batch, pages
 from workbench.volume import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def test_each_case_keeps_its_own_page_and_one_bad_value_stops_all(tmp_path, monk
         batch, "_execute", lambda kernel, source, partial, **more: ran.append(more["parameters"]["case"])
     )
     with pytest.raises(Refused, match="parameter n"):
-        batch.run_each(source, tmp_path / "exp", [{"case": "a"}, {"case": "b", "n": "x"}], progress=False)
+        batch.run_each(source, tmp_path / "exp", [{"case": "a"}, {"case": "b", "n": "x"}], progress=None)
     assert ran == []
     lines: list[str] = []
     outcomes = batch.run_each(source, tmp_path / "exp", [{"case": "a/1"}, {"case": "b c's"}], progress=lines.append)
@@ -95,12 +95,12 @@ def test_each_case_keeps_its_own_page_and_one_bad_value_stops_all(tmp_path, monk
 
 def test_a_page_asks_nothing_of_the_network_and_runs_no_script(tmp_path):
     book = nbformat.read(notebook(tmp_path / "n.ipynb", "x"), as_version=4)
-    view = nbformat.v4.new_output("display_data", {batch.WIDGET: {"model_id": "1"}, "text/plain": "Live(children=...)"})
+    view = nbformat.v4.new_output("display_data", {pages.WIDGET: {"model_id": "1"}, "text/plain": "Live(children=...)"})
     picture = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
     book.cells[-1].outputs = [view, picture]
     book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"1": {}}, "version_major": 2}}
     nbformat.write(book, tmp_path / "n.ipynb")
-    html = batch.page(tmp_path / "n.ipynb").decode()
+    html = pages.page(tmp_path / "n.ipynb").decode()
     assert "Live(" not in html and "data:image/png;base64,iVBORw0KGgo=" in html and "What is two?" in html
     assert "<script" not in html and "default-src 'none'" in html
     assert not re.findall(r'(?:src|href)="?(?:https?:)?//[^"\s]*', html)
@@ -108,8 +108,8 @@ def test_a_page_asks_nothing_of_the_network_and_runs_no_script(tmp_path):
 
 def test_a_page_has_the_picture_of_a_widget_and_a_copy_carries_no_widget_with_a_program_of_its_own(tmp_path):
     book = nbformat.read(notebook(tmp_path / "n.ipynb", "x", "y", "z"), as_version=4)
-    shown = [{batch.WIDGET: {"model_id": m}, "image/png": p} for m, p in (("a", "iVBORw0KGgo="), ("b", "aVBORw0KGgo="))]
-    shown.append({batch.WIDGET: {"model_id": "c"}})  # without a picture it stays as it is
+    shown = [{pages.WIDGET: {"model_id": m}, "image/png": p} for m, p in (("a", "iVBORw0KGgo="), ("b", "aVBORw0KGgo="))]
+    shown.append({pages.WIDGET: {"model_id": "c"}})  # without a picture it stays as it is
     for cell, data in zip(book.cells[-3:], shown):
         cell.outputs = [nbformat.v4.new_output("display_data", data)]
     state = {
@@ -120,14 +120,14 @@ def test_a_page_has_the_picture_of_a_widget_and_a_copy_carries_no_widget_with_a_
         "b": {"state": {"children": ["IPY_MODEL_both"]}},
         "c": {"state": {"_esm": "program"}},
     }
-    book.metadata["widgets"] = {batch.STATE: {"state": state, "version_major": 2, "version_minor": 0}}
+    book.metadata["widgets"] = {pages.STATE: {"state": state, "version_major": 2, "version_minor": 0}}
     nbformat.write(book, tmp_path / "n.ipynb")
-    html = batch.page(tmp_path / "n.ipynb").decode()
+    html = pages.page(tmp_path / "n.ipynb").decode()
     assert "data:image/png;base64,iVBORw0KGgo=" in html and "data:image/png;base64,aVBORw0KGgo=" in html
-    assert batch.lighten(book) and not batch.lighten(book)
-    assert set(book.metadata["widgets"][batch.STATE]["state"]) == {"both", "b", "c"}
+    assert pages.lighten(book) and not pages.lighten(book)
+    assert set(book.metadata["widgets"][pages.STATE]["state"]) == {"both", "b", "c"}
     first, second, third = (cell.outputs[0].data for cell in book.cells[-3:])
-    assert set(first) == {"image/png"} and batch.WIDGET in second and batch.WIDGET in third
+    assert set(first) == {"image/png"} and pages.WIDGET in second and pages.WIDGET in third
 
 
 @pytest.mark.timeout(120)
@@ -217,7 +217,7 @@ def test_a_device_or_case_that_is_not_there_is_refused_on_an_experiment_that_is(
 def test_a_preset_begins_an_experiment_for_the_notebooks_after_the_first(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(batch, "run", lambda path, *_, **__: ran.append(path) or batch.Outcome(path.stem, path, "done"))
-    assert len(batch.run_all(tmp_path / "e", {"preset": "demo"}, progress=False)) == len(ran) == 12
+    assert len(batch.run_all(tmp_path / "e", {"preset": "demo"}, progress=None)) == len(ran) == 12
 
 
 def test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped(trained, tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped(trained, 
         return batch.Outcome(path.stem, path, "failed" if ran[-1] == "03" else "done")
 
     monkeypatch.setattr(batch, "run", run)
-    outcomes = batch.run_all(tmp_path / "e", progress=False)
+    outcomes = batch.run_all(tmp_path / "e", progress=None)
     assert ran == ["01", "02", "03", "06", "07", "08"], "04, 05 need tumor; 09, 10, 11 and 00 tumor and forest"
     skipped = {o.notebook[:2]: o.error for o in outcomes if o.status == "skipped"}
     assert list(skipped) == ["04", "05", "09", "10", "11", "00"] and not any(o.ok for o in outcomes if o.error)
@@ -304,7 +304,7 @@ def test_run_keeps_the_result_skips_the_second_time_and_shows_the_error(tmp_path
 
     record["status"] = "done"  # as if it had gone well: nothing changed, so nothing runs
     (experiment / "notebooks" / "03_tumor.json").write_text(json.dumps(record))
-    again = batch.run(source, experiment, {"n": 41}, progress=False)
+    again = batch.run(source, experiment, {"n": 41}, progress=None)
     assert again.status == "unchanged" and again.ok
 
 
@@ -317,5 +317,5 @@ def test_a_notebook_that_another_process_runs_is_left_to_it(tmp_path):
         fcntl.flock(theirs, fcntl.LOCK_EX)
         print("theirs", file=theirs, flush=True)
         with pytest.raises(Refused, match="03_tumor.ipynb: found in use by another process"):
-            batch.run(source, experiment, progress=False)
+            batch.run(source, experiment, progress=None)
     assert log.read_text() == "theirs\n" and [p.name for p in log.parent.iterdir()] == [log.name]

@@ -18,7 +18,7 @@ from workbench import experiment
 from workbench.data import files
 from workbench.data.files import held
 from workbench.experiment import Experiment, pipeline
-from workbench.run import sweep, tracking
+from workbench.run import scoring, sweep, tracking
 from workbench.stages import boundary
 from workbench.volume import Refused
 
@@ -138,20 +138,20 @@ def test_the_first_trial_is_the_experiment_as_it_is(trained, tmp_path, mlruns):
     swept(trained, tmp_path / "s", ["forest.recall=float:0.5:1"], 1, mlruns)
     (told,) = sweep.trials_of(tmp_path / "s")
     assert told["values"] == {"forest.recall": trained.settings.forest.recall}
-    stage = sweep._verdicts(trained)  # from what the stage forest left
-    own = sweep._verdicts(Experiment(tmp_path / "s" / "base", "cpu"))  # from forests made anew
+    stage = scoring.verdicts(trained)  # from what the stage forest left
+    own = scoring.verdicts(Experiment(tmp_path / "s" / "base", "cpu"))  # from forests made anew
     assert stage.equals(own)
     for case, dice in told["dice"].items():
-        found = pipeline.candidates_chance(trained, case, *sweep._said(stage[case])) > 0
+        found = pipeline.candidates_chance(trained, case, *scoring.said(stage[case])) > 0
         assert dice == pipeline.dice(found, trained.work(case)[1] == 2)
     assert set(told["dice"]) == set(trained.cases("train").case) and told["score"] == np.mean([*told["dice"].values()])
 
 
 def test_the_threshold_of_a_fold_is_the_other_folds(trained, monkeypatch):
     rows, asked = pipeline.forest_rows(trained), []
-    threshold = sweep.forest.threshold_for_recall
-    monkeypatch.setattr(sweep.forest, "threshold_for_recall", lambda *a: (asked.append(set(a[3])), threshold(*a))[1])
-    sweep._verdicts(trained)
+    threshold = scoring.forest.threshold_for_recall
+    monkeypatch.setattr(scoring.forest, "threshold_for_recall", lambda *a: (asked.append(set(a[3])), threshold(*a))[1])
+    scoring.verdicts(trained)
     for fold, seen in zip(np.unique(rows.fold), asked, strict=True):
         assert seen == set(rows.lesions[rows.fold != fold])
         assert not {name.split("/")[0] for name in seen} & set(rows.table.case[rows.fold == fold])
@@ -159,8 +159,8 @@ def test_the_threshold_of_a_fold_is_the_other_folds(trained, monkeypatch):
 
 def test_a_fold_is_doubted_as_far_as_the_other_folds_candidates_reach(trained, monkeypatch):
     rows, asked = pipeline.forest_rows(trained), []
-    monkeypatch.setattr(sweep.forest, "chances", lambda *a: (asked.append(a), np.full(len(a[0]), 0.25))[1])
-    said = sweep._verdicts(trained)
+    monkeypatch.setattr(scoring.forest, "chances", lambda *a: (asked.append(a), np.full(len(a[0]), 0.25))[1])
+    said = scoring.verdicts(trained)
     assert {p for kept in said for p in kept.values()} == {0.25}
     for fold, (scores, volume_ml, largest) in zip(np.unique(rows.fold), asked, strict=True):
         own = rows.fold == fold

@@ -15,7 +15,7 @@ import pytest
 
 from workbench.experiment import reading
 from workbench.lab import contours, review
-from workbench.run import tracking
+from workbench.run import lineage, tracking
 from workbench.volume import Refused
 
 
@@ -259,7 +259,7 @@ def test_each_champion_has_a_signature_and_says_what_its_stage_said(tracked):
 def test_a_result_leads_back_to_the_runs_of_its_models(tracked, tmp_path):
     made, mlruns = tracked
     result = reading.experiment(made.folder).results()[0]
-    origins, reason = tracking.lineage(result, mlruns)
+    origins, reason = lineage.of(result, mlruns)
     assert reason == "" and [o.stage for o in origins] == ["liver", "tumor", "forest", "boundary"]
     client = tracking._Store(mlruns).client
     hashes = reading.stage_hashes(made.folder)
@@ -274,11 +274,11 @@ def test_a_result_leads_back_to_the_runs_of_its_models(tracked, tmp_path):
     assert any(name.startswith("system/process_cpu") for name in metrics.data.metrics)
     assert metrics.data.tags["workbench.versions.torch"]
 
-    none = tracking.lineage(result, tmp_path / "nowhere")
+    none = lineage.of(result, tmp_path / "nowhere")
     assert "no mlflow.db" in none[1] and [o.sha256 for o in none[0]] == [o.sha256 for o in origins]
     assert not (tmp_path / "nowhere").exists(), "asking makes no store"
     with pytest.raises(Refused, match="names no models|no models named"):
-        tracking.lineage(fake.result(tmp_path / "r"))
+        lineage.of(fake.result(tmp_path / "r"))
 
 
 def test_importing_the_module_does_not_import_mlflow():

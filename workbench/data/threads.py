@@ -6,12 +6,15 @@ draws pictures and walks through tables does not, so that goes to processes.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -83,15 +86,27 @@ def at_once(device: torch.device) -> int:
     return max(1, min(most, AT_ONCE))
 
 
+def guarded() -> bool:
+    """Whether this program can start processes: each imports the script that was started, and one that does its work without
+    `if __name__ == "__main__":` would do all of it again there. A warning where it cannot."""
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if not script.is_file() or script.name == "__main__.py" or "__main__" in script.read_text(errors="replace"):
+        return True
+    words = '%s runs in one process. To use several, put what it does under `if __name__ == "__main__":`.'
+    logging.getLogger(__name__).warning(words, script)
+    return False
+
+
 def in_processes(
     make: Callable[[], Made], work: Callable[[Made, Item], Out], items: Sequence[Item], workers: int
 ) -> Iterator[Out]:
-    """work(made, item) of each item, in order, in processes of one thread each, which call make() once; with one worker, here.
+    """work(made, item) of each item, in order, in processes of one thread each, which call make() once; with one worker, or where no process can be
+    started (`guarded`), here.
 
     All that goes in and out is pickled, so functions are those of a module. The processes end with this one, killed or not.
     """
     workers = min(len(items), workers)
-    if workers < 2:
+    if workers < 2 or not guarded():
         made = make()
         yield from (work(made, item) for item in items)
         return
@@ -105,7 +120,7 @@ def in_processes(
             ) from error
 
 
-_MADE: dict[str, Any] = {}  # of a process of `in_processes`
+_MADE: dict[str, Any] = {}  # of a process of `in_processes`: a pool gives its functions no other place that lasts from one item to the next
 
 
 def _begin() -> None:

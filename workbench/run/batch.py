@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -32,16 +32,17 @@ import workbench
 from workbench.data import cohort
 from workbench.data.files import CHECKOUT, sha256, write_atomic
 from workbench.experiment import PRESETS, Experiment, pick_device
-from workbench.experiment.reading import STAGES, results_at, stage_hashes
+from workbench.experiment.reading import results_at, stage_hashes
+from workbench.experiment.table import STAGES, names
+from workbench.run import kernel, pages
 from workbench.volume import Refused
 
 CELL_SECONDS = 1800  # a choice: the longest that one cell may take
+TRUTH = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
 RESULT = "result"  # the notebook that reads results and asks for no experiment
-WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
-ALONE = (
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'\">"
-)
+
+
+Tell = Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,8 @@ class Outcome:
 def folder() -> Path:
     """The notebooks of this checkout (an editable install), or those beside the current directory."""
     places = [CHECKOUT / "notebooks", Path.cwd() / "notebooks"]
-    for place in places:
-        if place.is_dir():
-            return place
+    if there := [place for place in places if place.is_dir()]:
+        return there[0]
     raise Refused(
         "notebooks",
         "none in " + " or ".join(map(str, places)),
@@ -98,31 +98,16 @@ def find(which: str | int | Path) -> Path:
     raise Refused(text, "no such notebook", "one of " + ", ".join(p.stem for p in known))
 
 
-def _read(path: Path):
-    import nbformat
-
-    try:
-        read = nbformat.read(path, as_version=4)
-        nbformat.validate(read)
-        return read
-    except OSError:
-        raise
-    except Exception as error:  # nbformat has no one type for a file that is no notebook
-        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise Refused(path, f"no notebook ({line})", "a Jupyter notebook", "Restore it from the repository.") from error
-
-
 def parameters(notebook: str | Path) -> dict[str, object]:
     """Names and defaults of the cell tagged `parameters`; a default that is not a literal comes back as its source."""
-    cells = [c for c in _read(Path(notebook)).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [c for c in pages.read(Path(notebook)).cells if "parameters" in c.metadata.get("tags", [])]
     found: dict[str, object] = {}
     try:
         statements: list = ast.parse(cells[0].source if cells else "").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         line = " ".join(str(error).split())
-        raise Refused(
-            notebook, f"a cell of parameters that is no Python ({line})", "name = value, line by line"
-        ) from error
+        found_there = f"a cell of parameters that is no Python ({line})"
+        raise Refused(notebook, found_there, "name = value, line by line") from error
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         for target in targets:
@@ -140,35 +125,27 @@ def _typed(name: str, value: object, default: object, subject: str) -> object:
         return str(value)
     if not isinstance(value, str) or isinstance(default, str):
         return value
-    if isinstance(default, bool):
-        word = value.strip().lower()
-        if word in ("true", "yes", "1", "on"):
-            return True
-        if word in ("false", "no", "0", "off"):
-            return False
-        raise Refused(f"{subject}: parameter {name}", repr(value), "true or false")
+    wanted = "true or false" if isinstance(default, bool) else f"{type(default).__name__}, like {default!r}"
+    refused = Refused(f"{subject}: parameter {name}", repr(value), wanted)
     try:
-        if isinstance(default, int):
-            return int(value)
-        if isinstance(default, float):
-            return float(value)
+        if isinstance(default, bool):
+            return TRUTH[value.strip().lower()]
+        if isinstance(default, int | float):
+            return type(default)(value)
         literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (KeyError, ValueError, SyntaxError, MemoryError, RecursionError):
         if default is None:
             return value
-        raise Refused(
-            f"{subject}: parameter {name}", repr(value), f"{type(default).__name__}, like {default!r}"
-        ) from None
+        raise refused from None
     if default is not None and type(literal) is not type(default):
-        raise Refused(f"{subject}: parameter {name}", repr(value), f"{type(default).__name__}, like {default!r}")
+        raise refused
     return literal
 
 
 def checked(notebook: str | Path, given: Mapping[str, object]) -> dict[str, object]:
     """Parameters of the right type; refused, with the known names, when the notebook does not have one."""
     known = parameters(notebook)
-    unknown = [name for name in given if name not in known]
-    if unknown:
+    if unknown := [name for name in given if name not in known]:
         raise Refused(
             Path(notebook).name,
             "unknown parameter " + ", ".join(unknown),
@@ -179,7 +156,7 @@ def checked(notebook: str | Path, given: Mapping[str, object]) -> dict[str, obje
 
 def _source_hash(notebook: Path) -> str:
     """Hash of what the cells say; outputs, counts and ids do not matter."""
-    cells = [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in _read(notebook).cells]
+    cells = [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in pages.read(notebook).cells]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
@@ -202,58 +179,27 @@ def unchanged(sidecar: Path, key: dict, experiment: Path) -> bool:
     )
 
 
-def _kernel_manager():
-    """A kernel manager that starts ipykernel in this interpreter, looks up no installed kernel, and can end what it started."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    class ThisInterpreter(AsyncKernelManager):
-        started: list = []
-
-        def __init__(self, *arguments, **more):
-            super().__init__(*arguments, **more)
-            self.started.append(self)
-
-        @classmethod
-        def end(cls) -> None:
-            """The kernel and the processes that it started, which are a group of their own."""
-            for manager in cls.started:
-                if (group := getattr(manager.provisioner, "pgid", None)) and manager.has_kernel:
-                    os.killpg(group, signal.SIGKILL)
-
-        @property
-        def kernel_spec(self):
-            return KernelSpec(
-                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                display_name="Python 3",
-                language="python",
-                metadata={"debugger": False},
-            )
-
-    return ThisInterpreter
-
-
-def _execute(kernel, *places: str, **arguments) -> None:
+def _execute(manager, *places: str, **arguments) -> None:
     """papermill, away from the main thread: there nbclient takes Ctrl-C for itself, and it becomes one more failed cell."""
     from papermill import execute_notebook
 
     if threading.current_thread() is not threading.main_thread():
-        execute_notebook(*places, kernel_manager_class=kernel, **arguments)
+        execute_notebook(*places, kernel_manager_class=manager, **arguments)
         return
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with ThreadPoolExecutor(1) as aside:
-            running = aside.submit(execute_notebook, *places, kernel_manager_class=kernel, **arguments)
+            running = aside.submit(execute_notebook, *places, kernel_manager_class=manager, **arguments)
             try:
                 running.result()
             except KeyboardInterrupt:
-                kernel.end()
+                manager.end()
                 raise
     finally:
         signal.signal(signal.SIGTERM, former)
 
 
-def _engine(tell: Callable[[str], None] | None, stem: str):
+def _engine(tell: Callable[[str], None], stem: str):
     """papermill's own engine, telling of each cell as it ends."""
     from papermill.engines import NBClientEngine
 
@@ -269,17 +215,12 @@ def _engine(tell: Callable[[str], None] | None, stem: str):
                 if cell.cell_type == "code":
                     done += 1
                     first = next((line.strip() for line in cell.source.splitlines() if line.strip()), "")
-                    if tell:
-                        tell(f"{stem}  cell {done}/{total}  {time.monotonic() - started:6.1f} s  {first[:60]}")
+                    tell(f"{stem}  cell {done}/{total}  {time.monotonic() - started:6.1f} s  {first[:60]}")
 
             nb_man.cell_complete = cell_complete
             return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
     return Telling
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class _Both:
@@ -297,65 +238,12 @@ class _Both:
             file.flush()
 
 
-def page(notebook: str | Path) -> bytes:
-    """An executed notebook as one HTML file: pictures inside, no script, nothing asked of the network.
-
-    Widgets live in JupyterLab only and are left out; their headless twins, pictures, take their place.
-    """
-    from nbconvert import HTMLExporter
-
-    book = _read(Path(notebook))
-    book.metadata.pop("widgets", None)
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            for data in (output.get("data", {}) for output in cell.outputs):
-                if "image/png" in data:
-                    data.pop(WIDGET, None)
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True)
-    html, _ = exporter.from_notebook_node(book, {"metadata": {"name": Path(notebook).stem}})
-    html = re.sub(r"<script\b.*?</script>", "", html, flags=re.S)
-    return html.replace("<head>", f"<head>{ALONE}", 1).encode()
-
-
-def lighten(book) -> bool:
-    """Take the widgets that bring a program of their own (the 3D view: 5 MB) out of an executed copy and leave their pictures, which
-    show the same; whether there were any."""
-    held = book.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
-
-    def parts(model: str) -> set[str]:
-        found: set[str] = set()
-        left = [model]
-        while left:
-            if (one := left.pop()) in held and one not in found:
-                found.add(one)
-                left += re.findall(r'"IPY_MODEL_(\w+)"', json.dumps(held[one]["state"]))
-        return found
-
-    gone: set[str] = set()
-    stays: set[str] = set()
-    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
-        data = output.get("data", {})
-        if WIDGET in data:
-            own = parts(data[WIDGET]["model_id"])
-            heavy = "image/png" in data and any("_esm" in held[part]["state"] for part in own)
-            (gone if heavy else stays).update(own)
-            if heavy:
-                del data[WIDGET]
-    for model in gone - stays:
-        del held[model]
-    return bool(gone)
-
-
 def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def run(
-    notebook: str | int | Path,
-    experiment: str | Path,
-    given: Mapping[str, object] | None = None,
-    progress: bool | Callable[[str], None] = True,
+    notebook: str | int | Path, experiment: str | Path, given: Mapping[str, object] | None = None, progress: Tell = None
 ) -> Outcome:
     """Run one notebook on an experiment folder and keep the executed copy, whole or partial.
 
@@ -364,8 +252,6 @@ def run(
     cells print, goes to a .log beside it and, with `progress`, to stderr. A cell that fails is reported in the outcome, never raised.
     """
     import nbformat
-    from papermill.engines import papermill_engines
-    from papermill.exceptions import PapermillExecutionError
 
     source = find(notebook)
     experiment = Path(experiment).resolve()
@@ -380,10 +266,9 @@ def run(
     shown = experiment / "results" / str(given.get("case") or "") / "result.json"
     if shown.is_file():
         key["result_sha256"] = sha256(shown)
-    tell = _to_stderr if progress is True else progress or None
     if unchanged(sidecar, key, experiment):
-        if tell:
-            tell(f"{name}  unchanged")
+        if progress:
+            progress(f"{name}  unchanged")
         return Outcome(name, output, "unchanged")
 
     try:
@@ -393,61 +278,63 @@ def run(
     before = stage_hashes(experiment)
     started = time.monotonic()
     partial = output.with_name(f"{output.stem}.partial.ipynb")  # what a killed run leaves, readable as it is
-    status, error, interrupted = "done", "", False
     with _naming(output), _log(output) as log:
 
         def say(line: str) -> None:
             print(line, file=log, flush=True)
-            if tell:
-                tell(line)
+            if progress:
+                progress(line)
 
-        papermill_engines.register("workbench", _engine(say, name))
-        both = _Both(log, tell is not None)
-        try:
-            _execute(
-                _kernel_manager(),
-                _braced(source),
-                _braced(partial),
-                parameters=given,
-                engine_name="workbench",
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                start_timeout=300,  # a busy machine: importing the kernel alone may take a minute
-                cwd=str(source.resolve().parent),
-                execution_timeout=CELL_SECONDS,
-                autosave_cell_every=0,
-                stdout_file=both,
-                stderr_file=both,
-            )
-        except PapermillExecutionError as failure:
-            status = "failed"
-            error = f"{name}, cell {failure.exec_count}: {failure.ename}: {_plain(str(failure.evalue))}"
-        except (RuntimeError, TimeoutError) as failure:  # a kernel that died or a cell that ran past its time
-            status = "failed"
-            error = f"{name}: {type(failure).__name__}: {_plain(str(failure)).strip().splitlines()[0]}"
-        except KeyboardInterrupt:
-            status, error, interrupted = "failed", f"{name}: interrupted", True
+        error, interrupted = _ended(source, partial, name, given, say, _Both(log, bool(progress)))
         seconds = time.monotonic() - started
         if partial.exists():
-            book = _read(partial)
-            if lighten(book):
+            book = pages.read(partial)
+            if pages.lighten(book):
                 write_atomic(partial, nbformat.writes(book).encode())
             os.replace(partial, output)
-            write_atomic(output.with_suffix(".html"), page(output))
-        record = {
-            "key": key,
-            "status": status,
-            "error": error,
-            "seconds": round(seconds, 2),
-            "stages_before": before,
-            "stages_after": stage_hashes(experiment),
-        }
+            write_atomic(output.with_suffix(".html"), pages.page(output))
+        status = "failed" if error else "done"
+        record: dict[str, Any] = {"key": key, "status": status, "error": error, "seconds": round(seconds, 2)}
+        record |= {"stages_before": before, "stages_after": stage_hashes(experiment)}
         write_atomic(sidecar, json.dumps(record, indent=1, sort_keys=True).encode())
         say(error or f"{name}  done in {seconds:.1f} s")
     if interrupted:
         raise KeyboardInterrupt
     return Outcome(name, output, status, seconds, error)
+
+
+def _ended(
+    source: Path, partial: Path, name: str, given: dict, say: Callable[[str], None], printed: _Both
+) -> tuple[str, bool]:
+    """Execute a notebook into `partial`; why it ended before its end (empty where it did not), and whether it was interrupted."""
+    from papermill.engines import papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+
+    papermill_engines.register("workbench", _engine(say, name))
+    try:
+        _execute(
+            kernel.manager(),
+            _braced(source),
+            _braced(partial),
+            parameters=given,
+            engine_name="workbench",
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            start_timeout=300,  # a busy machine: importing the kernel alone may take a minute
+            cwd=str(source.resolve().parent),
+            execution_timeout=CELL_SECONDS,
+            autosave_cell_every=0,
+            stdout_file=printed,
+            stderr_file=printed,
+        )
+    except PapermillExecutionError as failure:
+        return f"{name}, cell {failure.exec_count}: {failure.ename}: {_plain(str(failure.evalue))}", False
+    except (RuntimeError, TimeoutError) as failure:  # a kernel that died or a cell that ran past its time
+        return f"{name}: {type(failure).__name__}: {_plain(str(failure)).strip().splitlines()[0]}", False
+    except KeyboardInterrupt:
+        return f"{name}: interrupted", True
+    return "", False
 
 
 @contextmanager
@@ -556,7 +443,8 @@ def _ready(jobs: Sequence[tuple[Path, Mapping[str, object]]], experiment: str | 
 def _lacking(source: Path, place: Path) -> list[str]:
     """The stages that a numbered notebook rests on and that are not there; 00 rests on the trained ones."""
     number = source.stem.partition("_")[0]
-    rests = ("metrics", *STAGES, "metrics")  # 11 adapts what is trained
+    last = names()[-1]
+    rests = (last, *STAGES, last)  # 11 adapts what is trained
     stage = rests[int(number)] if number.isdigit() and int(number) < len(rests) else "cohort"
     return [need for need in STAGES[stage].needs if not (place / need / "stage.json").is_file()]
 
@@ -566,19 +454,11 @@ def run_each(
 ) -> list[Outcome]:
     """One notebook with one set of parameters after the other; all are checked before the first runs."""
     source = find(notebook)
-    jobs = [(source, dict(given)) for given in sets]
-    for _, given in jobs:
-        checked(source, given)
-    _ready(jobs, experiment)
-    return _one_by_one(jobs, experiment, **kwargs)
+    return _one_by_one([(source, dict(given)) for given in sets], experiment, **kwargs)
 
 
 def run_all(
-    experiment: str | Path,
-    given: Mapping[str, object] | None = None,
-    *,
-    stop: bool = False,
-    **kwargs,
+    experiment: str | Path, given: Mapping[str, object] | None = None, *, stop: bool = False, **kwargs
 ) -> list[Outcome]:
     """Run the numbered notebooks in order, each with those of the parameters `given` that it knows.
 
@@ -587,13 +467,9 @@ def run_all(
     """
     given, known = given or {}, {path: parameters(path) for path in in_order()}
     every = sorted({name for names in known.values() for name in names})
-    unknown = [name for name in given if name not in every]
-    if unknown:
+    if unknown := [name for name in given if name not in every]:
         raise Refused("notebooks", "unknown parameter " + ", ".join(unknown), "one of " + ", ".join(every))
     jobs = [(path, {name: v for name, v in given.items() if name in names}) for path, names in known.items()]
-    for path, own in jobs:
-        checked(path, own)
-    _ready(jobs, experiment)
     return _one_by_one(jobs, experiment, stop, **kwargs)
 
 
@@ -601,10 +477,13 @@ def _one_by_one(
     jobs: list[tuple[Path, dict[str, object]]],
     experiment: str | Path,
     stop: bool = False,
-    progress: bool | Callable[[str], None] = True,
+    progress: Tell = None,
     **kwargs,
 ) -> list[Outcome]:
-    tell = _to_stderr if progress is True else progress or (lambda line: None)
+    for path, given in jobs:
+        checked(path, given)
+    _ready(jobs, experiment)
+    tell = progress or (lambda line: None)
     outcomes: list[Outcome] = []
     for n, (path, given) in enumerate(jobs, 1):
         case = f" {given['case']}" if given.get("case") else ""
@@ -612,9 +491,8 @@ def _one_by_one(
         if not all(o.ok for o in outcomes) and (lacking := _lacking(path, _place(experiment, given.get("experiment")))):
             error = f"{path.stem}: the stage {lacking[0]} is not there"
             tell(f"{error}: skipped")
-            outcomes.append(
-                Outcome(path.stem, Path(experiment) / "notebooks" / f"{path.stem}.ipynb", "skipped", error=error)
-            )
+            output = Path(experiment) / "notebooks" / f"{path.stem}.ipynb"
+            outcomes.append(Outcome(path.stem, output, "skipped", error=error))
             continue
         outcomes.append(run(path, experiment, given, progress=progress, **kwargs))
         if stop and not outcomes[-1].ok:

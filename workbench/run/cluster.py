@@ -60,6 +60,8 @@ def run(
         "out": out,
         "workbench": f"{shlex.quote(sys.executable)} -m workbench",
         "device": device,
+        "stages": table.names(keeps=False),
+        "by_fold": table.names(by_fold=True),
     }
     if models is None:
         about |= {"preset": preset, "folds": PRESETS[preset]().folds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from workbench.data import cohort
@@ -18,7 +19,8 @@ CASES, HELD_OUT, SEED = 180, 20, 1  # patients in all, of them never trained on,
 def run(folder: Path, device: str = "auto") -> int:
     """Make or go on with a demo experiment; exit status 0 when every notebook ran."""
     began = time.monotonic()
-    outcomes = batch.run_all(folder, {"preset": "demo", "device": device}, stop=True)
+    tell = partial(print, file=sys.stderr, flush=True)
+    outcomes = batch.run_all(folder, {"preset": "demo", "device": device}, stop=True, progress=tell)
     changed = any(outcome.status != "unchanged" for outcome in outcomes)
     if not outcomes[-1].ok:
         print(f"error: {outcomes[-1].error}\nThe notebook with the error: {outcomes[-1].output}", file=sys.stderr)

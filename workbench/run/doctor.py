@@ -15,6 +15,7 @@ import torch
 import workbench
 from workbench import experiment
 from workbench.data.threads import cores
+from workbench.experiment import table
 from workbench.nets import slabs
 from workbench.nets.network import SlabNet
 from workbench.stages.radiomics import compiled
@@ -112,7 +113,7 @@ def _networks(settings: experiment.Settings) -> dict:
     from torch.utils.flop_counter import FlopCounterMode
 
     out = {}
-    for name in ("liver", "tumor"):
+    for name in table.names(by_fold=True):
         stage = getattr(settings, name).cascade
         with torch.device("meta"):
             net = SlabNet(stage.network).eval()

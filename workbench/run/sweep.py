@@ -22,20 +22,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from workbench.data import cohort
 from workbench.data.files import flat, from_dict, held, read_json, sha256, write_atomic, write_json, write_table
+from workbench.data.threads import guarded
 from workbench.experiment import Experiment, Settings, pipeline
 from workbench.experiment.table import STAGES, before, names
 from workbench.run import tracking
-from workbench.stages import boundary, forest
+from workbench.run.scoring import score
 from workbench.volume import Refused
 
 WORDS = "int:LOW:HIGH, float:LOW:HIGH, log:LOW:HIGH or one:A,B,..."
-Report = Callable[[float, float], None]  # share of the work that is done, figure
+Tell = Callable[[str], None]
 
 
 # ---------------------------------------------------------------- what is swept
@@ -187,140 +187,17 @@ def _link(origin: Path, place: Path) -> None:
 def _without_held_out(experiment: Experiment, folder: Path, stages: Sequence[str]) -> Experiment:
     """The experiment of the training patients alone, in `folder`/base."""
     cases = cohort.read_manifest(experiment.manifest)
-    rows = [
-        [
-            c.case,
-            c.patient,
-            str(c.ct.resolve()),
-            str(c.labels.resolve()) if c.labels else "",
-            "train",
-            c.field_of_view,
-            c.tumor_labels,
-        ]
-        for c in cases
-        if c.split == "train"
-    ]
-    table = pd.DataFrame(rows, columns=[*cohort.COLUMNS, *cohort.OPTIONAL])
+    columns = [*cohort.COLUMNS, *cohort.OPTIONAL]
+    table = pd.DataFrame([[getattr(c, name) for name in columns] for c in cases if c.split == "train"], columns=columns)
+    for name in ("ct", "labels"):
+        table[name] = [str(path.resolve()) if path else "" for path in table[name]]
     if not (folder / "manifest.csv").is_file():
         write_table(folder / "manifest.csv", table)
-    base = Experiment.create(
-        folder / "base",
-        folder / "manifest.csv",
-        experiment.settings,
-        str(experiment.device),
-        start=experiment.start,
-        take=experiment.taken,
-    )
+    wanted, on, start, taken = experiment.settings, str(experiment.device), experiment.start, experiment.taken
+    base = Experiment.create(folder / "base", folder / "manifest.csv", wanted, on, start=start, take=taken)
     _said_by_hand(experiment, base)
     take(experiment, base, stages, [c.case for c in cases if c.split != "train"])
     return base
-
-
-# ---------------------------------------------------------------- the score of one trial
-
-
-def score(made: Experiment, first: str, after: str, report: Report) -> pd.Series:
-    """Run the stages from `first` on and give the Dice after `after` of each training case, by models that have not learnt from it.
-
-    Of liver and tumor, every fold's net has its own patients held out. The forest's verdicts are out of fold, those of a fold
-    with the threshold that the other folds ask for. The boundary net is trained once for each fold of the cascade.
-    The first stage with a model that runs tells `report` how it does: Dice of held-out slabs, AUC of held-out candidates, or Dice.
-    """
-    stages = names()[names().index(first) : names().index(after) + 1]
-    telling = next((stage for stage in names(model=True) if stage in stages), "")
-    kept: pd.Series | None = None
-    for stage in stages:
-        tell = report if stage == telling else lambda *_: None
-        if stage in names(by_fold=True):
-            _train_folds(made, stage, tell)
-        if stage == "forest":
-            kept = _verdicts(made, tell)
-        elif stage == "boundary":
-            return _contours(made, _verdicts(made) if kept is None else kept, tell)
-        else:
-            pipeline.run(made, stage)
-    if kept is not None:
-        masks = {c: pipeline.candidates_chance(made, c, *_said(kept[c])) > 0 for c in kept.index}
-        return pd.Series({c: _tumor_dice(made, c, mask) for c, mask in masks.items()})
-    column = "dice_after" if after == "consistency" else "dice"
-    return made.table(after, "cases.csv", column, dtype={"case": str}).set_index("case")[column].dropna()
-
-
-def _tumor_dice(made: Experiment, case: str, found: torch.Tensor) -> float:
-    return pipeline.dice(found, made.work(case)[1] == 2)
-
-
-def _train_folds(made: Experiment, stage: str, report: Report) -> None:
-    """The nets of a cascade stage, one fold after the other, each told of by the Dice of its held-out patients' slabs."""
-    folds, quiet = made.settings.folds, made.progress
-    ended: list[float] = []
-
-    def tell(_: str, done: int, total: int, row: dict) -> None:
-        if "dice" in row:
-            report((len(ended) + done / total) / folds, float(np.mean([*ended, row["dice"]])))
-
-    made.progress = tell
-    for fold in range(folds):
-        pipeline.train_fold(made, stage, fold)
-        ended.append(read_json(made.path(stage) / f"fold{fold}.json", curve=list)["curve"][-1].get("dice", math.nan))
-    made.progress = quiet
-
-
-def _verdicts(made: Experiment, report: Report | None = None) -> pd.Series:
-    """The numbers of the candidates that are kept and P(lesion) of each, by case, from the scores of the stage forest where it has run, else of
-    forests made here."""
-    rows, s = pipeline.forest_rows(made), made.settings.forest
-    folds, scores = np.unique(rows.fold), np.full(len(rows.truth), np.nan)
-    if made.finished("forest"):
-        stored = made.table("forest", "scores.csv", "score", dtype={"case": str}).set_index(["case", "candidate"]).score
-        scores = stored.loc[list(zip(rows.table.case, rows.table.candidate))].to_numpy(float)
-    else:
-        areas: list[float] = []
-
-        def tell(held_out: np.ndarray, found: np.ndarray) -> None:
-            areas.append(forest.auc(found, rows.truth[held_out]) if len(set(rows.truth[held_out])) > 1 else math.nan)
-            known = [area for area in areas if math.isfinite(area)]
-            if report is not None and known:
-                report(len(areas) / len(folds), float(np.mean(known)))
-
-        scores = forest.out_of_fold(
-            rows.features, rows.truth, rows.patients, rows.chosen, s, rows.fold, tell=tell
-        ).scores
-    kept, likely, volume_ml = np.zeros(len(scores), bool), scores.copy(), rows.table.volume_ml.to_numpy()
-    for n in folds:
-        own = rows.fold == n
-        likely[own] = forest.chances(scores[own], volume_ml[own], volume_ml[~own].max())
-        others = (scores[~own], rows.truth[~own], s.recall, rows.lesions[~own])
-        kept[own] = scores[own] >= forest.threshold_for_recall(*others).threshold
-    table = rows.table.assign(score=likely)[kept].set_index("candidate")
-    return pd.Series({c: table.score[table.case == c].to_dict() for c in pipeline.learned_from(made).case})
-
-
-def _said(kept: dict[int, float]) -> tuple[list[int], list[float]]:
-    return list(kept), list(kept.values())
-
-
-def _contours(made: Experiment, kept: pd.Series, report: Report) -> pd.Series:
-    """Dice of each case after its boundary was drawn anew by a net of the other folds' patients."""
-    s, table = made.settings.boundary, pipeline.learned_from(made)
-    chances = {c: pipeline.candidates_chance(made, c, *_said(kept[c])) for c in table.case}
-    cases = {row.case: pipeline.boundary_case(made, row, chances[row.case] > 0) for row in table.itertuples()}
-    dice: dict[str, float] = {}
-    folds = sorted(set(table.fold))
-    for n, fold in enumerate(folds):
-        others = [cases[c] for c in table.case[table.fold != fold]]
-        folder = made.path("boundary") / f"fold{fold}"
-        model = boundary.train(others, s, made.settings.seed, None, made.device, folder, _start(made))
-        for c in table.case[table.fold == fold]:
-            case = cases[c]
-            given = case.image, case.tumor_probability, chances[c], case.liver, case.spacing_mm
-            dice[c] = _tumor_dice(made, c, boundary.relabel(model, *given).mask)
-        report((n + 1) / len(folds), float(np.mean(list(dice.values()))))
-    return pd.Series(dice)
-
-
-def _start(made: Experiment) -> Path | None:
-    return made.start / "boundary" if made.start else None
 
 
 # ---------------------------------------------------------------- many trials
@@ -415,19 +292,26 @@ def prepare(
     return Plan.read(folder)
 
 
-def run(plan: Plan, trials: int, workers: int = 1, device: str = "auto", store: Path | None = None) -> pd.DataFrame:
-    """Go on until so many trials have ended, in so many processes; give the table of them. MLflow is brought up to it."""
+def run(
+    plan: Plan, trials: int, workers: int = 1, device: str = "auto", store: Path | None = None, tell: Tell | None = None
+) -> pd.DataFrame:
+    """Go on until so many trials have ended, in so many processes; give the table of them. MLflow is brought up to it.
+
+    `tell` is given a line a trial; with several processes it is pickled.
+    """
     with held(plan.folder):
         with held(plan.folder, name=".work.lock"):  # refused while a worker that outlived its sweep is at something
             pass
         study = plan.study()
         _take_up(study, plan)
-        if workers == 1:
-            _work(plan.folder, 0, trials, device)
+        if workers == 1 or not guarded():
+            _work(plan.folder, 0, trials, device, tell)
         else:
-            _side_by_side(plan, trials, workers, device, store)
+            _side_by_side(plan, trials, workers, device, store, tell)
         table = finish(plan)
-    print(tracking.sync_sweep(plan.folder, store), flush=True)
+    report = tracking.sync_sweep(plan.folder, store)
+    if tell:
+        tell(str(report))
     return table
 
 
@@ -445,11 +329,10 @@ def _take_up(study: Any, plan: Plan) -> None:
         study.enqueue_trial({one.name: one.told(own[one.name]) for one in plan.over})
 
 
-def _side_by_side(plan: Plan, trials: int, workers: int, device: str, store: Path | None) -> None:
+def _side_by_side(plan: Plan, trials: int, workers: int, device: str, store: Path | None, tell: Tell | None) -> None:
     begin = get_context("spawn").Process
-    people = [
-        begin(target=_worker, args=(plan.folder, n, trials, device, workers, os.getpid())) for n in range(workers)
-    ]
+    given = (trials, device, tell, workers, os.getpid())
+    people = [begin(target=_worker, args=(plan.folder, n, *given)) for n in range(workers)]
     for one in people:
         one.start()
     seen = 0
@@ -469,15 +352,15 @@ def _side_by_side(plan: Plan, trials: int, workers: int, device: str, store: Pat
         raise RuntimeError(f"a worker of the sweep ended with status {wrong[0]}; the same command goes on")
 
 
-def _worker(folder: Path, number: int, trials: int, device: str, workers: int, parent: int) -> None:
+def _worker(folder: Path, n: int, trials: int, device: str, tell: Tell | None, workers: int, parent: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     try:
-        _work(folder, number, trials, device, parent)
+        _work(folder, n, trials, device, tell, parent)
     except KeyboardInterrupt:
         os._exit(0)
 
 
-def _work(folder: Path, worker: int, trials: int, device: str, parent: int | None = None) -> None:
+def _work(folder: Path, worker: int, trials: int, device: str, tell: Tell | None, parent: int | None = None) -> None:
     """One trial after the other until enough have begun, or until who started this is gone."""
     from optuna.trial import TrialState
 
@@ -491,11 +374,13 @@ def _work(folder: Path, worker: int, trials: int, device: str, parent: int | Non
                 if counted - waiting >= trials:
                     return
                 trial = study.ask(space)
-            _one(plan, study, trial, device)
+            line = _one(plan, study, trial, device)
+            if tell:
+                tell(line)
 
 
-def _one(plan: Plan, study: Any, trial: Any, device: str) -> None:
-    """One trial, told to Optuna and kept in its folder. What the method refuses with these settings is a failed trial, and said."""
+def _one(plan: Plan, study: Any, trial: Any, device: str) -> str:
+    """One trial, told to Optuna and kept in its folder; a line of how it ended. What the method refuses with these settings is a failed trial."""
     from optuna.exceptions import TrialPruned
     from optuna.trial import TrialState
 
@@ -537,28 +422,14 @@ def _one(plan: Plan, study: Any, trial: Any, device: str) -> None:
         state, reason = TrialState.FAIL, str(error)
         trial.set_user_attr("reason", reason)
     found = float(dice.mean()) if len(dice) else None
-    write_json(
-        folder / "trial.json",
-        {
-            "trial": number,
-            "state": state.name.lower(),
-            "score": found,
-            "values": values,
-            "reason": reason,
-            "dice": dice.to_dict(),
-            "curve": curve,
-            "began": began,
-            "ended": time.time(),
-        },
-    )
+    about = {"trial": number, "state": state.name.lower(), "score": found, "values": values, "reason": reason}
+    about |= {"dice": dice.to_dict(), "curve": curve, "began": began, "ended": time.time()}
+    write_json(folder / "trial.json", about)
     study.tell(trial, found if state == TrialState.COMPLETE else None, state)
     for stage in STAGES:
         shutil.rmtree(folder / stage, ignore_errors=True)
     figures = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-    print(
-        f"trial {number}: {state.name.lower()} {'' if found is None else f'{found:.4f}'} {reason} ({figures})",
-        flush=True,
-    )
+    return f"trial {number}: {state.name.lower()} {'' if found is None else f'{found:.4f}'} {reason} ({figures})"
 
 
 # ---------------------------------------------------------------- what came out

@@ -7,13 +7,12 @@ that is dead, locked or missing is reported, never raised: the work goes on and 
 
 A stage's model becomes a version of the registered model `workbench-STAGE`. The alias `champion` goes to the first version and
 follows its experiment when that is trained again; from one experiment to another only a person moves it, since
-measures on different patients do not compare. `lineage` leads from a result back to the runs that made its models.
+measures on different patients do not compare. `workbench.run.lineage` leads from a result back to the runs that made its models.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,15 +22,16 @@ import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
-from workbench.data.files import CHECKOUT, flat_text, read_json
+from workbench.data.files import CHECKOUT, flat_text, held, read_json
 from workbench.experiment import reading, table
 from workbench.run import served
 from workbench.volume import Refused
@@ -99,12 +99,12 @@ def _reachable(store: Path) -> str:
 def _alone(store: Path) -> Iterator[None]:
     """One sync at a time: two at once would each begin the run of a folder. The lock dies with its holder."""
     deadline = time.monotonic() + TURN_SECONDS
-    with open(store / ".sync.lock", "a") as f:
+    with contextlib.ExitStack() as turn:
         while True:
             try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                turn.enter_context(held(store, name=".sync.lock"))
                 break
-            except BlockingIOError:
+            except Refused:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"another sync holds the store for more than {TURN_SECONDS:g} s") from None
                 time.sleep(0.1)
@@ -133,11 +133,15 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w\-./ ]", "_", text)[:250]
 
 
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
 def _milliseconds(iso: str | None) -> int:
     try:
         return int(datetime.fromisoformat(iso).timestamp() * 1000)
     except (TypeError, ValueError):
-        return int(time.time() * 1000)
+        return _now()
 
 
 class _Store:
@@ -148,26 +152,22 @@ class _Store:
 
         self.client = MlflowClient(tracking_uri=uri(store))
         found = self.client.get_experiment_by_name(EXPERIMENT)
-        self.experiment = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(EXPERIMENT, artifact_location=(store.resolve() / "artifacts").as_uri())
-        )
+        place = (store.resolve() / "artifacts").as_uri()
+        self.experiment = found.experiment_id if found else self.client.create_experiment(EXPERIMENT, place)
 
     def runs(self, key: str) -> list:
         """All runs of an experiment folder, the oldest first."""
-        found, token = [], None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment],
-                filter_string=f"tags.`workbench.key` = '{key}'",
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            found += list(page)
-            token = page.token
-            if not token:
-                return found
+        from mlflow.utils import get_results_from_paginated_fn
+
+        where, order = f"tags.`workbench.key` = '{key}'", ["attributes.start_time ASC"]
+        page = lambda most, token: self.client.search_runs([self.experiment], where, 1, most, order, token)
+        return list(get_results_from_paginated_fn(page, 1000))
+
+    def parent(self, folder: Path, tags: dict[str, str]) -> tuple[list, Any, str]:
+        """All runs of a folder, that of the folder itself as it was (None if it begins here), and its id."""
+        runs = self.runs(folder_key(folder))
+        known = next((r for r in runs if "mlflow.parentRunId" not in r.data.tags), None)
+        return runs, known, known.info.run_id if known else self.start(folder.resolve().name, tags, None, _now())
 
     def start(self, name: str, tags: dict[str, str], parent: str | None, at: int) -> str:
         tags = {**tags, "mlflow.source.name": "workbench", "mlflow.source.type": "LOCAL"}
@@ -179,42 +179,18 @@ class _Store:
         from mlflow.entities import Param
 
         entries = [Param(_name(k), str(v)[:6000]) for k, v in (parameters or {}).items()]
-        metrics = metrics or []
-        for at in range(0, len(entries), 100):
+        for at in range(0, len(entries), 100):  # as many as MLflow takes
             self.client.log_batch(run, params=entries[at : at + 100])
-        for at in range(0, len(metrics), 1000):
+        for at in range(0, len(metrics or ()), 1000):
             self.client.log_batch(run, metrics=metrics[at : at + 1000])
 
-    def end(self, run: str, at: int, status: str = "FINISHED") -> None:
-        self.client.set_terminated(run, status, at)
+    def dataset(self, run: str, data: Any, context: str) -> None:
+        from mlflow.entities import DatasetInput, InputTag
 
-    def dataset(self, run: str, cohort: Cohort, context: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        data = Dataset(
-            name=_name(cohort.name),
-            digest=cohort.sha256[:36],
-            source_type="local",
-            source=json.dumps({"manifest": cohort.name, "sha256": cohort.sha256}),
-            profile=json.dumps(cohort.profile),
-        )
         self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
-    def uses(self, run: str, models: list[str]) -> None:
-        """Link a run to the logged models that it worked with."""
-        from mlflow.entities import LoggedModelInput
-
-        if models:
-            self.client.log_inputs(run, models=[LoggedModelInput(model) for model in models])
-
     def model(
-        self,
-        stage: reading.StageFolder,
-        run: str,
-        settings: dict,
-        cohort: Cohort | None,
-        tags: dict[str, str],
-        at: int,
+        self, stage: reading.StageFolder, run: str, settings: dict, data: Any, tags: dict[str, str], at: int
     ) -> str:
         """Keep a stage's model with its signature, as an output of its run and a version of `workbench-STAGE`; its id."""
         import mlflow.pyfunc
@@ -245,7 +221,7 @@ class _Store:
             self.client.log_model_artifacts(made.model_id, str(model))
         self.client.finalize_logged_model(made.model_id, "READY")
         self.client.log_outputs(run, [LoggedModelOutput(made.model_id, 0)])
-        on = {"dataset_name": _name(cohort.name), "dataset_digest": cohort.sha256[:36]} if cohort else {}
+        on = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
         measured = _finite(stage.metrics()).items()
         self.client.log_batch(run, [Metric(_name(k), v, at, 0, model_id=made.model_id, **on) for k, v in measured])
         self._register(f"workbench-{stage.name}", made, run, tags)
@@ -254,9 +230,8 @@ class _Store:
     def _register(self, name: str, made, run: str, tags: dict[str, str]) -> None:
         known = self.client.search_registered_models(f"name = '{name}'")
         if not known:
-            words = (
-                f"Stage {name.removeprefix('workbench-')} of the workbench. Research use only: not a medical device."
-            )
+            stage = name.removeprefix("workbench-")
+            words = f"Stage {stage} of the workbench. Research use only: not a medical device."
             self.client.create_registered_model(name, description=words)
         new = self.client.create_model_version(name, made.artifact_location, run, tags=tags, model_id=made.model_id)
         # the model's own page shows its versions by this
@@ -267,25 +242,16 @@ class _Store:
             self.client.set_registered_model_alias(name, CHAMPION, new.version)
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """The data of an experiment: its manifest's name and hash, and how many patients, cases and tumors it has."""
+def _dataset(experiment: reading.ExperimentFolder) -> Any:
+    """The data of an experiment: its manifest's name and hash, how many patients, cases and tumors; None until the stage cohort has counted."""
+    from mlflow.entities import Dataset
 
-    name: str
-    sha256: str
-    profile: dict
-
-    @classmethod
-    def of(cls, experiment: reading.ExperimentFolder) -> Cohort | None:
-        """None until the stage cohort has counted."""
-        info, patients = experiment.info, experiment.patients()
-        if not info.get("manifest_sha256") or patients is None:
-            return None
-        return cls(
-            str(info.get("manifest", "cohort")),
-            str(info["manifest_sha256"]),
-            {"patients": patients, **experiment.stages["cohort"].metrics()},
-        )
+    info, patients = experiment.info, experiment.patients()
+    if not info.get("manifest_sha256") or patients is None:
+        return None
+    name, sha = str(info.get("manifest", "cohort")), str(info["manifest_sha256"])
+    profile = json.dumps({"patients": patients, **experiment.stages["cohort"].metrics()})
+    return Dataset(_name(name), sha[:36], "local", json.dumps({"manifest": name, "sha256": sha}), profile=profile)
 
 
 def _signature(stage: str, files: Path):
@@ -295,56 +261,42 @@ def _signature(stage: str, files: Path):
     from mlflow.types import ColSpec, Schema, TensorSpec
 
     if stage == "forest":
-        return ModelSignature(
-            Schema([ColSpec("double", name) for name in served.columns(files)]),
-            Schema([TensorSpec(np.dtype(served.GIVES[stage]), (-1,))]),
-        )
-    shapes = {"spacing_mm": (3,)}
-    taken = served.VOLUMES[stage].items()
-    return ModelSignature(
-        Schema([TensorSpec(np.dtype(kind), shapes.get(name, (-1, -1, -1)), name) for name, kind in taken]),
-        Schema([TensorSpec(np.dtype(served.GIVES[stage]), (-1, -1, -1))]),
-    )
+        taken: list = [ColSpec("double", name) for name in served.columns(files)]
+        gives = (-1,)
+    else:
+        gives, shapes = (-1, -1, -1), {"spacing_mm": (3,)}
+        taken = [TensorSpec(np.dtype(k), shapes.get(n, gives), n) for n, k in served.VOLUMES[stage].items()]
+    return ModelSignature(Schema(taken), Schema([TensorSpec(np.dtype(served.GIVES[stage]), gives)]))
 
 
 def _finite(values: dict) -> dict[str, float]:
-    return {
-        k: float(v)
-        for k, v in values.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-    }
+    """The numbers among values that JSON gave."""
+    return {k: float(v) for k, v in values.items() if type(v) in (int, float) and math.isfinite(v)}
+
+
+def _metrics(points: Iterable[tuple[str, float, int, int]]) -> list:
+    """MLflow's metrics of (name, value, time, step)."""
+    from mlflow.entities import Metric
+
+    return [Metric(_name(name), float(value), at, int(step)) for name, value, at, step in points]
 
 
 def _numbers(values: dict, at: int) -> list:
-    from mlflow.entities import Metric
-
-    return [Metric(_name(k), v, at, 0) for k, v in _finite(values).items()]
+    return _metrics((k, v, at, 0) for k, v in _finite(values).items())
 
 
 def _system(table: pd.DataFrame, began: int) -> list:
     """Samples of the machine at the time when they were taken; the GPU only where there is one."""
-    from mlflow.entities import Metric
-
-    return [
-        Metric(SYSTEM[name], float(value), began + int(1000 * seconds), step)
-        for name in SYSTEM
-        if name in table and table[name].any()
-        for step, (seconds, value) in enumerate(zip(table["seconds"], table[name]))
-    ]
+    times = [began + int(1000 * seconds) for seconds in table["seconds"]]
+    names = [name for name in SYSTEM if name in table and table[name].any()]
+    return _metrics((SYSTEM[name], v, times[n], n) for name in names for n, v in enumerate(table[name]))
 
 
 def _curves(table: pd.DataFrame, at: int) -> list:
     """Step metrics; a table without a `step` is counted by its rows."""
-    from mlflow.entities import Metric
-
-    steps = table["step"].astype(int) if "step" in table else pd.Series(range(len(table)), index=table.index)
+    steps = table["step"] if "step" in table else range(len(table))
     names = [c for c in table.select_dtypes("number").columns if c not in ("step", "fold")]
-    return [
-        Metric(_name(name), float(value), at, int(step))
-        for name in names
-        for step, value in zip(steps, table[name])
-        if math.isfinite(value)
-    ]
+    return _metrics((name, v, at, n) for name in names for n, v in zip(steps, table[name]) if math.isfinite(v))
 
 
 def _sync_stage(
@@ -359,6 +311,8 @@ def _sync_stage(
 
     `models`: ids of the logged models of the stages before; a new one is added.
     """
+    from mlflow.entities import LoggedModelInput
+
     ended = _milliseconds(stage.info.get("finished"))
     began = ended - int(1000 * float(stage.info.get("seconds") or 0))
     tags = {
@@ -372,20 +326,20 @@ def _sync_stage(
     inputs = {f"input.{k}": v for k, v in flat_text(stage.info.get("inputs", {})).items()}
     store.log(
         run,
-        {**flat_text(stage.info.get("settings", {})), **inputs} if stage.info.get("settings") else inputs,
+        {**flat_text(stage.info.get("settings") or {}), **inputs},
         _numbers({**stage.metrics(), "seconds": stage.info.get("seconds")}, ended),
     )
-    if (cohort := Cohort.of(experiment)) is not None:
-        store.dataset(run, cohort, "evaluation" if stage.name == "metrics" else "training")
-    store.uses(run, [models[name] for name in stage.info.get("inputs", {}) if name in models])
+    if (data := _dataset(experiment)) is not None:
+        store.dataset(run, data, "evaluation" if stage.name == "metrics" else "training")
+    if used := [LoggedModelInput(models[name]) for name in stage.info.get("inputs", {}) if name in models]:
+        store.client.log_inputs(run, models=used)
     if (system := stage.table("system.csv")) is not None:
         store.log(run, metrics=_system(system, began))
     added = [stage.name]
     curves = stage.table("curves.csv")
     folds: dict[int, list[Path]] = {}
-    for path in sorted(stage.path.glob("fold*.json")):
-        if match := re.match(r"fold(\d+)\.", path.name):
-            folds.setdefault(int(match[1]), []).append(path)
+    for path in sorted(stage.path.glob("fold[0-9]*.json")):
+        folds.setdefault(int(re.match(r"fold(\d+)", path.name)[1]), []).append(path)
     for fold, files in sorted(folds.items()):
         child = store.start(f"{stage.name} fold {fold}", {**tags, "workbench.fold": str(fold)}, run, began)
         if curves is not None and "fold" in curves:
@@ -394,7 +348,7 @@ def _sync_stage(
             about = json.loads(file.read_text())
             store.log(child, flat_text(about.get("config", {})), _numbers(about, ended))
             store.client.log_artifact(child, str(file))
-        store.end(child, ended)
+        store.client.set_terminated(child, "FINISHED", ended)
         added.append(f"{stage.name} fold {fold}")
     if curves is not None and not folds:
         store.log(run, metrics=_curves(curves, ended))
@@ -407,19 +361,11 @@ def _sync_stage(
             "workbench.stage_sha256": stage.sha256,
             "workbench.preset": str(experiment.info.get("preset")),
         }
-        models[stage.name] = store.model(stage, run, experiment.info.get("settings", {}), cohort, marks, ended)
+        models[stage.name] = store.model(stage, run, experiment.info.get("settings", {}), data, marks, ended)
         store.client.set_tag(run, "workbench.model_id", models[stage.name])
-    store.end(run, ended)
+    store.client.set_terminated(run, "FINISHED", ended)
     store.client.set_tag(run, "workbench.stage_sha256", stage.sha256)
     return added
-
-
-def _sync_files(store: _Store, parent: str, have: dict[str, str], experiment: Path) -> list[str]:
-    """Figures, executed notebooks and the report of the parent run."""
-    wanted = [(p, "figures") for p in sorted(experiment.glob("figures/*.png"))]
-    wanted += [(p, "notebooks") for kind in ("ipynb", "html") for p in sorted(experiment.glob(f"notebooks/*.{kind}"))]
-    wanted += [(p, "") for p in (experiment / "report.html", experiment / "experiment.json") if p.exists()]
-    return _changed(store, parent, have, wanted)
 
 
 def _changed(store: _Store, parent: str, have: dict[str, str], wanted: list[tuple[Path, str]]) -> list[str]:
@@ -435,41 +381,36 @@ def _changed(store: _Store, parent: str, have: dict[str, str], wanted: list[tupl
     return added
 
 
+def _marks(folder: Path) -> dict[str, str]:
+    """The tags by which all runs of a folder are known."""
+    return {"workbench.key": folder_key(folder), "workbench.folder": str(folder.resolve())}
+
+
 def _sync(folder: Path, place: Path) -> SyncReport:
     store = _Store(place)
     experiment = reading.experiment(folder)
-    name = str(folder.resolve())
-    existing = store.runs(folder_key(folder))
-    parents = [r for r in existing if "mlflow.parentRunId" not in r.data.tags]
     info, patients = experiment.info, experiment.patients()
-    digest = str(info.get("manifest_sha256", ""))
-    common = {"workbench.key": folder_key(folder), "workbench.folder": name, "workbench.dataset_sha256": digest}
-    added: list[str] = []
-    if parents:
-        parent, have = parents[0].info.run_id, parents[0].data.tags
-    else:
-        tags = {**common, "workbench.version": str(info.get("version", ""))}
-        parent, have = store.start(folder.resolve().name, tags, None, int(time.time() * 1000)), {}
-        added.append(folder.resolve().name)
+    common = {**_marks(folder), "workbench.dataset_sha256": str(info.get("manifest_sha256", ""))}
+    existing, before, parent = store.parent(folder, {**common, "workbench.version": str(info.get("version", ""))})
+    have, added = (before.data.tags, []) if before else ({}, [folder.resolve().name])
     own = {k: v for k, v in info.items() if k not in ("settings", "manifest_rows")}
     told = {_name(k): str(v)[:6000] for k, v in {**flat_text(own), **flat_text(info.get("settings") or {})}.items()}
     if "workbench.settings" not in have:  # also after a sync that was cut short here
         store.log(parent, told)
         store.client.set_tag(parent, "workbench.settings", "logged")
-    elif parents:  # a parameter stays as it was logged: what was changed since stands in a tag
+    else:  # a parameter stays as it was logged: what was changed since stands in a tag
         for name, value in told.items():
-            if value != have.get(f"changed.{name}", parents[0].data.params.get(name, value)):
+            if value != have.get(f"changed.{name}", before.data.params.get(name, value)):
                 store.client.set_tag(parent, f"changed.{name}", value)
-    if (cohort := Cohort.of(experiment)) and have.get("workbench.patients") != str(patients):
-        store.dataset(parent, cohort, "training")
+    if (data := _dataset(experiment)) and have.get("workbench.patients") != str(patients):
+        store.dataset(parent, data, "training")
         store.client.set_tag(parent, "workbench.patients", str(patients))
 
     stages = [r for r in existing if "workbench.stage" in r.data.tags and "workbench.fold" not in r.data.tags]
     known = {(r.data.tags["workbench.stage"], r.data.tags.get("workbench.stage_sha256")) for r in stages}
-    models = {
-        t["workbench.stage"]: t["workbench.model_id"] for r in stages if "workbench.model_id" in (t := r.data.tags)
-    }
-    unchanged = 0
+    tags = [r.data.tags for r in stages if "workbench.model_id" in r.data.tags]
+    models, unchanged = {t["workbench.stage"]: t["workbench.model_id"] for t in tags}, 0
+    of_stages = {**common, "workbench.patients": str(patients or "")}
     for stage in experiment.stages.values():
         if (stage.name, stage.sha256) in known:
             unchanged += 1
@@ -479,33 +420,26 @@ def _sync(folder: Path, place: Path) -> SyncReport:
                 store.client.set_tag(old.info.run_id, "workbench.superseded", "true")
                 if old.info.status == "RUNNING":  # a sync that was cut short
                     store.client.set_terminated(old.info.run_id, "KILLED")
-        added += _sync_stage(
-            store, stage, parent, {**common, "workbench.patients": str(patients or "")}, experiment, models
-        )
+        added += _sync_stage(store, stage, parent, of_stages, experiment, models)
         at = _milliseconds(stage.info.get("finished"))
         store.log(parent, metrics=_numbers({f"{stage.name}.{k}": v for k, v in stage.metrics().items()}, at))
-    added += _sync_files(store, parent, have, folder)
+    files = [(p, "figures") for p in sorted(folder.glob("figures/*.png"))]
+    files += [(p, "notebooks") for kind in ("ipynb", "html") for p in sorted(folder.glob(f"notebooks/*.{kind}"))]
+    files += [(p, "") for p in (folder / "report.html", folder / "experiment.json") if p.exists()]
+    added += _changed(store, parent, have, files)
     status = "KILLED" if any(folder.glob("*/killed.json")) else "FINISHED"
-    if added or parents[0].info.status != status:
-        store.end(parent, int(time.time() * 1000), status)
+    if added or before.info.status != status:
+        store.client.set_terminated(parent, status, _now())
     return SyncReport(tuple(added), unchanged)
 
 
 def _sync_sweep(folder: Path, place: Path) -> SyncReport:
-    from mlflow.entities import Metric
-
-    store, key = _Store(place), folder_key(folder)
+    store = _Store(place)
     about = read_json(folder / "sweep.json", over=list, experiment=str)
     trials = [read_json(file, "values") for file in sorted(folder.glob("trials/*/trial.json"))]
-    existing = store.runs(key)
-    parents = [r for r in existing if "mlflow.parentRunId" not in r.data.tags]
-    common = {"workbench.key": key, "workbench.folder": str(folder.resolve()), "workbench.run.sweep": "true"}
-    added: list[str] = []
-    if parents:
-        parent, have = parents[0].info.run_id, parents[0].data.tags
-    else:
-        parent, have = store.start(folder.resolve().name, common, None, int(time.time() * 1000)), {}
-        added.append(folder.resolve().name)
+    common = {**_marks(folder), "workbench.sweep": "true"}
+    existing, before, parent = store.parent(folder, common)
+    have, added = (before.data.tags, []) if before else ({}, [folder.resolve().name])
     if "workbench.settings" not in have:
         told = {k: about[k] for k in ("experiment", "first", "after", "seed", "manifest_sha256")}
         ranges = {f"over.{name}": values for name, _, values in (text.partition("=") for text in about["over"])}
@@ -523,18 +457,17 @@ def _sync_sweep(folder: Path, place: Path) -> SyncReport:
                 store.client.delete_run(old.info.run_id)
         tags = {**common, "workbench.trial": number, "workbench.state": trial["state"]}
         run = store.start(f"trial {number}", tags, parent, began)
-        told = [Metric("told", float(figure), ended, int(step)) for step, figure in trial["curve"]]
+        told = _metrics(("told", figure, ended, step) for step, figure in trial["curve"])
         store.log(run, flat_text(trial["values"]), [*told, *_numbers({"score": trial["score"]}, ended)])
-        store.end(run, ended, {"complete": "FINISHED", "pruned": "KILLED"}.get(trial["state"], "FAILED"))
+        status = {"complete": "FINISHED", "pruned": "KILLED"}.get(trial["state"], "FAILED")
+        store.client.set_terminated(run, status, ended)
         store.client.set_tag(run, "workbench.whole", "true")
         store.log(parent, metrics=_numbers({"best": best}, ended))
         added.append(f"trial {number}")
-    files = [
-        (p, "") for p in (folder / n for n in ("sweep.json", "trials.csv", "best.json", "sweep.png")) if p.is_file()
-    ]
-    added += _changed(store, parent, have, files)
+    files = (folder / name for name in ("sweep.json", "trials.csv", "best.json", "sweep.png"))
+    added += _changed(store, parent, have, [(file, "") for file in files if file.is_file()])
     if added:
-        store.end(parent, int(time.time() * 1000))
+        store.client.set_terminated(parent, "FINISHED", _now())
     return SyncReport(tuple(added), len(known))
 
 
@@ -555,66 +488,11 @@ def sync_sweep(sweep: str | Path, store: str | Path | None = None) -> SyncReport
 def _kept_going(work: Callable[[Path, Path], SyncReport], folder: Path, store: str | Path | None) -> SyncReport:
     started = time.monotonic()
     place = Path(store) if store else default_store()
-    if reason := _reachable(place):
-        return SyncReport(reason=reason, seconds=time.monotonic() - started)
-    try:
-        with _quiet(), _alone(place):
-            report = work(folder, place)
-    except Exception as error:  # whatever the store does, the work that it would only have recorded goes on
-        line = " ".join(str(error).split())[:300]
-        return SyncReport(reason=f"{type(error).__name__}: {line}", seconds=time.monotonic() - started)
-    return SyncReport(report.added, report.unchanged, seconds=time.monotonic() - started)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where one stage's model of a result comes from: the hash of its stage.json, and what the store knows of it.
-
-    `run` and `model` are empty where the store does not know the hash.
-    """
-
-    stage: str
-    sha256: str
-    run: str = ""
-    finished: str = ""
-    model: str = ""
-
-
-def lineage(result: str | Path, store: str | Path | None = None) -> tuple[list[Origin], str]:
-    """The runs that made the models of a result, and why the store could not be asked (or empty).
-
-    A hash that several folders share (a copied experiment) leads to the run of the experiment that the result names.
-    """
-    folder = reading.result(result)
-    made = folder.info.get("models")
-    if not made:
-        raise Refused(
-            folder.path, "no models named in result.json", "a result that names them", "Segment the scan again."
-        )
-    origins = [Origin(stage, sha) for stage, sha in made["stages"].items()]
-    place = Path(store) if store else default_store()
-    if not (place / "mlflow.db").is_file():
-        return origins, f"{place} holds no mlflow.db"
-    if reason := _reachable(place):
-        return origins, reason
-    with _quiet():
-        return _origins(_Store(place), origins, folder_key(folder.path / made["experiment"])), ""
-
-
-def _origins(store: _Store, origins: list[Origin], key: str) -> list[Origin]:
-    found = []
-    for origin in origins:
-        runs = store.client.search_runs(
-            [store.experiment], filter_string=f"tags.`workbench.stage_sha256` = '{origin.sha256}'"
-        )
-        runs = sorted(runs, key=lambda r: r.data.tags.get("workbench.key") != key)
-        if not runs:
-            found.append(origin)
-            continue
-        run, name = runs[0], f"workbench-{origin.stage}"
-        of = store.client.search_model_versions(f"name = '{name}'")  # without their aliases
-        versions = [store.client.get_model_version(name, v.version) for v in of if v.run_id == run.info.run_id]
-        words = [f"{name} {v.version}" + "".join(f" @{a}" for a in v.aliases) for v in versions]
-        at = datetime.fromtimestamp(run.info.end_time / 1000).isoformat(" ", "minutes")
-        found.append(Origin(origin.stage, origin.sha256, run.info.run_id, at, ", ".join(words)))
-    return found
+    report = SyncReport(reason=_reachable(place))
+    if report.ok:
+        try:
+            with _quiet(), _alone(place):
+                report = work(folder, place)
+        except Exception as error:  # whatever the store does, the work that it would only have recorded goes on
+            report = SyncReport(reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return replace(report, seconds=time.monotonic() - started)
