@@ -311,7 +311,7 @@ def _go_on(folder: Path, about: dict, settings: Settings, retrain: str | None) -
             folder,
             f"an experiment with other {' and '.join(differs)}",
             "the same, to go on with it",
-            "Choose another folder with -o" + (f", or train it anew with --retrain {fix}." if fix else "."),
+            "Choose another folder with -o" + (f", or train it again with --retrain {fix}." if fix else "."),
         )
     if rows:
         stored |= {k: about[k] for k in ("manifest", "manifest_sha256", "manifest_rows")}
