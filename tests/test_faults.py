@@ -653,7 +653,7 @@ ACTS = [
     (35, "an experiment with other settings", other_settings,
      "e: found an experiment with other settings (folds 2 instead of 3; forest.trees 30 instead of 500), on "
      "which its finished stage cohort rests; expected the same, to go on with it. Choose another folder with "
-     "-o, or remove this one."),
+     "-o, or train it again with --retrain cohort."),
     (36, "nothing to resume", lambda d, _: training.train("all", d / "m.csv", d / "e", resume=True),
      "--resume e: found no experiment there; expected one that was started before. Leave --resume out to "
      "start it."),
