@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "phantom": scans.phantom,
     "implant": scans.implant,
     "import": scans.take,
+    "convert": scans.convert,
     "check": scans.check,
     "demo": notebooks.demo,
     "train": training.train,

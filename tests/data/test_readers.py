@@ -501,6 +501,397 @@ def test_a_ct_beside_other_images_must_be_asked_for(tmp_path, modality):
     assert torch.equal(readers.read(folder, series="1.2.3").array, alone)
 
 
+def _edited(folder, edit):
+    """The same series with each data set edited by its number."""
+    import pydicom
+
+    for k, file in enumerate(sorted(folder.iterdir(), key=gates.natural)):
+        ds = pydicom.dcmread(file)
+        edit(ds, k)
+        ds.save_as(file)
+    return folder
+
+
+TWO = {  # an attribute that slices 3 to 5 have of their own, and what of it is told
+    "AcquisitionNumber": ((1, 2), "AcquisitionNumber 1 and 2"),
+    "PatientID": (("4711", "4712"), "PatientID with 2 values, not shown"),
+    "PatientBirthDate": (("19700203", "19710203"), "PatientBirthDate with 2 values, not shown"),
+    "StudyInstanceUID": (("1.2.3", "1.2.4"), "StudyInstanceUID 1.2.3"),
+    "SeriesNumber": ((4, 5), "CT series 5"),
+    "FrameOfReferenceUID": (("1.2.3", "1.2.4"), "FrameOfReferenceUID 1.2.4"),
+    "ImageType": ((["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "PRIMARY", "AXIAL"]), r"ImageType DERIVED.PRIMARY.AXIAL"),
+    "RescaleType": (("HU", "MGML"), "RescaleType MGML"),
+    "TemporalPositionIdentifier": ((1, 2), "TemporalPositionIdentifier 2"),
+    "NominalPercentageOfCardiacPhase": ((40, 70), "NominalPercentageOfCardiacPhase 70"),
+    "PatientPosition": (("HFS", "FFS"), "PatientPosition FFS"),
+    "ConvolutionKernel": (("B30f", "B70f"), "ConvolutionKernel B70f"),
+    "KVP": ((80, 140), "KVP 140"),
+    "SeriesDescription": (("arterial", "portal"), "SeriesDescription portal"),
+}
+
+
+@pytest.mark.parametrize("tag", TWO)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_slices_that_differ_in_what_one_volume_has_once_are_no_volume(tmp_path, tag, mixed):
+    values, told = TWO[tag]
+    hu, second = dicoms.abdomen((8, 9, 11))[0], lambda k: k % 2 if mixed else k >= 4
+    folder = dicoms.series(tmp_path / "s", hu, uid="1.2.9", study="1.2.3", **{tag: lambda k: values[second(k)]})
+    with pytest.raises(Refused, match=told) as refused:
+        readers.read(folder)
+    assert "convert" in str(refused.value) or "folder of its own" in str(refused.value)
+    assert "4711" not in str(refused.value) and "1970" not in str(refused.value)
+    if not isinstance(values[0], list):
+        if tag == "RescaleType":
+            assert readers.read(folder, phase="RescaleType=HU").shape[0] == 4
+        else:
+            some = readers.read(folder, phase=f"{tag}={values[1]}")
+            assert torch.equal(some.array, torch.from_numpy(hu[1::2] if mixed else hu[4:]))
+    with pytest.raises(Refused, match="no slice with|an attribute and its value"):
+        readers.read(folder, phase=f"{tag}=9.9")
+    with pytest.raises(Refused, match="all or an attribute and its value"):
+        readers.read(folder, phase="9")
+
+
+def test_rotations_of_one_scan_are_one_volume(tmp_path):
+    """Step and shoot: an acquisition for each slice, or for each rotation of a few slices."""
+    hu = dicoms.abdomen((12, 9, 11))[0]
+    each = readers.read(dicoms.series(tmp_path / "each", hu, AcquisitionNumber=lambda k: k + 1))
+    with gates.heard() as said:
+        fours = readers.read(dicoms.series(tmp_path / "fours", hu, AcquisitionNumber=lambda k: k // 4))
+        assert torch.equal(each.array, fours.array)
+    assert "3 acquisitions one above the other" in said[0]
+    one = dicoms.series(tmp_path / "two", hu, AcquisitionNumber=lambda k: k // 6)
+    assert torch.equal(readers.read(one, phase="all").array, fours.array)
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionTime", "ContentTime"])
+def test_times_tell_mixed_phases(tmp_path, tag):
+    hu = dicoms.abdomen((8, 9, 11))[0]
+    time = lambda k: f"1011{10 + k:02d}.5" if k % 2 else f"1012{10 + k:02d}"
+    with pytest.raises(Refused, match=f"slices of several times mixed, as neighbours with {tag} 1011"):
+        readers.read(dicoms.series(tmp_path / "s", hu, **{tag: time}))
+    readers.read(dicoms.series(tmp_path / "t", hu, **{tag: lambda k: f"1012{30 - k:02d}"}))  # one scan takes its seconds
+
+
+def test_a_uid_for_each_slice_is_counted_not_listed(tmp_path):
+    hu = dicoms.abdomen()[0]
+    folder = dicoms.series(tmp_path / "s", hu, SeriesInstanceUID=lambda k: f"1.2.{k}", StudyInstanceUID=lambda k: f"1.3.{k}")
+    with pytest.raises(Refused, match="found 6 values of SeriesInstanceUID, StudyInstanceUID in 6 images; .*--series all"):
+        readers.read(folder)
+    assert torch.equal(readers.read(folder, series="all").array, torch.from_numpy(hu))
+
+
+def test_slices_that_share_a_uid_are_no_source_of_references(tmp_path):
+    from workbench.data.readers import dicom
+
+    hu = dicoms.abdomen()[0]
+    folder = dicoms.series(tmp_path / "s", hu, SOPInstanceUID="1.2.3")
+    for read in (readers.read, dicom.stack, lambda f: dicom.stack(f, "all")):
+        with pytest.raises(Refused, match="found 1 SOPInstanceUID for 6 slices"):
+            read(folder)
+    assert torch.equal(readers.read(folder, series="all").array, torch.from_numpy(hu))
+
+
+@pytest.mark.parametrize("about", [
+    {"HighBit": 11}, {"BitsStored": 12}, {"BitsStored": 12, "HighBit": 15}, {"BitsStored": 17, "HighBit": 16}, {"PixelRepresentation": 2},
+    {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0}, {"BitsStored": 10, "HighBit": 9}, {"PixelRepresentation": 0},
+])  # fmt: skip
+def test_bits_that_do_not_fit_are_refused(tmp_path, about):
+    folder = dicoms.series(tmp_path / "s", dicoms.abdomen()[0], **about)
+    with pytest.raises(Refused, match="(HighBit|BitsStored|PixelRepresentation).*(expected|correct it)"):
+        readers.read(folder)
+
+
+def test_unused_bits_hold_a_sign_or_an_overlay(tmp_path):
+    hu = dicoms.abdomen()[0]
+    bits = dict(BitsStored=12, HighBit=11)
+    cut = dicoms.series(tmp_path / "cut", hu, **bits, PixelData=lambda k: (hu[k] & 0x0FFF).astype("<u2").tobytes())
+    assert torch.equal(readers.read(cut).array, torch.from_numpy(hu))
+    drawn = dicoms.series(tmp_path / "drawn", hu, **bits, PixelData=lambda k: (hu[k] & 0x0FFF | 0x8000 * (hu[k] > 0)).astype("<u2").tobytes())
+    with pytest.raises(Refused, match="pixels that BitsStored 12"):
+        readers.read(drawn)
+    _edited(drawn, lambda ds, k: (ds.add_new(0x60000100, "US", 1), ds.add_new(0x60000102, "US", 15)))
+    assert torch.equal(readers.read(drawn).array, torch.from_numpy(hu))
+
+
+PADDED = {  # stored value, signed, intercept, the tags, HU there
+    "unsigned twin of a signed tag": (63536, 0, -1024, (("SS", -2000), None), -1024),
+    "the same number": (63536, 0, -1024, (("US", 63536), None), -1024),
+    "signed twin of an unsigned tag": (-2000, 1, 0, (("US", 63536), None), -2000),
+    "a range": (4000, 0, -1024, (("US", 3900), ("US", 4090)), -1024),
+    "a range, from above": (4000, 0, -1024, (("US", 4090), ("US", 3900)), -1024),
+    "bright among CT numbers": (1024, 1, 0, (("SS", 1024), None), -1024),
+    "untold": (63536, 0, -1024, (None, None), -1024),
+}
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_padding_is_air(tmp_path, kind):
+    value, signed, intercept, tags, expected = PADDED[kind]
+    hu = dicoms.abdomen()[0]
+    stored = hu.astype(np.int64) - intercept
+    stored[:, -2:, :] = value
+    stored[:, 3, 5] = 4095 if not signed else 3000  # a bright voxel is none, wherever it lies
+    stored[3, 2, 4] = value if kind.startswith("bright") else stored[3, 2, 4]  # within the body it is tissue
+    folder = dicoms.series(
+        tmp_path / "s", hu, PixelRepresentation=signed, RescaleIntercept=intercept, PixelData=lambda k: (stored[k] & 0xFFFF).astype("<u2").tobytes()
+    )
+    names = (0x00280120, 0x00280121)
+    _edited(folder, lambda ds, k: [ds.add_new(name, *tag) for name, tag in zip(names, tags) if tag])
+    wanted = stored + intercept
+    wanted[:, -2:, :] = expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WorkbenchWarning)
+        assert np.array_equal(readers.read(folder).array.numpy(), wanted)
+
+
+@pytest.mark.parametrize("kind, told", [
+    (["DERIVED", "SECONDARY", "REFORMATTED"], "computed from other images"), (["DERIVED", "PRIMARY", "AXIAL", "DE_IODINE"], "a map of a material"),
+    (["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"], "a projection"), (["DERIVED", "SECONDARY", "VNC"], "a virtual non-contrast image"),
+    (["DERIVED", "PRIMARY", "AXIAL", "MONOENERGETIC 70 KEV"], "a virtual image of one energy"), (["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"], ""),
+])  # fmt: skip
+def test_images_made_of_a_ct_are_warned_of(tmp_path, kind, told):
+    with gates.heard() as said:
+        readers.read(dicoms.series(tmp_path / "s", dicoms.abdomen()[0], ImageType=kind))
+    assert told in said[0] and kind[-1] in said[0] if told else not said
+
+
+@pytest.mark.parametrize("kind", ["MGML", "EDW", "ED", "Z_EFF", "OD", "PCT"])
+def test_other_quantities_than_hu_are_refused(tmp_path, kind):
+    folder = dicoms.series(tmp_path / "s", dicoms.abdomen()[0], RescaleType=kind)
+    with pytest.raises(Refused, match=f"a RescaleType of '{kind}'"):
+        readers.read(folder)
+    with pytest.warns(WorkbenchWarning, match=f"RescaleType {kind}"):
+        readers.read(folder, as_stored=True)
+
+
+@pytest.mark.parametrize("tag, value", [("RescaleSlope", ""), ("RescaleIntercept", ""), ("RescaleSlope", 0)])
+def test_a_scale_that_says_nothing_is_named_and_can_be_said(tmp_path, tag, value):
+    hu = dicoms.abdomen()[0]
+    folder = dicoms.series(tmp_path / "s", hu - 24, **{tag: value})
+    with pytest.raises(Refused, match=f"{tag}.*--rescale 1,-1024"):
+        readers.read(folder)
+    assert torch.equal(readers.read(folder, rescale=(1.0, 24.0)).array, torch.from_numpy(hu))
+    with pytest.raises(Refused, match="a slope other than 0"):
+        readers.read(folder, rescale=(0.0, 24.0))
+
+
+@pytest.mark.parametrize("first", [0, -1000])
+def test_a_modality_lut_gives_hu(tmp_path, first):
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    hu = dicoms.abdomen()[0]
+
+    def lut(ds, k):
+        item = Dataset()
+        item.add_new(0x00283002, "SS" if first else "US", [2048, first, 16])
+        item.ModalityLUTType = "HU"
+        item.add_new(0x00283006, "OW", (np.arange(2048) - 1000).astype("<i2").tobytes())
+        ds.ModalityLUTSequence = Sequence([item])
+        del ds.RescaleSlope, ds.RescaleIntercept
+
+    folder = _edited(dicoms.series(tmp_path / "s", hu + 1000 + first), lut)
+    assert torch.equal(readers.read(folder).array, torch.from_numpy(hu))
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+@pytest.mark.parametrize("names", ["{}.dcm", "IM{}"])
+@pytest.mark.parametrize("meta", [False, True])
+def test_slices_without_preamble_are_slices(tmp_path, syntax, names, meta):
+    hu = dicoms.abdomen()[0]
+    folder = dicoms.series(tmp_path / "s", hu, names=names, syntax=syntax)
+    for file in folder.iterdir():
+        whole = file.read_bytes()
+        file.write_bytes(whole[132 + (0 if meta else 12 + int.from_bytes(whole[140:144], "little")) :])
+    assert torch.equal(readers.read(folder).array, torch.from_numpy(hu))
+    assert readers.list_cases(tmp_path) == [folder]
+
+
+@pytest.mark.parametrize("unit, step", [(0.1, 0.625), (0.1, 0.75), (0.1, 1.25), (1, 1.5), (1, 2.5)])
+@pytest.mark.parametrize("to", [np.round, np.floor])
+def test_rounded_positions_are_put_on_their_line(tmp_path, unit, step, to):
+    hu = dicoms.abdomen((20, 9, 11))[0]
+    at = lambda k: [-10, -20, float(round(to((100.03 + k * step) / unit) * unit, 1))]
+    with pytest.warns(WorkbenchWarning, match=f"positions rounded to {unit:g} mm .* even distance of {step:g} mm"):
+        volume = readers.read(dicoms.series(tmp_path / "s", hu, step=5.0, ImagePositionPatient=at))
+    assert torch.equal(volume.array, torch.from_numpy(hu)) and volume.spacing_mm[0] == step
+    assert abs(volume.affine[2, 3] - 100.03) <= unit
+
+
+def test_missing_slices_are_no_rounding(tmp_path):
+    hu = dicoms.abdomen((20, 9, 11))[0]
+    for n, lost in enumerate(({5}, {5, 12}, {3, 7, 11, 15}, {2, 3})):
+        folder = dicoms.series(tmp_path / f"s{n}", hu, step=1.0)
+        for k in lost:
+            (folder / f"image_{k}").unlink()
+        with pytest.raises(Refused, match=f"{len(lost)} missing slice"):
+            readers.read(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
+@pytest.mark.parametrize("what", ["2.dcm", "part"])
+def test_what_may_not_be_read_in_a_series_is_refused_by_name(tmp_path, what):
+    hu = dicoms.abdomen()[0]
+    folder = dicoms.series(tmp_path / "s", hu, names="{}.dcm")
+    dicoms.series(folder / "part", hu, names="b{}.dcm")
+    (folder / what).chmod(0)
+    try:
+        with pytest.raises(Refused, match=f"{what}: found permission denied"):
+            readers.read(folder)
+    finally:
+        (folder / what).chmod(0o755)
+
+
+def test_what_cannot_be_read_is_named_by_every_way_through_a_folder(tmp_path, monkeypatch):
+    """As for a user without the right to: root has it."""
+    folder = dicoms.series(tmp_path / "s", dicoms.abdomen()[0], names="{}.dcm")
+    (folder / "link.dcm").symlink_to("nowhere.dcm")
+    with pytest.raises(Refused, match="link.dcm: found no such file"):
+        readers.read(folder)
+    (folder / "link.dcm").unlink()
+    (folder / "part").mkdir()
+    scan = os.scandir
+
+    def locked(path):
+        if str(path).endswith("part"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    for look in (readers.read, readers.list_cases):
+        with pytest.raises(Refused, match="part: found permission denied; expected a folder that can be read"):
+            look(folder)
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    hu = dicoms.abdomen()[0]
+    dicoms.series(tmp_path / "disk" / "scan", hu)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "disk" / "scan")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    assert torch.equal(readers.read(tmp_path / "data").array, torch.from_numpy(hu))
+    assert readers.list_cases(tmp_path / "data") == [tmp_path / "data" / "link"]
+
+
+@pytest.mark.parametrize("unit, mm", [("cm", 10), ("m", 1000), ("um", 0.001), ("in", 25.4), ("mm", 1)])
+def test_nrrd_says_its_unit(tmp_path, unit, mm):
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(hu())
+    image.SetSpacing(tuple(float(s) / mm for s in (0.7, 0.9, 2.5)))
+    image.SetOrigin(tuple(float(s) / mm for s in (-12.5, 30.25, -7)))
+    sitk.WriteImage(image, tmp_path / "scan.nrrd")
+    path, units = tmp_path / "scan.nrrd", " ".join([f'"{unit}"'] * 3)
+    path.write_bytes(path.read_bytes().replace(b"\nencoding", f"\nspace units: {units}\nencoding".encode(), 1))
+    volume = readers.read(path)
+    assert volume.spacing_mm == pytest.approx((2.5, 0.9, 0.7)) and volume.affine[:3, 3] == pytest.approx((12.5, -30.25, -7))
+    path.write_bytes(path.read_bytes().replace(units.encode(), b'"ell" "ell" "ell"'))
+    with pytest.raises(Refused, match="lengths in .*ell"):
+        readers.read(path)
+
+
+def test_a_meta_image_says_its_unit(tmp_path):
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(hu())
+    image.SetSpacing((0.07, 0.09, 0.25))
+    sitk.WriteImage(image, tmp_path / "scan.mha")
+    path = tmp_path / "scan.mha"
+    path.write_bytes(path.read_bytes().replace(b"DimSize", b"DistanceUnits = cm\nDimSize", 1))
+    assert readers.read(path).spacing_mm == pytest.approx((2.5, 0.9, 0.7))
+
+
+@pytest.mark.parametrize("size", [300, 5000, 70_000, 300_000])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_header_extensions_of_any_length(tmp_path, size, suffix):
+    image = nibabel.Nifti1Image(hu(), placed(np.diag([-0.7, -0.9, 2.5])))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"x" * size))
+    nibabel.save(image, tmp_path / f"scan{suffix}")
+    volume = readers.read(tmp_path / f"scan{suffix}")
+    assert np.array_equal(volume.source.to_file_order(volume.array.numpy()), hu())
+
+
+def bodied(shape=(40, 40, 20), air=-1000):
+    """A body of fat with soft tissue and a spine in air, HU."""
+    i, j, _ = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    away = np.hypot(i - 20, j - 20)
+    hu = np.select([np.hypot(i - 20, j - 27) < 3, away < 14, away < 17], [500, 60, -100], air)
+    return (hu + np.random.default_rng(0).normal(0, 12, shape)).round().astype(np.int16)
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda v: v, ""), (lambda v: np.clip(v, -160, 240), ""), (lambda v: np.clip(v, -100, 400), ""), (lambda v: np.maximum(v, -1024) * 1.0 + 0.25, ""),
+    (lambda v: np.where(v < -900, -3024, v), ""), (lambda v: v[10:30, 10:30], ""), (lambda v: v * 10, "darker than air"),
+    (lambda v: np.where(v < -900, -1000, v) * 10, "darker than air|fat and soft tissue"), (lambda v: v * 3, "darker than air"), (lambda v: v + 300, "air near|soft tissue"), (lambda v: v - 300, "darker"),
+    (lambda v: v - 1024, "darker|soft tissue"), (lambda v: np.clip((v + 160) / 400 * 255, 0, 255).round() - 128, "8-bit"),
+    (lambda v: np.clip((v + 1000) / 2, 0, 1000), "no voxel below 0"),
+])  # fmt: skip
+def test_air_fat_and_soft_tissue_are_where_hu_put_them(tmp_path, change, told):
+    values = np.asarray(change(bodied()))
+    with gates.heard() as said:
+        readers.read(save(tmp_path / "ct.nii.gz", values if values.dtype.kind == "f" else values.astype(np.int16), placed(np.diag([-8, -8, 10]))))
+    assert re.search(told, said[0]) if told else not said
+
+
+IDENTITIES = {"RAS": np.eye(4), "LPS": np.diag([-1.0, -1, 1, 1])}
+
+
+@pytest.mark.parametrize("kind", IDENTITIES)
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.nrrd", "ct.mha"])
+def test_an_identity_header_says_nothing_and_is_asked(tmp_path, kind, name):
+    import SimpleITK as sitk
+
+    save(tmp_path / "ct.nii.gz", hu(), IDENTITIES[kind])
+    path = tmp_path / name
+    if name != "ct.nii.gz":
+        sitk.WriteImage(sitk.ReadImage(tmp_path / "ct.nii.gz"), path)
+    with pytest.raises(Refused, match="an identity header .*--orientation LPS --spacing"):
+        readers.read(path)
+    with pytest.warns(WorkbenchWarning, match="an identity header"):
+        readers.read(path, as_stored=True)
+    volume = readers.read(path, orientation="SRA", spacing_mm=(2.5, 0.7, 0.9))
+    assert volume.spacing_mm == (2.5, 0.9, 0.7) and volume.shape == (4, 9, 6)
+    assert np.array_equal(volume.array.numpy(), hu().transpose(0, 2, 1)[:, ::-1, ::-1])
+    for orientation, spacing in (("LPX", (1.0, 1, 1)), ("LPP", (1.0, 1, 1)), ("LPS", (1.0, 1)), ("LPS", (1.0, 0, 1)), ("LPS", None), (None, (1.0, 1, 1))):  # fmt: skip
+        with pytest.raises(Refused, match="orientation|spacing"):
+            readers.read(path, orientation=orientation, spacing_mm=spacing)
+
+
+def test_a_header_without_forms_can_be_told_what_it_lacks(tmp_path):
+    path = save(tmp_path / "ct.nii.gz", hu(), None, 0, 0)
+    with pytest.raises(Refused, match="neither sform nor qform"):
+        readers.read(path)
+    assert readers.read(path, orientation="LPS", spacing_mm=(0.7, 0.9, 2.5)).spacing_mm == (2.5, 0.9, 0.7)
+    folder = dicoms.series(tmp_path / "s", dicoms.abdomen()[0])
+    for choice in ({"orientation": "LPS"}, {"form": "sform"}):
+        with pytest.raises(Refused, match="input has"):
+            readers.read(folder, **choice)
+    with pytest.raises(Refused, match="series=1, .*|no series, which only dicom input has"):
+        readers.read(path, series="1")
+
+
+def test_lits_volumes_without_orientation_are_repaired(tmp_path):
+    from workbench.data.readers import lits
+
+    array = np.zeros((512, 512, 91), np.int16) - 1000
+    array[100:400, 150:400] = 60
+    array[200:300, 200:250, 10:60] = 100
+    labels = (array == 100).astype(np.uint8)
+    for n in (31, 45):
+        save(tmp_path / f"volume-{n}.nii", array[..., : 91 if n == 31 else 20], np.eye(4))
+        save(tmp_path / f"segmentation-{n}.nii", labels[..., : 91 if n == 31 else 20], np.eye(4))
+    save(tmp_path / "volume-4.nii", array, placed(np.diag([-0.7, -0.7, 5])))
+    save(tmp_path / "segmentation-4.nii", labels, placed(np.diag([-0.7, -0.7, 5])))
+    plain, known, unknown = lits.list_cases(tmp_path)
+    assert plain.ct and plain.labels and not (known.ct or known.labels or unknown.ct or unknown.labels)
+    ct, drawn, said = lits.read(known)
+    assert ct.spacing_mm == drawn.spacing_mm == (2.0, 0.742, 0.742) and "LPS" in said
+    assert np.array_equal(ct.array.numpy(), array.transpose(2, 1, 0)) and np.array_equal(drawn.array.numpy(), labels.transpose(2, 1, 0))
+    with pytest.raises(Refused, match="volume-45.nii: found no orientation and voxel size for 512 x 512 x 20"):
+        lits.read(unknown)
+
+
 def test_the_package_does_not_import_the_libraries():
     import subprocess
 

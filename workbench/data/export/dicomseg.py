@@ -115,11 +115,9 @@ def _described(highdicom) -> list:
 
 def _source(file: Path):
     """The header of a source image, with what the standard lets be empty; refused without what it does not."""
-    import pydicom
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = pydicom.dcmread(file, stop_before_pixels=True)
+        image = dicom.dataset(file, stop_before_pixels=True)
     lacking = [tag for tag in NEEDED if not image.get(tag)]
     if lacking:
         raise Refused(

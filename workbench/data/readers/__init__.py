@@ -8,7 +8,6 @@ two, of a case with its labels. Bad input raises `Refused`, doubtful input warns
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -33,29 +32,16 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
 
-def read(
-    path: str | Path,
-    *,
-    fill_nonfinite: float | None = None,
-    form: str | None = None,
-    series: str | None = None,
-    as_stored: bool = False,
-) -> Volume:
+def read(path: str | Path, *, fill_nonfinite: float | None = None, as_stored: bool = False, **choice) -> Volume:
     """A CT in HU, canonical `[z y x]`, int16 where its values are whole and fit, else float32.
 
-    What a file leaves open can be settled on purpose: `fill_nonfinite` in place of NaN, the NIfTI `form` to trust
-    (sform, qform or pixdim), the UID of one DICOM `series`. `as_stored`, for descriptors: real numbers keep the type that they have in the
-    file, and what cannot be HU is warned of, not refused.
+    What a file leaves open can be settled on purpose: `fill_nonfinite` in place of NaN; of a file, `orientation` ("LPS": where its axes lead)
+    and `spacing_mm` along its axes, or the NIfTI `form` to trust (sform, qform or pixdim); of a DICOM folder, the UID of one `series`, a
+    `phase` ("AcquisitionNumber=2") and `rescale` (slope, intercept). `as_stored`, for descriptors: real numbers keep the type that they have
+    in the file, and what cannot be HU is warned of, not refused.
     """
-    from workbench.data.readers import dicom, nifti
-
     path = Path(path)
-    reader = _reader(path)
-    for value, name, of in ((form, "form", nifti), (series, "series", dicom)):
-        if value is not None and reader is not of:
-            raise Refused(path, f"{name}={value}", f"no {name}, which only {of.__name__.split('.')[-1]} input has")
-    choice = {"form": form} if form is not None else {"series": series} if series is not None else {}
-    return reader.read(path, fill_nonfinite=fill_nonfinite, as_stored=as_stored, **choice)
+    return _reader(path, choice).read(path, fill_nonfinite=fill_nonfinite, as_stored=as_stored, **_said(choice))
 
 
 def read_labels(
@@ -64,16 +50,16 @@ def read_labels(
     *,
     allowed: Collection[int] | None = (0, 1, 2),
     allow_empty: bool = True,
+    **choice,
 ) -> Volume:
     """A label map, canonical `[z y x]`, uint8 (int32 where a value is above 255).
 
-    `allowed` None takes any regions numbered from 0. With `like`, it must lie on that volume's grid.
+    `allowed` None takes any regions numbered from 0. With `like`, it must lie on that volume's grid. `orientation` and `spacing_mm` as in `read`.
     """
     path = Path(path)
-    reader = _reader(path)
     if path.is_dir():
         raise Refused(path, "a folder", "a label map as NIfTI, NRRD, MHA or MHD")
-    volume = reader.read_labels(path, allowed=allowed)
+    volume = _reader(path, choice).read_labels(path, allowed=allowed, **_said(choice))
     if like is not None:
         try:
             same_grid(like, volume)
@@ -141,22 +127,40 @@ def pair_labels(truth: str | Path, prediction: str | Path, common: bool = False)
     return [(name, one[name], other[name]) for name in sorted(both, key=_key)]
 
 
-def _reader(path: Path):
-    """The module that reads a path, chosen by what it is called."""
+CHOICES = {
+    "dicom": ("series", "phase", "rescale"),
+    "nifti": ("form", "orientation", "spacing_mm"),
+    "itk": ("orientation", "spacing_mm"),
+}
+
+
+def _said(choice: dict) -> dict:
+    return {name: value for name, value in choice.items() if value is not None}
+
+
+def _reader(path: Path, choice: dict):
+    """The module that reads a path, chosen by what it is called; refused when it knows nothing of a choice."""
+    reader = _module(path)
+    name = reader.__name__.split(".")[-1]
+    for key, value in _said(choice).items():
+        if key not in CHOICES[name]:
+            of = " and ".join(kind for kind, known in CHOICES.items() if key in known)
+            raise Refused(path, f"{key}={value}", f"no {key}, which only {of or 'no'} input has")
+    return reader
+
+
+def _module(path: Path):
     from workbench.data.readers import dicom, itk, nifti
 
     gates.existing(path)
     name = path.name.lower()
     if path.is_dir():
         return dicom
-    if not os.access(path, os.R_OK):
-        raise Refused(path, "a file that may not be read", "read permission")
     for reader in (nifti, itk):
         if name.endswith(reader.SUFFIXES):
             return reader
-    with open(path, "rb") as file:
-        if file.read(132)[128:] == b"DICM":
-            return dicom
+    if gates.bytes_of(path, 132)[128:] == b"DICM":
+        return dicom
     raise Refused(path, f"a file named {path.suffix or 'without suffix'}", FORMATS)
 
 

@@ -1,41 +1,75 @@
 """A folder of DICOM slices in: one CT series, its geometry taken from the positions of its slices.
 
 Common readers sort by name or number and trust that spacing is even. Here every slice's position is compared with its
-neighbours', so that a missing or doubled slice, a tilted gantry or a second series is seen. Nothing of the patient is
-read: cases are named by their folder.
+neighbours', so that a missing or doubled slice, a tilted gantry or a second series is seen. Cases are named by their folder; of the patient
+only ID, birth date and sex are compared, as digests.
+
+One rule says what makes slices one volume: they agree in all attributes of `ONE`, and where they come from several acquisitions, these are
+the parts of one scan (a table that moves on between rotations) and not its phases.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
 
 from workbench.data.readers import gates
 from workbench.volume import Refused, Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 GAP = 0.05  # rule: share of the slice distance that positions may be off; scanners round to 0.001 mm
 PLACE_MM = 0.01  # rule: a mask's image and its slice say the same position in their own decimals
 GRID = 0.05  # rule: share of a pixel that a slice's corners may lie off the others' grid through its header's rounding
 TILT_MM = 0.05  # rule: sideways shift per slice; half a degree over 5 mm slices
+ROTATION_MM = 40.0  # rule: what the detector of a common scanner covers in one rotation
+PAUSE_S = 20.0  # rule: less lies between two slices of one scan, more between two phases of contrast
+ROUNDED_MM = (1.0, 0.1)  # rule: what anonymizers and exports round positions to
+ALL = "all"  # in place of a series or a phase: take them for one
+HIDDEN = ("PatientID", "PatientBirthDate", "PatientSex")  # compared, never told
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber")
+# what the slices of one volume agree in; what a list of several always tells comes first
+ONE = (
+    "Modality", "SeriesNumber", "Rows", "Columns", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", *HIDDEN,
+    "SOPClassUID", "ImageType", "RescaleType", "TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfCardiacPhase",
+    "PatientPosition", "ConvolutionKernel", "KVP", "SeriesDescription",
+)  # fmt: skip
+BITS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+TIMES = ("AcquisitionTime", "ContentTime")
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing", "ImageOrientationPatient",
-    "ImagePositionPatient", "GantryDetectorTilt", "TransferSyntaxUID",
+    *ONE, *TIMES, "AcquisitionNumber", "SOPInstanceUID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing",
+    "ImageOrientationPatient", "ImagePositionPatient", "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "TransferSyntaxUID",
 ]  # fmt: skip
+HU_TYPES = ("", "HU", "US", "HU_MOD")  # fixed: US is what is not specified
+# words of ImageType beyond its first two values, and what such images are
+NO_PLAIN_CT = (
+    (r"IODINE|MATERIAL|WATER|CALCIUM|FAT_|Z_?EFF|RHO|ELECTRON|DENSITY|PERFUSION|PARAM|_MAP|SUBTRACT", "a map of a material or of another quantity"),
+    (r"VNC|VIRTUAL|VUE|UNENHANCED|NON_?CONTRAST", "a virtual non-contrast image"),
+    (r"MIN_?IP|MAX_?IP|(?<![A-Z])MIP|MPVR|PROJECTION|AVERAGE|THICK_?MIP|VOLUME_?REND|VRT|SSD", "a projection through several slices"),
+    (r"MONO|KEV|OPTIMUM_?CONTRAST|NONLINEAR", "a virtual image of one energy"),
+    (r"OVERLAY|FUSED|FUSION|COLOU?R|SCREEN|BONE_?REMOV", "a picture drawn from a CT"),
+)  # fmt: skip
 GREY = "MONOCHROME2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, "1.2.840.10008.5.1.4.1.1.2.2")
 # what pydicom raises on damaged files; it has no type of its own for most of it
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError,
           struct.error)  # fmt: skip
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 BESIDE = {"SEG", "RTDOSE", "OT"}  # rule: made from a CT, or of a screen; any other image may be the one meant
 MAX_TOLD = 4  # rule: faults named in one line
+AIR, MOST_HU = -1024, 3071  # fixed: the range of CT numbers in 12 bits
 
 
 def list_cases(path: str | Path) -> list[Path]:
@@ -43,24 +77,49 @@ def list_cases(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return []
-    return sorted({p.parent for p in _files(path) if _is_dicom(p)}, key=gates.natural)
+    return sorted({p.parent for p in gates.walk(path) if _is_dicom(p)}, key=gates.natural)
 
 
 def read(
-    path: str | Path, *, fill_nonfinite: float | None = None, series: str | None = None, as_stored: bool = False
+    path: str | Path,
+    *,
+    fill_nonfinite: float | None = None,
+    series: str | None = None,
+    phase: str | None = None,
+    rescale: tuple[float, ...] | None = None,
+    as_stored: bool = False,
 ) -> Volume:
-    """The CT series of a folder as canonical `[z y x]` HU; `series` is a SeriesInstanceUID where there are several."""
+    """The CT series of a folder as canonical `[z y x]` HU.
+
+    `series` is a SeriesInstanceUID where there are several, and `phase` an attribute that tells the wanted slices from the others, as
+    `AcquisitionNumber=2`; "all" takes what these tell apart for one. `rescale`: slope and intercept in place of the header's.
+    """
     path = Path(path)
-    order, affine = stack(path, series)
-    return gates.ct(_pixels(order, path), affine, path, fill_nonfinite, as_stored=as_stored)
+    order, affine = _stack(path, series, phase)
+    if series != ALL:
+        _each_its_own(order, path)
+    if not as_stored and order[0].told["RescaleType"].upper() not in HU_TYPES:
+        raise Refused(path, f"a RescaleType of {order[0].told['RescaleType']!r}", "HU",
+                      "These are values of another kind than CT numbers: give the CT series itself.")  # fmt: skip
+    if rescale is not None and (len(rescale) != 2 or not np.isfinite(rescale).all() or rescale[0] == 0):
+        raise Refused(path, f"a rescale of {rescale}", "a slope other than 0 and an intercept")
+    return gates.ct(_pixels(order, path, rescale), affine, path, fill_nonfinite, as_stored=as_stored)
 
 
 def stack(path: Path, series: str | None = None) -> tuple[list[Slice], np.ndarray]:
     """The slices of a folder's CT series in order along their normal, and the affine (column, row, slice) -> RAS mm."""
+    order, affine = _stack(path, series, None)
+    _each_its_own(order, path)
+    return order, affine
+
+
+def _stack(path: Path, series: str | None, phase: str | None) -> tuple[list[Slice], np.ndarray]:
     gates.existing(path)
     if path.is_file():
         raise Refused(path, "a single DICOM file", "the folder that holds the whole series", f"Give {path.parent}.")
-    return _geometry(_one_series(_headers(path), path, series), path)
+    order, affine = _geometry(_one_series(_headers(path), path, series, phase), path, phase)
+    _plain_ct(order[0], path)
+    return order, affine
 
 
 def read_mask(folder: Path, order: list[Slice]) -> np.ndarray:
@@ -76,7 +135,7 @@ def read_mask(folder: Path, order: list[Slice]) -> np.ndarray:
     mask = np.empty((len(order), order[0].rows, order[0].columns), bool)
     values: set[int] = set()
     for k, s in enumerate(_matched(found, order, folder)):
-        stored, *_ = _stored(s)
+        stored, *_ = _stored(s, mask=True)
         values.update(np.unique(stored).tolist())
         mask[k] = stored > 0
     if len(values - {0}) > 1 or min(values) < 0:
@@ -105,17 +164,40 @@ def _matched(found: list[Slice], order: list[Slice], folder: Path) -> list[Slice
 
 def files(folder: Path) -> list[Path]:
     """The DICOM files at or below a folder; an empty one is refused with the series that it lies in."""
-    return [p for p in _files(folder) if p.stat().st_size and _is_dicom(p)]
+    return [p for p in sorted(gates.walk(folder)) if p.stat().st_size and _is_dicom(p)]
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+def dataset(path: Path, **how):
+    """A DICOM file as pydicom reads it, also without preamble and file meta information; its transfer syntax is told in either case."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    held = pydicom.dcmread(path, force=_bare(gates.bytes_of(path, 132)), **how)
+    if not held.file_meta.get("TransferSyntaxUID"):
+        implicit, little = held.original_encoding
+        held.file_meta = held.file_meta or FileMetaDataset()
+        held.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+    return held
 
 
 def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as file:
-        first = file.read(132)
-    return first[128:] == b"DICM" or path.suffix.lower() == ".dcm"
+    first = gates.bytes_of(path, 132)
+    return first[128:] == b"DICM" or path.suffix.lower() == ".dcm" or _bare(first)
+
+
+def _bare(first: bytes) -> bool:
+    """Whether a file begins as a data set without preamble: with an element of group 2 or 8, as older archives wrote them."""
+    if first[128:] == b"DICM" or len(first) < 132:
+        return False
+    for order in ("<", ">"):
+        group, element = struct.unpack(f"{order}HH", first[:4])
+        if group in (2, 8) and element <= 0x18:
+            explicit = first[4:6] in (b"UL", b"CS", b"UI", b"DA", b"TM", b"OB", b"SH", b"LO")
+            return explicit or struct.unpack(f"{order}I", first[4:8])[0] <= 256
+    return False
 
 
 def _form(path: Path) -> str:
@@ -128,12 +210,12 @@ class Slice:
     """What one file's header says, as plain values; None where it says nothing."""
 
     file: Path
-    series: str
-    number: str
+    sop: str
     modality: str
-    scout: bool
     rows: int
     columns: int
+    told: dict[str, str]  # of ONE and what tells of acquisitions
+    between_mm: tuple[float, ...]  # what the header says of the distance of slices
     one_frame: bool
     colours: str
     spacing_mm: tuple[float, ...] | None
@@ -141,6 +223,10 @@ class Slice:
     position_mm: tuple[float, ...] | None
     tilt: float
     syntax: str
+
+    @property
+    def scout(self) -> bool:
+        return "LOCALIZER" in self.told["ImageType"].upper()
 
 
 def _slice(file: Path, header) -> Slice:
@@ -155,15 +241,28 @@ def _slice(file: Path, header) -> Slice:
             raise ValueError(f"{tag} {value}")
         return found
 
+    def words(tag: str) -> str:
+        value = header.get(tag)
+        text = (
+            ""
+            if value is None
+            else "\\".join(map(str, value))
+            if isinstance(value, Sequence) and not isinstance(value, str)
+            else str(value)
+        )
+        text = f"{value:g}" if isinstance(value, float) else text.strip("\\ \0")
+        return hashlib.sha256(text.encode()).hexdigest() if text and tag in HIDDEN else text
+
+    told = {tag: words(tag) for tag in (*ONE, *TIMES, "AcquisitionNumber")}
     grey = int(header.get("SamplesPerPixel") or 1) == 1
     return Slice(
         file=file,
-        series=str(header.get("SeriesInstanceUID")),
-        number=str(header.get("SeriesNumber")),
-        modality=str(header.get("Modality") or "?"),
-        scout="LOCALIZER" in str(header.get("ImageType", "")).upper(),
+        sop=str(header.get("SOPInstanceUID") or ""),
+        modality=told["Modality"] or "?",
         rows=int(header.Rows),
         columns=int(header.Columns),
+        told=told,
+        between_mm=tuple(float(header[t].value) for t in ("SpacingBetweenSlices", "SliceThickness") if header.get(t)),
         one_frame=int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != ENHANCED_CT,
         colours=str(header.get("PhotometricInterpretation", GREY)) if grey else "colour",
         spacing_mm=numbers("PixelSpacing", 2),
@@ -177,11 +276,10 @@ def _slice(file: Path, header) -> Slice:
 def _headers(folder: Path) -> list[Slice]:
     """Header of every DICOM image below a folder. DICOMDIR, objects without pixels and other files are passed over, but not
     what was a slice: an empty file, a CT's header without its end, what is named like the slices and is no DICOM."""
-    import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     found, others = [], []
-    for file in _files(folder):
+    for file in sorted(gates.walk(folder)):
         if file.name.upper() == "DICOMDIR":
             continue
         if not _is_dicom(file):
@@ -191,7 +289,7 @@ def _headers(folder: Path) -> list[Slice]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values that are no valid DICOM; what matters is checked here
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
+                header = dataset(file, stop_before_pixels=True, specific_tags=TAGS)
                 if "Rows" in header and "Columns" in header:
                     found.append(_slice(file, header))
                 elif _cut_short(header):
@@ -218,47 +316,117 @@ def _cut_short(header) -> bool:
     return any(ct.startswith(kind) for ct in CT_IMAGES) and "CT".startswith(header.get("Modality") or "")
 
 
-def _one_series(slices: list[Slice], folder: Path, series: str | None) -> list[Slice]:
-    """The slices of one CT series; refused with a list when there are several series of images to choose from."""
+def _one_series(slices: list[Slice], folder: Path, series: str | None, phase: str | None) -> list[Slice]:
+    """The slices of one CT series, which agree in all of `ONE`; refused with a list when there are several to choose from."""
+    kinds = ", ".join(sorted({s.modality for s in slices}))
+    images = [s for s in slices if s.modality == "CT"]
+    if not images:
+        raise Refused(folder, f"{len(slices)} DICOM images of modality {kinds}", "CT")
+    chosen = [s for s in images if series in (None, ALL, s.told["SeriesInstanceUID"])]
+    if not chosen:
+        raise Refused(folder, f"no CT series {series}", f"one of {_listed(_groups(images, ONE))}")
+    if series is None and phase is None:
+        chosen = [s for s in slices if s.modality not in BESIDE]
+    if phase is not None and phase != ALL:
+        chosen = _of_phase(chosen, folder, phase)
+    tags = tuple(tag for tag in ONE if series != ALL or tag not in UIDS)
+    groups = _groups(chosen, tags)
+    if len(groups) > 1:
+        differ = [tag for n, tag in enumerate(tags) if len({key[n] for key in groups}) > 1]
+        uids = [tag for tag in differ if tag in UIDS]
+        if len(groups) > MAX_TOLD and len(uids) == len(differ) and len(groups) > len(chosen) // 2:
+            raise Refused(folder, f"{len(groups)} values of {', '.join(uids)} in {len(chosen)} images", "one for all slices of a series",
+                          f"An anonymizer does this. If they are one series: workbench convert {folder} -o NEW.nii.gz --series {ALL}.")  # fmt: skip
+        raise Refused(folder, f"{len(groups)} series or grids: {_listed(groups, differ)}", "one CT series", _choice(groups, differ, folder))  # fmt: skip
+    if chosen[0].scout:
+        raise Refused(folder, f"only a scout view ({len(chosen)} images)", "the slices of a CT series")
+    return chosen
+
+
+def _groups(slices: list[Slice], tags: Sequence[str]) -> dict[tuple[str, ...], list[Slice]]:
     groups = defaultdict(list)
     for s in slices:
-        groups[s.series, s.scout, s.modality, s.rows, s.columns].append(s)
-    images = {key: group for key, group in groups.items() if group[0].modality == "CT"}
-    if not images:
-        kinds = ", ".join(sorted({s.modality for s in slices}))
-        raise Refused(folder, f"{len(slices)} DICOM images of modality {kinds}", "CT")
-    if series is not None:
-        listed = _listed(images)
-        images = {key: group for key, group in images.items() if group[0].series == series}
-        if not images:
-            raise Refused(folder, f"no CT series {series}", f"one of {listed}")
-    else:
-        images = {key: group for key, group in groups.items() if group[0].modality not in BESIDE}
-    if len(images) > 1:
-        by_uid = "; in Python, readers.read(path, series=UID)" if len({uid for uid, *_ in images}) > 1 else ""
-        raise Refused(
-            folder,
-            f"{len(images)} series or grids: {_listed(images)}",
-            "one CT series",
-            f"Move the one you want to a folder of its own{by_uid}.",
-        )
-    (group,) = images.values()
-    if group[0].scout:
-        raise Refused(folder, f"only a scout view ({len(group)} images)", "the slices of a CT series")
-    return group
+        groups[tuple(s.told[tag] for tag in tags)].append(s)
+    return groups
 
 
-def _listed(groups: dict) -> str:
-    lines = []
+def _of_phase(slices: list[Slice], folder: Path, phase: str) -> list[Slice]:
+    """The slices of which an attribute has the wanted value."""
+    tag, equals, value = phase.partition("=")
+    if not equals or tag not in slices[0].told:
+        raise Refused("--phase", phase, f"{ALL} or an attribute and its value, as AcquisitionNumber=2",
+                      f"Attributes: {', '.join(slices[0].told)}.")  # fmt: skip
+    wanted = hashlib.sha256(value.encode()).hexdigest() if value and tag in HIDDEN else value
+    chosen = [s for s in slices if s.told[tag] == wanted]
+    if not chosen:
+        raise Refused(folder, f"no slice with {phase}", _values(tag, [s.told[tag] for s in slices]))
+    return chosen
+
+
+def _values(tag: str, told: Sequence[str]) -> str:
+    """An attribute with its values; how many where they are not to be told."""
+    values = sorted(set(told), key=lambda v: gates.natural(Path(v)))
+    if tag in HIDDEN:
+        return f"{tag} with {len(values)} values, not shown"
+    return f"{tag} {_told([value[:80] or 'none' for value in values], ' and ')}"
+
+
+def _choice(groups: dict, differ: list[str], folder: Path) -> str:
+    """How to say which of several is meant."""
+    command, own = f"workbench convert {folder} -o NEW.nii.gz", "move the one you want to a folder of its own"
+    if "SeriesInstanceUID" in differ:
+        return f"Choose one: {command} --series UID, or {own}."
+    (tag, *_) = [tag for tag in differ if tag not in HIDDEN] or [""]
+    if not tag:
+        return f"{own.capitalize()}."
+    value = next(iter(groups.values()))[0].told[tag]
+    return f"Choose one: {command} --phase '{tag}={value}', or {own}."
+
+
+def _listed(groups: dict, differ: Sequence[str] = ()) -> str:
+    always, lines = ["Modality", "SeriesNumber", "Rows", "Columns", "SeriesInstanceUID"], []
+    if "SeriesInstanceUID" in differ:
+        always += UIDS
     for group in groups.values():
         s, n = group[0], len(group)
         what = "scout" if s.scout else s.modality
         images = f"{n} image{'s' * (n > 1)} of {s.columns} x {s.rows}"
-        lines.append(f"[{what} series {s.number}, {images}, UID {s.series}]")
-    return ", ".join(sorted(lines))
+        uid = s.told["SeriesInstanceUID"]
+        number = s.told["SeriesNumber"] or "without number"
+        more = "".join(
+            f", {tag} {s.told[tag][:80] or 'none'}" for tag in differ if tag not in always and tag not in HIDDEN
+        )
+        lines.append(f"[{what} series {number}, {images}, {f'UID {uid}' if uid else 'no UID'}{more}]")
+    hidden = [_values(tag, [group[0].told[tag] for group in groups.values()]) for tag in differ if tag in HIDDEN]
+    return _told(sorted(lines), ", ") + "".join(f"; {words}" for words in hidden)
 
 
-def _geometry(slices: list[Slice], folder: Path) -> tuple[list[Slice], np.ndarray]:
+def _each_its_own(slices: list[Slice], folder: Path) -> None:
+    """Refuse slices that share an SOPInstanceUID: nothing that refers to one of them could say which."""
+    uids = {s.sop for s in slices}
+    if len(uids) < len(slices) and uids != {""}:
+        raise Refused(folder, f"{len(uids)} SOPInstanceUID for {len(slices)} slices", "one for each slice",
+                      "Their headers were damaged or are copies: fetch the original series. If their positions are right: workbench convert "
+                      f"{folder} -o NEW.nii.gz --series {ALL}.")  # fmt: skip
+
+
+def _plain_ct(s: Slice, folder: Path) -> None:
+    """Warn of a series that is made of a CT and may be none."""
+    kind = s.told["ImageType"].upper().replace(" ", "_").split("\\")
+    shown = s.told["ImageType"][:100]
+    if s.told["RescaleType"].upper() not in HU_TYPES[:3]:
+        gates.warn(folder, f"RescaleType {s.told['RescaleType']}: its values may be no CT numbers (HU)")
+    for pattern, what in NO_PLAIN_CT:
+        if any(re.search(pattern, word) for word in kind[2:]):
+            gates.warn(folder, f"ImageType {shown}: {what}, no plain CT; the models know plain CT in HU")
+            return
+    if "DERIVED" in kind[:2] or "SECONDARY" in kind[:2] or s.told["SOPClassUID"].startswith(SECONDARY_CAPTURE):
+        gates.warn(
+            folder, f"ImageType {shown}: computed from other images; its HU and its slices may not be the scanner's"
+        )
+
+
+def _geometry(slices: list[Slice], folder: Path, phase: str | None) -> tuple[list[Slice], np.ndarray]:
     """Slices in order along their normal and the affine (column, row, slice) -> RAS mm."""
     for s in slices:
         if not s.one_frame:
@@ -290,6 +458,9 @@ def _geometry(slices: list[Slice], folder: Path) -> tuple[list[Slice], np.ndarra
     position = np.array([s.position_mm for s in slices])
     order = np.argsort(position @ normal, kind="stable")
     slices, position = [slices[i] for i in order], position[order]
+    if phase != ALL:
+        _one_scan(slices, position @ normal, folder)
+    position = _unrounded(slices, position, folder)
     _evenness(slices, position @ normal, folder)
     step = (position[-1] - position[0]) / (len(slices) - 1)
     _straightness(slices, position, step, normal, folder)
@@ -318,6 +489,80 @@ def _one_grid(slices: list[Slice], folder: Path) -> tuple[np.ndarray, np.ndarray
 def _plain(numbers) -> str:
     """Numbers as a header has them."""
     return "\\".join(f"{n:.7g}" for n in numbers)
+
+
+def _one_scan(slices: list[Slice], height: np.ndarray, folder: Path) -> None:
+    """Refuse slices of several acquisitions, unless these are the rotations of one scan, one above the other."""
+    own = f"move one to a folder of its own; if they are one scan: --phase {ALL}."
+    told = [s.told["AcquisitionNumber"] for s in slices]
+    numbers = list(dict.fromkeys(told))
+    runs = 1 + sum(a != b for a, b in zip(told, told[1:]))
+    if 1 < len(numbers) and not len(numbers) == runs == len(slices):
+        spans = [np.ptp(height[[t == n for t in told]]) for n in numbers]
+        if runs > len(numbers) or len(numbers) == 2 or max(spans) > ROTATION_MM:
+            how = "mixed" if runs > len(numbers) else "one above the other"
+            raise Refused(folder, f"{len(numbers)} acquisitions in one series, {how}: {_values('AcquisitionNumber', told)}",
+                          "the slices of one scan, not of several phases",
+                          f"Choose one: workbench convert {folder} -o NEW.nii.gz --phase AcquisitionNumber={numbers[0]}, or {own}")  # fmt: skip
+        gates.warn(folder, f"{len(numbers)} acquisitions one above the other, taken for the rotations of one scan")
+    for tag in TIMES:
+        seconds = [_seconds(s.told[tag]) for s in slices]
+        if None in seconds:
+            continue
+        apart = np.diff(seconds)
+        if (apart > PAUSE_S).any() and (apart < -PAUSE_S).any():
+            k = int(np.abs(apart).argmax())
+            early, late = (slices[i].told[tag] for i in sorted((k, k + 1), key=lambda i: seconds[i]))
+            raise Refused(folder, f"slices of several times mixed, as neighbours with {tag} {early} and {late}",
+                          "the slices of one scan, not of several phases",
+                          f"Choose one: workbench convert {folder} -o NEW.nii.gz --phase {tag}={early}, or {own}")  # fmt: skip
+        return
+
+
+def _seconds(time: str) -> float | None:
+    """Seconds since midnight of a DICOM time."""
+    match = re.fullmatch(r"(\d\d)(\d\d)?(\d\d(?:\.\d*)?)?", time.replace(":", ""))
+    return 3600 * int(match[1]) + 60 * int(match[2] or 0) + float(match[3] or 0) if match else None
+
+
+def _unrounded(slices: list[Slice], position: np.ndarray, folder: Path) -> np.ndarray:
+    """Positions on the even line that explains them where they were rounded to 0.1 mm or whole mm; else as they are.
+
+    Rounding makes at least three gaps other than the most common one and keeps each position within half a unit of the line. Whole gaps in
+    between that the header gives for the slice distance are missing slices.
+    """
+    gap = np.linalg.norm(np.diff(position, axis=0), axis=1)
+    step = np.median(gap)
+    if (np.abs(gap - step) <= max(GAP * step, 1e-3)).all() or gap.min() < 1e-3:
+        return position
+    sizes, counts = np.unique(gap.round(3), return_counts=True)
+    multiples = np.abs(gap / gap.min() - np.rint(gap / gap.min())).max() < 1e-3
+    lost = multiples and any(abs(mm - gap.min()) < 0.02 * mm for s in slices for mm in s.between_mm)
+    if lost or len(gap) - counts.max() < 3:
+        return position
+    for unit in ROUNDED_MM:
+        lines = [_even(axis, unit) for axis in position.T]
+        if all(line is not None for line in lines):
+            even = np.stack(lines, 1)
+            mm = float(np.linalg.norm(even[1] - even[0]))
+            gates.warn(folder, f"positions rounded to {unit:g} mm ({' and '.join(f'{n:g}' for n in sizes[:MAX_TOLD])} mm between slices), "
+                       f"taken for an even distance of {mm:.4g} mm")  # fmt: skip
+            return even
+    return position
+
+
+def _even(along: np.ndarray, unit: float) -> np.ndarray | None:
+    """The even steps of which these coordinates are the rounded ones, with as few decimals as any that are; None where there are none."""
+    k = np.arange(len(along))
+    if np.ptp(along) < 1e-6:
+        return along
+    if np.abs(along / unit - np.rint(along / unit)).max() > 1e-4:
+        return None
+    near = np.polyfit(k, along, 1)[0]
+    steps = [round(near, decimals) for decimals in range(5)] + [near]
+    left = [(along - k * step) for step in steps]
+    fits = [(step, off) for step, off in zip(steps, left) if np.ptp(off) <= 1.001 * unit]
+    return None if not fits else fits[0][0] * k + (fits[0][1].max() + fits[0][1].min()) / 2
 
 
 def _evenness(slices: list[Slice], height: np.ndarray, folder: Path) -> None:
@@ -365,15 +610,28 @@ def _straightness(
         gates.warn(folder, f"the header tells of a gantry tilt of {tilt:g} degrees, the positions of none")
 
 
-def _pixels(slices: list[Slice], folder: Path) -> np.ndarray:
-    """HU `[column row slice]`; slope and intercept are each slice's own."""
+def _pixels(slices: list[Slice], folder: Path, rescale: tuple[float, ...] | None = None) -> np.ndarray:
+    """HU `[column row slice]`; slope and intercept are each slice's own. Padding that would be brighter than air becomes air."""
     _decoders(slices, folder)
     hu = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
-    bare = 0
+    bare = untold = 0
     for k, s in enumerate(slices):
-        stored, slope, intercept, told = _stored(s)
-        bare += not told
-        value = stored.astype(np.float64) * slope + intercept
+        stored, whole, padding = _stored(s)
+        if not (padding is None and whole.PixelRepresentation == 0 and whole.BitsStored == 16):
+            pass
+        elif (high := stored >= 0xF000).any() and not ((stored >= 0x8000) & ~high).any():
+            if len(np.unique(stored[high])) > 1:
+                raise Refused(s.file, f"PixelRepresentation 0 (no signs) with {high.mean():.1%} of the pixels from {stored[high].min()} to "
+                              f"{stored[high].max()}, as negative numbers look", "PixelRepresentation 1 for negative values",
+                              "Correct the header, or fetch the original series.")  # fmt: skip
+            padding, untold = high, untold + 1
+        if rescale is None:
+            value, told = _rescaled(stored, whole, s.file)
+            bare += not told
+        else:
+            value = stored.astype(np.float64) * rescale[0] + rescale[1]
+        if padding is not None:
+            value[_outside(padding, value)] = AIR
         if hu.dtype == np.int16 and gates.smallest(value).dtype != np.int16:
             hu = hu.astype(np.float32)  # one slice with fractions makes the volume float32
         hu[k] = value
@@ -381,26 +639,117 @@ def _pixels(slices: list[Slice], folder: Path) -> np.ndarray:
         gates.warn(
             folder, f"{bare} of {len(slices)} slices have no RescaleIntercept: their stored values are taken for HU"
         )
+    if untold:
+        gates.warn(
+            folder, f"{untold} of {len(slices)} slices have padding that no PixelPaddingValue tells of: taken for air"
+        )
     return hu.transpose(2, 1, 0)
 
 
-def _stored(s: Slice) -> tuple[np.ndarray, float, float, bool]:
-    """Stored values [row column] of one image, its slope and intercept, and whether the header told the latter."""
-    import pydicom
+def _rescaled(stored: np.ndarray, whole, file: Path) -> tuple[np.ndarray, bool]:
+    """HU of stored values by the header's slope and intercept or its Modality LUT, and whether it told of them."""
+    fix = "Say what is right: workbench convert FOLDER -o NEW.nii.gz --rescale 1,-1024 (slope, intercept)."
+    if whole.get("ModalityLUTSequence") and "RescaleSlope" not in whole:
+        (item,) = whole.ModalityLUTSequence
+        count, first, bits = (int(v) for v in item.LUTDescriptor)
+        data = item.LUTData
+        lut = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.array(data).astype(np.uint16)
+        if len(lut) < (count or 65536) or bits not in (8, *range(10, 17)):
+            raise Refused(
+                file, f"a Modality LUT of {len(lut)} values and {bits} bits", f"{count or 65536} of up to 16 bits", fix
+            )
+        if first > 32767 and whole.PixelRepresentation == 1:
+            first -= 65536
+        entry = np.clip(stored.astype(np.int64) - first, 0, (count or 65536) - 1)
+        return lut.view(np.int16)[entry].astype(np.float64), True  # negative HU are written as the twin of 16 bits
+    numbers = []
+    for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
+        value = whole.get(tag, default)
+        try:
+            number = np.nan if value is None or value == "" else float(value)
+        except (ValueError, TypeError):
+            number = np.nan
+        if not np.isfinite(number) or tag == "RescaleSlope" and number == 0:
+            shown = "an empty" if value in (None, "") else f"{str(value)[:40]} as"
+            raise Refused(file, f"{shown} {tag}", "a slope other than 0 and an intercept", fix)
+        numbers.append(number)
+    return stored.astype(np.float64) * numbers[0] + numbers[1], "RescaleIntercept" in whole
+
+
+def _outside(padding: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The padded pixels that have to be set to air: brighter than it, and where they could be tissue only those that reach the border."""
+    bright = padding & (value > AIR)
+    if not bright.any() or value[bright].min() > MOST_HU:
+        return bright
+    pieces, count = ndimage.label(bright)
+    edge = np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))
+    return bright & np.isin(pieces, edge[edge > 0])
+
+
+def _stored(s: Slice, mask: bool = False) -> tuple[np.ndarray, Dataset, np.ndarray | None]:
+    """Stored values [row column] of one image, its data set, and which of its pixels its header calls padding."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            whole = pydicom.dcmread(s.file)
-            stored = whole.pixel_array
-            slope, intercept = float(whole.get("RescaleSlope", 1)), float(whole.get("RescaleIntercept", 0))
+            whole = dataset(s.file)
+            if mask:
+                stored = whole.pixel_array
+            else:
+                allocated, bits, high, signed = (int(whole[tag].value) for tag in BITS)
+                if not 1 <= bits <= allocated or high != bits - 1 or signed not in (0, 1):
+                    raise Refused(s.file, ", ".join(f"{tag} {whole[tag].value}" for tag in BITS),
+                                  f"BitsStored up to BitsAllocated, HighBit one less than it ({bits - 1}), PixelRepresentation 0 or 1",
+                                  "Such a header does not tell the values: fetch the original series, or correct it.")  # fmt: skip
+                stored = whole.pixel_array
+                limits = [whole.get(tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+                pad = [int(v) for v in limits if v not in (None, "")] if limits[0] not in (None, "") else []
+    except Refused:
+        raise
     except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
         raise Refused(s.file, f"pixels that cannot be read ({first_line(error)})", "a whole slice",
                       "The file is truncated or damaged; fetch it again.") from None  # fmt: skip
     if stored.shape != (s.rows, s.columns):
         raise Refused(s.file, f"pixels of shape {stored.shape}", f"{(s.rows, s.columns)} as its header says")
-    return stored, slope, intercept, "RescaleIntercept" in whole
+    if mask:
+        return stored, whole, None
+    if bits < allocated and not whole.file_meta.TransferSyntaxUID.is_compressed:
+        order = "<" if whole.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        words = np.frombuffer(whole.PixelData, f"{order}{'i' if signed else 'u'}{allocated // 8}", stored.size).reshape(stored.shape)
+        stored = words.astype(np.int64)  # pydicom's are without the unused bits
+    twins = [_twin(v, allocated, signed) for v in pad]
+    padding = (stored >= min(twins)) & (stored <= max(twins)) if twins else None
+    if bits < allocated and not whole.file_meta.TransferSyntaxUID.is_compressed:
+        stored = _used_bits(stored, whole, bits, signed, padding, s.file)
+    return stored, whole, padding
+
+
+def _twin(value: int, bits: int, signed: int) -> int:
+    """The number that the same bits are with or without a sign."""
+    value %= 1 << bits
+    return value - (1 << bits) if signed and value >> (bits - 1) else value
+
+
+def _used_bits(stored: np.ndarray, whole, bits: int, signed: int, padding: np.ndarray | None, file: Path) -> np.ndarray:
+    """Values without the bits above the highest, which may hold an overlay or the sign; refused where they hold more of the values."""
+    kept = stored & ((1 << bits) - 1)
+    negative = (kept >> (bits - 1)) & 1 if signed else np.zeros_like(kept)
+    value = kept - (negative << bits)
+    overlay = any(
+        (0x6000 + 2 * n, 0x0102) in whole and int(whole[0x6000 + 2 * n, 0x0102].value or 0) >= bits for n in range(16)
+    )
+    odd = stored != value
+    if padding is not None:
+        odd &= ~padding
+        value = np.where(padding, stored, value)
+    if odd.any() and not overlay:
+        lacking = odd & (stored == kept)  # the sign was not written into the bits above
+        if (odd & ~lacking).any() or (~odd & (negative == 1) & (stored < 0)).any():
+            at = stored[odd].flat[0]
+            raise Refused(file, f"{int(odd.sum())} pixels that BitsStored {bits} and PixelRepresentation {signed} cannot hold, as {at}",
+                          f"values of {bits} bits", "The header does not fit the pixels: fetch the original series, or correct it.")  # fmt: skip
+    return value
 
 
 def _decoders(slices: list[Slice], folder: Path) -> None:
@@ -426,6 +775,6 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
 
 
-def _told(faults: list[str]) -> str:
+def _told(faults: list[str], between: str = "; ") -> str:
     more = f" and {len(faults) - MAX_TOLD} more" if len(faults) > MAX_TOLD else ""
-    return "; ".join(faults[:MAX_TOLD]) + more
+    return between.join(faults[:MAX_TOLD]) + more

@@ -234,13 +234,12 @@ def _put(mask: np.ndarray, on: np.ndarray, first: np.ndarray, across: np.ndarray
 
 def _header(path: Path) -> _File | None:
     """What a DICOM file is; None for what is neither a slice of a CT nor a segmentation."""
-    import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            header = dicom.dataset(path, stop_before_pixels=True, specific_tags=TAGS)
             refers = None
             if header.get("SOPClassUID") in STORAGE:
                 refers = tuple(str(s.SeriesInstanceUID) for s in header.get("ReferencedSeriesSequence", ()))

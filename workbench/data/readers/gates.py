@@ -8,6 +8,7 @@ comparable with its input voxel by voxel; the stages' HU windows cut it off.
 from __future__ import annotations
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Collection, Iterator
@@ -26,6 +27,7 @@ MAX_AXIS = 8192  # rule: four times the finest CT matrix; a longer axis is a bro
 MAX_VOXELS = 2**31  # rule: 2048 slices of 1024 x 1024
 SPACING_MM = (0.05, 50.0)  # rule: beyond these a length in another unit was taken for mm
 FIELD_MM = (2500.0, 1200.0, 1200.0)  # rule: a standing person along z, more than any gantry across it
+MIN_JUDGED = 10_000  # rule: voxels from which a histogram says where air and tissue lie
 NORMALISED = 20.0  # rule: HU that a scan's noise alone covers
 SKEW = 1e-3  # rule: cosine between two axes; half a mm over a 500 mm field of view
 
@@ -94,6 +96,38 @@ def existing(path: Path) -> None:
         raise Refused(path, "a file of 0 bytes", "an image", "The copy or download failed; fetch it again.")
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """The files at or below a folder, links followed and each folder entered once; one that may not be read is refused by its name."""
+
+    def locked(error: OSError) -> None:
+        raise Refused(error.filename, (error.strerror or "an error").lower(), "a folder that can be read",
+                      "Change its permissions, or move it away.") from error  # fmt: skip
+
+    entered: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, onerror=locked, followlinks=True):
+        try:
+            about = os.stat(place)
+        except OSError as error:
+            locked(error)
+        if (about.st_dev, about.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        held = (Path(place, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in held if path.is_symlink() or path.is_file())  # no pipes; a link that leads nowhere is told of when read
+
+
+def bytes_of(path: Path, count: int = -1) -> bytes:
+    """The first bytes of a file, all by default; one that may not be read is refused by its name."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise Refused(path, (error.strerror or "an error").lower(), "a file that can be read",
+                      "Fetch it again, or change its permissions.") from error  # fmt: skip
+
+
 def size(shape: tuple[int, ...], subject: object) -> None:
     """Refuse a shape before memory is asked for."""
     if min(shape, default=0) < 1 or max(shape) > MAX_AXIS or math.prod(shape) > MAX_VOXELS:
@@ -139,6 +173,35 @@ def affine(matrix: np.ndarray, subject: object) -> None:
                       "The lengths may be in another unit.")  # fmt: skip
 
 
+def placed(matrix: np.ndarray, path: Path, orientation: str | None, spacing_mm: tuple[float, ...] | None) -> np.ndarray:
+    """The affine of a file, or the one that the user says: where the file's axes run, as `LPS`, and mm along each of them."""
+    if orientation is None and spacing_mm is None:
+        return matrix
+    columns = np.array(matrix, float)[:3, :3]
+    if spacing_mm is None and unplaced(matrix) or orientation is None:
+        raise Refused(path, f"only the {'orientation' if spacing_mm is None else 'spacing'}", "the orientation and the spacing",
+                      "Say both, as --orientation LPS --spacing 0.7,0.7,5.")  # fmt: skip
+    axes = ["LR", "PA", "SI"]
+    letters = orientation.upper()
+    found = [[k for k, pair in enumerate(axes) if letter in pair] for letter in letters]
+    if sorted(found) != [[0], [1], [2]]:
+        raise Refused(path, f"the orientation {orientation[:20]!r}", "three letters, of R or L, A or P and S or I",
+                      "They say where the file's first, second and third axis lead: LPS is to the left, the back and the head.")  # fmt: skip
+    lengths = np.linalg.norm(columns, axis=0) if spacing_mm is None else np.array(spacing_mm, float)
+    if lengths.shape != (3,) or not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise Refused(path, f"the spacing {_numbers(lengths)}", "three lengths above 0, in mm, along the file's axes")
+    out = np.eye(4)
+    out[:3, :3] = 0
+    for axis, (letter, (world,)) in enumerate(zip(letters, found)):
+        out[world, axis] = lengths[axis] * (1 if letter in "RAS" else -1)
+    return out
+
+
+def unplaced(matrix: np.ndarray) -> bool:
+    """Whether an affine is what libraries write when nobody has told them any: 1 mm along each axis, no turn, the origin at 0."""
+    return any(np.array_equal(matrix, np.diag(d)) for d in ((1.0, 1, 1, 1), (-1.0, -1, 1, 1)))
+
+
 def finite(array: np.ndarray, subject: object, fill: float | None) -> np.ndarray:
     """Refuse NaN and infinity, or put `fill` there when asked to."""
     if array.dtype.kind != "f":
@@ -149,7 +212,7 @@ def finite(array: np.ndarray, subject: object, fill: float | None) -> np.ndarray
         return array
     where = ", ".join(str(int(i)) for i in np.unravel_index(int(bad.argmax()), bad.shape))
     if fill is None:
-        fix = "Repair the file, or fill them: in Python, readers.read(path, fill_nonfinite=-1024)."
+        fix = "Repair the file, or fill them, as outside a scanner's circle: workbench convert FILE -o NEW.nii.gz --fill -1024."
         raise Refused(
             subject, f"{count} of {array.size} voxels NaN or infinite, the first at ({where})", "finite HU", fix
         )
@@ -203,6 +266,34 @@ def hounsfield(array: np.ndarray, subject: object, eight_bit: bool = False) -> N
         warn(subject, f"{seen}: no soft tissue in it")
     elif high > 32767 or low < -32768:
         warn(subject, f"{seen}: beyond any CT number")
+    elif low == -128 and high == 127:
+        warn(subject, f"{seen}, as in an 8-bit picture; are these HU?")
+    elif array.size >= MIN_JUDGED and (odd := _misplaced(some)):
+        warn(subject, f"{seen}, {odd}; are these HU? Look at the scale (slope and intercept) of the file")
+
+
+def _misplaced(some: np.ndarray) -> str:
+    """What lies where HU put nothing of it: air near -1000, fat and soft tissue from -150 to 250. "" when nothing does.
+
+    Padding, one value below air, is left out. Rules: soft tissue and fat are most of a body, and the air around it, when in view, has
+    one narrow peak.
+    """
+    low = some.min()
+    rest = some[some != low]
+    dark = (rest < -1100).sum() / some.size
+    if dark > 0.05:
+        return f"{dark:.0%} of the voxels are darker than air (-1000)"
+    body = rest if low > -400 else some[some > -400]  # a window's lower end holds the air
+    body = body[body < some.max()] if (body == some.max()).mean() > 0.01 else body
+    soft = ((body >= -150) & (body <= 250)).sum()
+    if soft < 0.03 * some.size:
+        return "hardly any of it where fat and soft tissue are (-150 to 250)"
+    if soft < 0.6 * body.size:
+        return f"only {soft / body.size:.0%} of what is no air is where fat and soft tissue are (-150 to 250)"
+    count, edges = np.histogram(some[some < -400], 40, (-1200, -400))
+    if count.max() > 0.2 * some.size and edges[count.argmax()] > -850:
+        return f"with air near {edges[count.argmax()] + 10:.0f} and not -1000"
+    return ""
 
 
 def _alignment(matrix: np.ndarray) -> np.ndarray:
@@ -255,6 +346,13 @@ def ct(
 ) -> Volume:
     """The gates of a CT in one row: affine, slices, finite values, HU; then canonical. `as_stored` as in `readers.read`."""
     affine(matrix, path)
+    if unplaced(matrix):
+        lost = "an identity header (1 mm voxels, no turn, the origin at 0), as when orientation and spacing were lost"
+        if not as_stored:
+            raise Refused(path, lost, "a header that says where left is and how large a voxel",
+                          "Say so: workbench convert FILE -o NEW.nii.gz --orientation LPS --spacing X,Y,Z (where the file's axes lead, mm "
+                          "along each). Of LiTS, whose volumes 28 to 47 are such, workbench import lits repairs them.")  # fmt: skip
+        warn(path, lost)
     array = smallest(finite(array, path, fill_nonfinite), as_stored)
     axes, _ = turn(matrix)
     if array.shape[axes.index(0)] < MIN_SLICES or min(array.shape) < 2:
@@ -282,6 +380,11 @@ def labels(array: np.ndarray, matrix: np.ndarray, path: str | Path, allowed: Col
     Tumor (2) that touches no liver (1) is told of with its volume.
     """
     affine(matrix, path)
+    if unplaced(matrix):
+        warn(
+            path,
+            "an identity header, as when orientation and spacing were lost: volumes and lengths in mm may be wrong",
+        )
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise Refused(path, "label values that are NaN or infinite", "integers: 0 background, 1 liver, 2 tumor")

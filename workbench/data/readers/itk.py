@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -34,6 +35,10 @@ META_TYPES = {
 # MetaImage's other names for the same
 SAME = {"position": "offset", "origin": "offset", "rotation": "transformmatrix", "orientation": "transformmatrix",
         "elementbyteordermsb": "binarydatabyteordermsb"}  # fmt: skip
+# lengths in mm of what headers call their units, without the s of a plural
+UNITS_MM = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0, "m": 1000.0, "meter": 1000.0,
+            "metre": 1000.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "nm": 1e-6,
+            "in": 25.4, "inch": 25.4, "inche": 25.4}  # fmt: skip
 DAMAGED = "The header is damaged."
 
 
@@ -43,26 +48,40 @@ def list_cases(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name.lower().endswith(SUFFIXES) else []
     words = ("label", "mask", "seg", "liver", "tumor", "tumour", "lesion", "vessel")
-    files = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+    files = (p for p in gates.walk(path) if p.name.lower().endswith(SUFFIXES))
     return sorted((p for p in files if not p.name.lower().startswith(words)), key=gates.natural)
 
 
-def read(path: str | Path, *, fill_nonfinite: float | None = None, as_stored: bool = False) -> Volume:
-    """A CT as canonical `[z y x]` HU."""
+def read(
+    path: str | Path,
+    *,
+    fill_nonfinite: float | None = None,
+    orientation: str | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
+    as_stored: bool = False,
+) -> Volume:
+    """A CT as canonical `[z y x]` HU; `orientation` and `spacing_mm` where the header lost its own."""
     array, affine = voxels(path)
+    affine = gates.placed(affine, Path(path), orientation, spacing_mm)
     return gates.ct(array, affine, path, fill_nonfinite, array.dtype.itemsize == 1, as_stored)
 
 
-def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:
+def read_labels(
+    path: str | Path,
+    *,
+    allowed: Collection[int] | None = None,
+    orientation: str | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
     array, affine = voxels(path)
-    return gates.labels(array, affine, path, allowed)
+    return gates.labels(array, gates.placed(affine, Path(path), orientation, spacing_mm), path, allowed)
 
 
 def parts(path: Path) -> list[Path]:
     """What an input consists of: all in a folder; else its file and, where an image's voxels lie apart, theirs beside it."""
     if path.is_dir():
-        return sorted(path.rglob("*"))
+        return sorted(gates.walk(path))
     if path.suffix.lower() not in SUFFIXES:
         return [path]
     try:
@@ -81,8 +100,7 @@ def voxels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """File voxels `[i j k]` and their affine -> RAS mm."""
     path = Path(path)
     gates.existing(path)
-    with open(path, "rb") as file:
-        head = file.read(HEADER_BYTES)
+    head = gates.bytes_of(path, HEADER_BYTES)
     array, lps = (_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta)(path, head)
     return array.reshape(array.shape[:3], order="F"), np.diag([-1.0, -1, 1, 1]) @ lps
 
@@ -114,7 +132,8 @@ def _nrrd(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise Refused(path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel", "one")
     n = image.GetDimension()
     turn = np.reshape(image.GetDirection(), (n, n)) * np.array(image.GetSpacing())
-    return sitk.GetArrayFromImage(image).T, _affine(turn, np.array(image.GetOrigin()))
+    mm = _mm(fields.get("spaceunits", ""), path)
+    return sitk.GetArrayFromImage(image).T, _affine(mm * turn, mm * np.array(image.GetOrigin()))
 
 
 def _meta(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +150,7 @@ def _meta(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
     turn = _numbers(path, fields, "transformmatrix", np.eye(n).ravel()).reshape(n, n).T
     spacing = _numbers(path, fields, "elementspacing", _numbers(path, fields, "elementsize", np.ones(n)))
     origin = _numbers(path, fields, "offset", np.zeros(n))
+    mm = _mm(fields.get("distanceunits", ""), path)
 
     kind = np.dtype(_of_kind(META_TYPES, fields.get("elementtype", ""), path))
     kind = kind.newbyteorder(">" if _true(fields.get("binarydatabyteordermsb", "false")) else "<")
@@ -140,9 +160,17 @@ def _meta(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
     with open(data, "rb") as file:
         file.seek(start)
         held = zlib.decompressobj(47).decompress(file.read(), need) if zipped else file.read(need)
-    return np.frombuffer(held, kind).reshape(shape, order="F").astype(kind.newbyteorder("=")), _affine(
-        turn * spacing, origin
-    )
+    array = np.frombuffer(held, kind).reshape(shape, order="F").astype(kind.newbyteorder("="))
+    return array, _affine(mm * turn * spacing, mm * origin)
+
+
+def _mm(told: str, path: Path) -> float:
+    """How many mm the unit of a header's lengths is, which is one for all axes of space."""
+    names = re.findall(r'"([^"]*)"', told) if '"' in told else told.split()
+    lengths = {name.strip().lower().rstrip("s") for name in names[:3]} - {"", "?", "???"} or {"mm"}
+    if len(lengths) != 1 or not lengths <= UNITS_MM.keys():
+        raise Refused(path, f"lengths in {told[:60]}", "mm", "Write it again in mm.")
+    return UNITS_MM[lengths.pop()]
 
 
 def _affine(columns: np.ndarray, origin: np.ndarray) -> np.ndarray:

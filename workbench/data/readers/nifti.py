@@ -8,7 +8,6 @@ fields, so that the affine is the same bit for bit.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection
 from pathlib import Path
 
@@ -33,31 +32,61 @@ def list_cases(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path] if path.name.lower().endswith(SUFFIXES) else []
-    files = (p for p in path.rglob("*.nii*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+    files = (p for p in gates.walk(path) if p.name.lower().endswith(SUFFIXES))
     return sorted((p for p in files if not _is_label(p)), key=gates.natural)
 
 
 def read(
-    path: str | Path, *, fill_nonfinite: float | None = None, form: str | None = None, as_stored: bool = False
+    path: str | Path,
+    *,
+    fill_nonfinite: float | None = None,
+    form: str | None = None,
+    orientation: str | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
+    as_stored: bool = False,
 ) -> Volume:
-    """A CT as canonical `[z y x]` HU. `form` ("sform", "qform", "pixdim") settles what the header leaves open."""
-    array, affine, dtype = voxels(path, form)
+    """A CT as canonical `[z y x]` HU. `form` ("sform", "qform", "pixdim") or `orientation` and `spacing_mm` settle what the header
+    leaves open."""
+    array, affine, dtype = voxels(path, form, orientation, spacing_mm)
     return gates.ct(array, affine, path, fill_nonfinite, dtype.itemsize == 1, as_stored)
 
 
-def read_labels(path: str | Path, *, allowed: Collection[int] | None = None) -> Volume:
+def read_labels(
+    path: str | Path,
+    *,
+    allowed: Collection[int] | None = None,
+    orientation: str | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
-    array, affine, _ = voxels(path)
+    array, affine, _ = voxels(path, None, orientation, spacing_mm)
     return gates.labels(array, affine, path, allowed)
 
 
-def voxels(path: str | Path, form: str | None = None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+def grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """Shape and affine -> RAS mm of a file's header alone; no affine where it says none."""
+    path = Path(path)
+    gates.existing(path)
+    header = _header(path)
+    shape = gates.three_axes(_shape(header, path), path)
+    return shape, None if _formless(header) else _affine(header, shape, path, None)
+
+
+def voxels(
+    path: str | Path,
+    form: str | None = None,
+    orientation: str | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     """File voxels `[i j k]` with scale and intercept applied, affine -> RAS mm, and the dtype on disk."""
     path = Path(path)
     gates.existing(path)
     header = _header(path)
     shape = gates.three_axes(_shape(header, path), path)
-    affine = _affine(header, shape, path, form)
+    said = orientation is not None or spacing_mm is not None
+    affine = gates.placed(
+        np.eye(4) if said and _formless(header) else _affine(header, shape, path, form), path, orientation, spacing_mm
+    )
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise Refused(path, f"voxels of type {dtype}", "one integer or real number a voxel")
@@ -110,8 +139,7 @@ def _header(path: Path):
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
-    with open(path, "rb") as file:
-        first = file.read(1 << 16)
+    first = gates.bytes_of(path, 1 << 16)
     zipped = first[:2] == b"\x1f\x8b"
     if path.name.lower().endswith(".gz") and not zipped:
         if _looks_nifti(first):
@@ -145,7 +173,9 @@ def _header(path: Path):
     logger = nibabel.imageglobals.logger
     before, logger.disabled = logger.disabled, True  # it tells of every small fault; the grave ones raise
     try:
-        return kind.from_fileobj(io.BytesIO(first))
+        return kind(
+            first[: kind.sizeof_hdr]
+        )  # extensions, whatever their length, lie before the voxels and say nothing of them
     except (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError) as error:
         raise Refused(path, f"a damaged header ({error})", "a valid NIfTI header") from None
     finally:
@@ -190,7 +220,10 @@ def _affine(header, shape: tuple[int, int, int], path: Path, form: str | None) -
             raise Refused(path, f"no {form}", f"a {form} in the header")
         return chosen
     if sform is None and qform is None:
-        fix = "Set it from the original DICOM, or guess: in Python, readers.read(path, form='pixdim')."
+        fix = (
+            "Set it from the original DICOM, or say it: workbench convert FILE -o NEW.nii.gz --orientation LPS --spacing X,Y,Z "
+            "(where the file's axes lead, mm along each)."
+        )
         raise Refused(path, "neither sform nor qform set, so left and right are unknown", "one of them", fix)
     if sform is None or qform is None:
         return qform if sform is None else sform
@@ -204,6 +237,10 @@ def _affine(header, shape: tuple[int, int, int], path: Path, form: str | None) -
                       f"at most {FORM_TOLERANCE_MM} mm",
                       "Programs disagree on where left is: set the wrong one's code to 0.")  # fmt: skip
     return sform
+
+
+def _formless(header) -> bool:
+    return int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0
 
 
 def _payload(path: Path, need: int, slice_bytes: int, shape: tuple[int, ...]) -> bytearray:

@@ -7,7 +7,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,6 +77,64 @@ def take(
     done = intake.take(kind, root, out)
     print(f"{done.cases} cases, {done.refused} refused, {done.unlabelled} without labels -> {done.manifest}")
     raise typer.Exit(2 if done.refused else 0)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MHA, MHD or a DICOM folder.")],
+    out: Annotated[Path, typer.Option("-o", help="NIfTI file to write.")],
+    series: Annotated[str | None, typer.Option(help="DICOM: UID of the series; all: take several for one.")] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(help="DICOM: which slices, as AcquisitionNumber=2; all: take several acquisitions for one."),
+    ] = None,
+    rescale: Annotated[str, typer.Option(help="DICOM: slope and intercept in place of the header's, as 1,-1024.")] = "",
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the file's first, second and third axis lead: LPS is left, back (posterior), head (superior)."
+        ),
+    ] = None,
+    spacing: Annotated[str, typer.Option(help="mm along the file's axes, as 0.7,0.7,5.")] = "",
+    form: Annotated[str | None, typer.Option(help="NIfTI: which affine is right, sform or qform.")] = None,
+    fill: Annotated[float | None, typer.Option(help="HU in place of NaN and infinity, as -1024.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="It is a label map.")] = False,
+) -> None:
+    """Write a CT as NIfTI, and settle what its headers leave open: the series or phase, the orientation, the scale."""
+    from workbench.data import readers
+    from workbench.data.readers import nifti
+    from workbench.volume import Refused
+
+    writable_file(out, source)
+    where: dict[str, Any] = {"orientation": orientation, "spacing_mm": _lengths("--spacing", spacing, 3)}
+    of_ct: dict[str, Any] = {
+        "series": series,
+        "phase": phase,
+        "rescale": _lengths("--rescale", rescale, 2),
+        "form": form,
+    }
+    of_ct["fill_nonfinite"] = fill
+    if labels and any(value is not None for value in of_ct.values()):
+        raise Refused("--labels", "an option of CTs beside it", "--orientation and --spacing at most")
+    with warnings_told():
+        volume = (
+            readers.read_labels(source, allowed=None, **where) if labels else readers.read(source, **where, **of_ct)
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nifti.write(volume, out)
+    print(out)
+
+
+def _lengths(option: str, text: str, count: int) -> tuple[float, ...] | None:
+    """The numbers of an option, with commas between them; None without any."""
+    from workbench.volume import Refused
+
+    try:
+        numbers = tuple(float(n) for n in text.split(",")) if text else None
+    except ValueError:
+        numbers = ()
+    if numbers is not None and len(numbers) != count:
+        raise Refused(option, repr(text[:60]), f"{count} numbers with commas between them")
+    return numbers
 
 
 def check(paths: list[Path]) -> None:
