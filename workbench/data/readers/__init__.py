@@ -89,8 +89,8 @@ def check(path: str | Path) -> Verdict:
     with gates.heard() as told:
         try:
             volume = read(path)
-        except Refused as refused:
-            return Verdict(str(path), False, str(refused), tuple(told))
+        except (Refused, OSError) as error:
+            return Verdict(str(path), False, gates.said(error, path), tuple(told))
     z, y, x = volume.shape
     sz, sy, sx = volume.spacing_mm
     low, high = (volume.array.min().item(), volume.array.max().item())

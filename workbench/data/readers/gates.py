@@ -65,6 +65,15 @@ def heard() -> Iterator[list[str]]:
         _HEARD.reset(token)
 
 
+def said(error: Exception, path: object) -> str:
+    """One line for an input that is refused, or that the system does not let us read: the others go on."""
+    if isinstance(error, OSError):
+        place = error.filename or path
+        why = (error.strerror or str(error)).lower()
+        return str(Refused(place, why, "a file that can be read and written", "Mend it, and run the command again."))
+    return str(error)
+
+
 def stem(path: Path) -> str:
     """File name without its image suffix; a folder's whole name."""
     name = path.name
