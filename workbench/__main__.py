@@ -133,12 +133,13 @@ def take(
 def check(paths: list[Path]) -> None:
     """Look at images, or at all scans of a manifest (.csv), before use: a verdict for each, exit status 1 when one is refused."""
     from workbench.data import cohort, readers
+    from workbench.volume import readable
 
     good = True
     for path in paths:
         for v in cohort.check(path) if path.suffix.lower() == ".csv" else [readers.check(path)]:
             good &= v.ok
-            print(f"{'ok     ' if v.ok else 'REFUSED'} {v.path}  {v.message}")
+            print(f"{'ok     ' if v.ok else 'REFUSED'} {readable(v.path)}  {v.message}")
             for line in v.warnings:
                 print(f"        warning: {line}")
     raise typer.Exit(0 if good else 1)
@@ -342,8 +343,8 @@ def segment(
     if liver is not None and len(inputs) > 1:
         raise Refused("--liver", f"{len(inputs)} inputs", "one input")
     place = known.find(models)
-    for path in [*inputs, *([liver] if liver else [])]:  # all are there before the first is worked on
-        readers.gates.existing(path)
+    if liver:
+        readers.gates.existing(liver)
     _writable(out)
     names = _each_its_own([name or readers.case_name(path) for path in inputs])
     if not workers:  # each one starts for some seconds
@@ -449,25 +450,34 @@ def evaluate(
     from workbench.data import readers
     from workbench.data.files import write_json, write_table
     from workbench.stages import metrics
+    from workbench.volume import Refused
 
     with _said():
         pairs = readers.pair_labels(truth, prediction, common)
     _file(out, *(path for _, *both in pairs for path in both))
     table = _beside(out, ".csv", "structure,measure,over,")
-    cases = []
+    cases, refused = [], 0
     for name, a, b in pairs:
-        with _said():
-            reference = readers.read_labels(a, allowed={0, 1, 2})
-            found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
+        try:
+            with _said():
+                reference = readers.read_labels(a, allowed={0, 1, 2})
+                found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
+        except (Refused, OSError) as error:  # the others are scored all the same
+            print(f"error: case {name}: {readers.gates.said(error, a)}", file=sys.stderr)
+            refused += 1
+            continue
         cases.append(metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm, name))
         _count(name, len(cases), 0)
+    if not cases:
+        raise typer.Exit(2)
     write_json(out, metrics.summarise(cases))
     means = metrics.breakdown(cases)
     write_table(table, means)
     means.over = "over " + means.over
     print(means.to_string(index=False, na_rep="-", float_format="{:.3f}".format))
     print(f"{out.name}: `tumor` has Dice over cases, VOE, RVD and distances over detected lesions (the rows `lesion`)")
-    print(f"{len(cases)} cases -> {out}, this table -> {table}")
+    print(f"{len(cases)} cases{f', {refused} refused' * bool(refused)} -> {out}, this table -> {table}")
+    raise typer.Exit(2 if refused else 0)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -693,13 +703,19 @@ def lesions(
         raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
     places = [p for path in results for p in ([path] if (path / "result.json").is_file() else worklist.cases(path))]
     places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once
+    refused: list[str] = []
     with _said():
-        table = lesion_table(places)
+        table = lesion_table(places, refused)
+    for line in refused:  # the others are written all the same
+        print(f"error: {line}", file=sys.stderr)
+    if refused and len(refused) == len(places):
+        raise typer.Exit(2)
     if out.suffix == ".csv":
         write_table(out, table)
     else:
         write_json(out, json.loads(table.to_json(orient="records")))
-    print(f"{len(table)} candidates of {len(places)} results -> {out}")
+    print(f"{len(table)} candidates of {len(places) - len(refused)} results -> {out}")
+    raise typer.Exit(2 if refused else 0)
 
 
 @contextmanager
@@ -859,6 +875,9 @@ def main() -> None:
         stopped.append(number)
         raise KeyboardInterrupt
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of ASCII, a name that is no UTF-8
+            stream.reconfigure(errors="backslashreplace")
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()

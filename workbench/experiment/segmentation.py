@@ -61,7 +61,7 @@ class Models:
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "auto", operating_point: str = "") -> Models:
         """Those of an experiment; the forest at one of its operating points, by default at the one it was trained for."""
-        experiment = Experiment(folder, str(device))
+        experiment = Experiment(folder, str(device)).checked()
         for stage in table.names(model=True):
             experiment.need(stage)
         s, on = experiment.settings, experiment.device

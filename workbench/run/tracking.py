@@ -2,7 +2,7 @@
 
 Chooses: the experiment folder is the record and MLflow a view of it. `sync` reads the folder and adds what the store
 does not have yet: one parent run per folder, one child run per finished stage, one run per fold below it. A stage is
-known by the hash of its stage.json: a second sync adds nothing, and a stage that was run again gets a new run. A store
+known by the hash of its stage.json: a second sync adds nothing, nor does one of a copied folder, and a stage that was run again gets a new run. A store
 that is dead, locked or missing is reported, never raised: the work goes on and the next sync catches up.
 
 A stage's model becomes a version of the registered model `workbench-STAGE`. The alias `champion` goes to the first version and
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
@@ -168,6 +169,15 @@ class _Store:
             token = page.token
             if not token:
                 return found
+
+    def run_of(self, stage_sha256: str, but: str) -> Any:
+        """A whole run of this stage that another folder than the one of the key `but` has, or None."""
+        found = self.client.search_runs(
+            [self.experiment],
+            filter_string=f"tags.`workbench.stage_sha256` = '{stage_sha256}'",
+            order_by=["attributes.start_time ASC"],
+        )
+        return next((run for run in found if run.data.tags.get("workbench.key") != but), None)
 
     def start(self, name: str, tags: dict[str, str], parent: str | None, at: int) -> str:
         tags = {**tags, "mlflow.source.name": "workbench", "mlflow.source.type": "LOCAL"}
@@ -444,6 +454,11 @@ def _sync(folder: Path, place: Path) -> SyncReport:
     info, patients = experiment.info, experiment.patients()
     digest = str(info.get("manifest_sha256", ""))
     common = {"workbench.key": folder_key(folder), "workbench.folder": name, "workbench.dataset_sha256": digest}
+    elsewhere = {
+        n: run for n, s in experiment.stages.items() if (run := store.run_of(s.sha256, common["workbench.key"]))
+    }
+    if not parents and experiment.stages and elsewhere.keys() == experiment.stages.keys():
+        return SyncReport((), len(elsewhere))  # a copy, or an experiment that was moved: nothing in it is new
     added: list[str] = []
     if parents:
         parent, have = parents[0].info.run_id, parents[0].data.tags
@@ -467,11 +482,13 @@ def _sync(folder: Path, place: Path) -> SyncReport:
     stages = [r for r in existing if "workbench.stage" in r.data.tags and "workbench.fold" not in r.data.tags]
     known = {(r.data.tags["workbench.stage"], r.data.tags.get("workbench.stage_sha256")) for r in stages}
     models = {
-        t["workbench.stage"]: t["workbench.model_id"] for r in stages if "workbench.model_id" in (t := r.data.tags)
+        t["workbench.stage"]: t["workbench.model_id"]
+        for r in [*elsewhere.values(), *stages]
+        if "workbench.model_id" in (t := r.data.tags)
     }
     unchanged = 0
     for stage in experiment.stages.values():
-        if (stage.name, stage.sha256) in known:
+        if (stage.name, stage.sha256) in known or stage.name in elsewhere:
             unchanged += 1
             continue
         for old in stages:

@@ -7,8 +7,10 @@ comparable with its input voxel by voxel; the stages' HU windows cut it off.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench.volume import Refused, Source, Volume
+from workbench.volume import Refused, Source, Volume, readable
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MIN_SLICES = 3  # fixed: the 2.5D net and the three-slice rule both look at a slice and its two neighbours
@@ -47,7 +49,7 @@ _HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 def warn(subject: object, text: str) -> None:
     """To whom listens by `heard`, else by Python's warnings."""
-    line, listening = f"{subject}: {text}", _HEARD.get()
+    line, listening = readable(f"{subject}: {text}"), _HEARD.get()
     if listening is None:
         warnings.warn(line, WorkbenchWarning, stacklevel=3)
     else:
@@ -66,11 +68,13 @@ def heard() -> Iterator[list[str]]:
 
 
 def said(error: Exception, path: object) -> str:
-    """One line for an input that is refused, or that the system does not let us read: the others go on."""
+    """One line for an input that is refused, or that the system does not let us read: the others go on. A full or read-only disk ends all."""
     if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise error
         place = error.filename or path
         why = (error.strerror or str(error)).lower()
-        return str(Refused(place, why, "a file that can be read and written", "Mend it, and run the command again."))
+        return str(Refused(place, why, "a file that can be read", "Check its permissions and the disk, or fetch it again."))
     return str(error)
 
 
@@ -83,12 +87,17 @@ def stem(path: Path) -> str:
     return name
 
 
+def one_form(name: str) -> str:
+    """A name in one Unicode form (NFC), however a file system keeps it."""
+    return unicodedata.normalize("NFC", name)
+
+
 def case_name(path: str | Path) -> str:
     """What a case is called: its file or folder, or the folder above when that says nothing. Never a header's text."""
     path = Path(path).absolute()
     while stem(path).lower() in GENERIC and path.parent.name:
         path = path.parent
-    return stem(path)
+    return one_form(stem(path))
 
 
 def existing(path: Path) -> None:
