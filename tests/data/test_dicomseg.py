@@ -199,6 +199,8 @@ def test_a_file_that_reads_back_differently_is_not_left(tmp_path, monkeypatch):
 def test_the_commands(tmp_path, call):
     source, file, labels = segmented(tmp_path)
     folder = fake_folders.result(tmp_path / "r", "case 1")
+    about = {"voxel_hash": cohort.voxel_hash(readers.read(source).array.numpy())}
+    (folder / "result.json").write_text(json.dumps(json.loads((folder / "result.json").read_text()) | about))
     file.replace(folder / "labels.nii.gz")
     status, out, err = call("export", "dicomseg", folder, "--source", source, "-o", tmp_path / "seg.dcm")
     assert (status, out.strip(), err) == (0, str(tmp_path / "seg.dcm"), "")

@@ -137,7 +137,7 @@ def read_manifest(path: str | Path, labelled: bool = True, there: bool = True) -
         )
     cases, names = [], set()
     for number, row in rows(path, COLUMNS if labelled else COLUMNS[:-1]):
-        told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
+        told = {name: row.get(name, known[0]).lower() for name, known in OPTIONAL.items()}
         without = not row.get("labels") and (
             not labelled or (told["tumor_labels"] == "none" and told["split"] == "train")
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from workbench.data.readers import gates
 from workbench.volume import Refused
 
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t|"
 ALIKE = 0.8  # rule: share of letters in common from which a column is taken for a slip (tumour_labels, lables)
 VALUES = {  # of a column under another name, by which it is known
     "split": r"(train|test|val|dev|eval|heldout|holdout)\w*|tr|ts|te|trn|tst",
@@ -51,7 +51,8 @@ def read(
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         lines = _cells(text, known)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Refused(path, f"no CSV text ({error})", expected, "Save it as CSV in UTF-8.") from None
+        fix = "Look for a quotation mark that is not closed." if isinstance(error, csv.Error) else "Save it as CSV in UTF-8."
+        raise Refused(path, f"no CSV text ({error})", expected, fix) from None
     if not lines:
         raise Refused(path, "no row", "at least one case")
     names = _names(path, lines[0][1], known)

@@ -298,7 +298,7 @@ class Experiment:
                 continue
             was, now = flat(read_json(record).get("settings") or {}), flat(self._settings_of(stage))
             apart = {k: (was.get(k), now.get(k)) for k in {**was, **now} if was.get(k) != now.get(k)}
-            if was and hasattr(self.settings, stage) and stage not in self.about["settings"]:
+            if was and apart and hasattr(self.settings, stage) and stage not in self.about["settings"]:
                 raise Refused(about, f"no settings of {stage}", f"those with which its stage {stage} was made", fix)
             if was and apart:
                 words = [f"{k} {other} instead of {one}" for k, (one, other) in apart.items()]

@@ -48,7 +48,7 @@ def _scan(path: Path, row: dict[str, str], number: int) -> Scan:
     if not row.get("case") or not row.get("ct"):
         raise Refused(subject, f"the columns {', '.join(row)} without a case or a ct", LAYOUT)
     at = path.parent
-    told = {name: row[name] for name in TOLD if row.get(name)}
+    told = {name: row[name].lower() for name in TOLD if row.get(name)}
     about = {
         "case": row["case"],
         "patient": row.get("patient") or row["case"],
