@@ -86,6 +86,9 @@ def main() -> None:
         stopped.append(number)
         raise KeyboardInterrupt
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of ASCII, a name that is no UTF-8
+            stream.reconfigure(errors="backslashreplace")
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()

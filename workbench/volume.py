@@ -30,12 +30,17 @@ def three(values: Iterable[T]) -> tuple[T, T, T]:
     return z, y, x
 
 
+def readable(text: str) -> str:
+    """Text in one line that any screen and file takes: control characters, and bytes that are no UTF-8, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Refused(ValueError):
     """Input that the workbench will not use. One line: what, found, expected, what to do."""
 
     def __init__(self, subject: object, found: str, expected: str, fix: str = ""):
-        line = f"{subject}: found {found}; expected {expected}." + (f" {fix}" if fix else "")
-        super().__init__(" ".join(line.split()))
+        line = f"{readable(str(subject))}: found {found}; expected {expected}." + (f" {fix}" if fix else "")
+        super().__init__(readable(" ".join(line.split())))
 
     def __reduce__(self) -> tuple:
         return type(self).__new__, (type(self), *self.args)  # another process gets the line, whole

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from workbench.data import cohort
 from workbench.data.cohort import Case
+from workbench.data.readers import gates
 from workbench.volume import Refused
 
 
@@ -39,7 +40,11 @@ def test_paths_are_relative_to_the_manifest(tmp_path):
         ([row("../a")], r"line 2: found the case '\.\./a'; expected a name that a file can have"),
         ([row(".a")], "the case '.a'"),
         ([row("a" * 101)], "the case 'aaa"),
-        ([row("a", patient=" p")], "patient ' p'; expected a name without spaces around it"),
+        ([row("a", patient="p\x07")], r"patient 'p\\x07'; expected a name without spaces around it"),
+        (
+            [row("a", patient="P01"), row("b", patient="p1", split="test")],
+            "patient P01 in train and patient p1 in test",
+        ),
         ([row("a", ct="x\0y")], "ct 'x.*expected a path"),
         ([], "no row; expected at least one case"),
     ],
@@ -69,11 +74,92 @@ def test_missing_columns_are_named(tmp_path):
         cohort.read_manifest(tmp_path / "none.csv")
 
 
-@pytest.mark.parametrize(("mark", "words"), [(";", "semicolons"), ("\t", "tabs")])
-def test_other_separators_are_named(tmp_path, mark, words):
-    path = manifest(tmp_path, [row("a")])
-    path.write_text(path.read_text().replace(",", mark))
-    with pytest.raises(Refused, match=f"Save it with commas between the columns, not {words}"):
+FORMS = {
+    "semicolons": lambda text: text.replace(",", ";"),
+    "tabs": lambda text: text.replace(",", "\t"),
+    "a spreadsheet's line": lambda text: "sep=;\r\n" + text.replace(",", ";"),
+    "spaces": lambda text: text.replace(",", " , "),
+    "capitals": lambda text: text.replace("case,patient,ct,labels,split", "Case,PATIENT,Ct,Labels,Split"),
+    "a mark of UTF-8 and Windows's lines": lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+    "quotation marks": lambda text: "\n".join(
+        ",".join(f'"{cell}"' for cell in line.split(",")) for line in text.splitlines()
+    ),
+    "an unseen mark in a name": lambda text: text.replace("split", "\u200bspl\u00adit\u00a0"),
+    "empty lines and columns": lambda text: text.replace("\n", ",,\n") + ",,,,,,\n\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_what_spreadsheets_write_is_the_same_manifest(tmp_path, form, encoding):
+    path = manifest(tmp_path, [row("a"), row("b", "q", "test")])
+    path.write_bytes(FORMS[form](path.read_text()).encode(encoding))
+    with gates.heard() as said:
+        assert [(c.case, c.patient, c.split) for c in cohort.read_manifest(path)] == [
+            ("a", "p", "train"),
+            ("b", "q", "test"),
+        ]
+    assert ("its column 'Split' is read as split" in "".join(said)) == (form == "capitals")
+
+
+NEARLY = {
+    "splits": "split", "spilt": "split", "set": "split", "subset": "split", "Partition": "split", "group": "split", "rôle": "split",
+    "tumour_labels": "tumor_labels", "tumor label": "tumor_labels", "fieldofviews": "field_of_view", "fov": "field_of_view",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_a_column_that_is_nearly_ours_is_refused_with_the_right_name(tmp_path, name):
+    value = {"split": ("Train", "held-out"), "tumor_labels": ("none", "complete"), "field_of_view": ("whole", "whole")}
+    rows = [[*row(case, case)[:4], cell] for case, cell in zip("ab", value[NEARLY[name]], strict=True)]
+    with pytest.raises(Refused, match=f"a column '{name}', which nothing reads; expected the name {NEARLY[name]}"):
+        cohort.read_manifest(manifest(tmp_path, rows, (*cohort.COLUMNS, name)))
+
+
+@pytest.mark.parametrize(
+    "name", ["note", "set", "group", "fov", "slice", "spacing_mm", "patient_age", "liver", "tumor", "phase"]
+)
+def test_columns_of_ones_own_are_left_alone(tmp_path, name):
+    rows = [[*row(case, case)[:4], value] for case, value in (("a", "LiTS"), ("b", "IRCADb"))]
+    assert len(cohort.read_manifest(manifest(tmp_path, rows, (*cohort.COLUMNS, name)))) == 2
+
+
+def test_a_near_miss_beside_the_right_name_is_ones_own(tmp_path):
+    path = manifest(tmp_path, [[*row("a"), "test"]], (*cohort.COLUMNS, "split", "subset"))
+    assert cohort.read_manifest(path)[0].split == "train"
+
+
+@pytest.mark.parametrize("other", ["split", "Split", " split"])
+def test_a_column_twice_is_refused(tmp_path, other):
+    path = manifest(tmp_path, [[*row("a"), "test"]], (*cohort.COLUMNS, "split", other))
+    with pytest.raises(Refused, match="the column split 2 times"):
+        cohort.read_manifest(path)
+
+
+def test_missing_columns_are_asked_for_by_what_is_there(tmp_path):
+    path = manifest(tmp_path, [row("a")[:4]], ("case", "PatientID", "image", "label"))
+    with pytest.raises(Refused, match="Rename PatientID to patient. Rename image to ct. Rename label to labels."):
+        cohort.read_manifest(path)
+
+
+def test_values_of_a_label_map_in_a_manifest_are_refused(tmp_path):
+    path = manifest(tmp_path, [[*row("a")[:4], "1;3", "2"]], (*cohort.COLUMNS, "liver", "tumor"))
+    with pytest.raises(
+        Refused, match="'1;3' in a column liver, which a manifest does not have; .* `workbench import csv`"
+    ):
+        cohort.read_manifest(path)
+
+
+def test_two_unicode_forms_are_one_name(tmp_path):
+    composed, apart = "\u00fcber.nii.gz", "u\u0308ber.nii.gz"
+    (tmp_path / apart).touch()
+    path = manifest(tmp_path, [row("a", ct=composed)])
+    assert cohort.read_manifest(path)[0].ct == tmp_path / apart
+    path = manifest(tmp_path, [row("a", "M\u00fc"), row("b", "Mu\u0308", "test")])
+    with pytest.raises(Refused, match="in train and in test"):
+        cohort.read_manifest(path)
+    path = manifest(tmp_path, [row("M\u00fc", "p"), row("Mu\u0308", "q")])
+    with pytest.raises(Refused, match="more than once"):
         cohort.read_manifest(path)
 
 
@@ -280,7 +366,7 @@ def one_label(folder):
         (swapped, "case a: found slices 5; expected 6, as the manifest says"),
         (copied, r"the same voxels in cases a \(patient a, train\) and b \(patient b, train\)"),
         (one_label, "label values 7; expected only 0, 1, 2"),
-        (lambda d: (d / "a.nii.gz").unlink(), "no file .*a.nii.gz"),
+        (lambda d: (d / "a.nii.gz").unlink(), "a.nii.gz: found no such file"),
         (lambda d: (d / "a.nii.gz").write_bytes(b"x"), "not gzip"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from dicoms import PLAIN, TILTED, abdomen, series
 from pydicom.sr.codedict import codes
 
-from workbench.data import readers
+from workbench.data import cohort, readers
 from workbench.data.export import dicomseg
 from workbench.data.readers import dicomseg as reader
 from workbench.data.readers import nifti, scans
@@ -134,7 +134,7 @@ def emptied(tmp_path):
         (emptied, {}, "an empty mask"),
         (lambda d: (d / "dicom" / "2.dcm").unlink(), {}, "1 missing slice"),
         (None, {"FrameOfReferenceUID": None}, "no FrameOfReferenceUID; expected an image that others can refer to"),
-        (None, {"PatientSex": "X"}, "headers that cannot be carried over"),
+        (None, {"StudyInstanceUID": None}, "no StudyInstanceUID"),
     ],
 )
 def test_what_is_refused_leaves_nothing(tmp_path, fault, changes, says):
@@ -146,10 +146,51 @@ def test_what_is_refused_leaves_nothing(tmp_path, fault, changes, says):
     assert "Doe" not in str(refused.value) and not list((tmp_path / "out").glob("*"))
 
 
+def test_odd_values_of_the_source_are_emptied_with_a_warning(tmp_path):
+    odd = {"PatientSex": "male", "PatientAge": "64", "StudyDate": "2020-01-01", "SliceThickness": None}
+    with pydicom.config.disable_value_validation():
+        source, file, labels = segmented(tmp_path, **odd)
+    with readers.gates.heard() as said:
+        made = pydicom.dcmread(dicomseg.export(file, source, tmp_path / "seg.dcm"))
+    assert (made.PatientSex, made.StudyDate, str(made.PatientName) != "") == ("", "", True)
+    said = "\n".join(said)
+    for name in ("PatientSex", "PatientAge", "StudyDate"):
+        assert said.count(f"its {name} is no valid DICOM and is left empty") >= 1
+    assert "slices say no SliceThickness" in said and "male" not in said and "2020" not in said
+    highdicom.seg.segread(tmp_path / "seg.dcm")
+
+
+def test_it_says_what_contributed_and_which_algorithm(tmp_path):
+    source, file, _ = segmented(tmp_path)
+    about = {"models": {"name": "clinical 1", "stages": {}}}
+    (tmp_path / "result.json").write_text(json.dumps(about))
+    with readers.gates.heard() as said:
+        made = pydicom.dcmread(dicomseg.export(file, source, tmp_path / "seg.dcm"))
+    assert "make sure that it is the source" in said[-1]  # a result of 0.1.0
+    ours = [item for item in made.ContributingEquipmentSequence if item.Manufacturer == "Liver Workbench"]
+    assert ours[0].PurposeOfReferenceCodeSequence[0].CodeMeaning == "Processing Equipment"
+    for segment in made.SegmentSequence:
+        (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+        assert algorithm.AlgorithmName == "Liver Workbench" and "clinical 1" in str(algorithm.AlgorithmParameters)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_source_of_another_patient_is_refused(tmp_path, folder):
+    source, file, _ = segmented(tmp_path)
+    about = {"voxel_hash": cohort.voxel_hash(readers.read(source).array.numpy())}
+    (tmp_path / "result.json").write_text(json.dumps(about))
+    result = tmp_path if folder else file
+    dicomseg.export(result, source, tmp_path / "seg.dcm")
+    other = series(tmp_path / "other", abdomen(seed=7)[0], names="{}.dcm")
+    with pytest.raises(Refused, match=f"a CT of voxel hash .*; expected {about['voxel_hash']}, the one that"):
+        dicomseg.export(result, other, tmp_path / "wrong.dcm")
+    assert not (tmp_path / "wrong.dcm").exists()
+
+
 def test_a_file_that_reads_back_differently_is_not_left(tmp_path, monkeypatch):
     source, file, _ = segmented(tmp_path)
     right = dicomseg.encode
-    monkeypatch.setattr(dicomseg, "encode", lambda labels, ct, files: right(labels.flip(1), ct, files))
+    monkeypatch.setattr(dicomseg, "encode", lambda labels, *others: right(labels.flip(1), *others))
     with pytest.raises(Refused, match="voxels that read back differently"):
         dicomseg.export(file, source, tmp_path / "seg.dcm")
     assert not list(tmp_path.glob("*seg.dcm*"))
@@ -158,6 +199,8 @@ def test_a_file_that_reads_back_differently_is_not_left(tmp_path, monkeypatch):
 def test_the_commands(tmp_path, call):
     source, file, labels = segmented(tmp_path)
     folder = fake_folders.result(tmp_path / "r", "case 1")
+    about = {"voxel_hash": cohort.voxel_hash(readers.read(source).array.numpy())}
+    (folder / "result.json").write_text(json.dumps(json.loads((folder / "result.json").read_text()) | about))
     file.replace(folder / "labels.nii.gz")
     status, out, err = call("export", "dicomseg", folder, "--source", source, "-o", tmp_path / "seg.dcm")
     assert (status, out.strip(), err) == (0, str(tmp_path / "seg.dcm"), "")

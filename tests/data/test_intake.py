@@ -714,6 +714,46 @@ def test_what_was_changed_by_hand_stays(tmp_path):
     assert float(again.liver_ml["lits-2"]) == pytest.approx((abdomen(seed=2)[1] > 0).sum() * ML, abs=1e-4)
 
 
+def test_a_spreadsheet_that_made_1_of_001_does_not_undo_what_was_set_by_hand(tmp_path):
+    for n in ("001", "002"):
+        for name, array in zip(("volume", "segmentation"), abdomen(seed=int(n)), strict=True):
+            save(tmp_path / f"{name}-{n}.nii", array)
+    rows = [f"{n},volume-{n}.nii,segmentation-{n}.nii" for n in ("001", "002")]
+    (tmp_path / "list.csv").write_text("\n".join(["case;ct;labels", *rows]).replace(",", ";"))
+    table, *_ = take("csv", tmp_path / "list.csv", tmp_path / "data")
+    assert list(table.index) == ["001", "002"]
+    manifest = tmp_path / "data" / "manifest.csv"
+    held_out = table.assign(split=["test", "train"]).reset_index()
+    held_out.assign(case=["1", "2"]).to_csv(manifest, index=False)
+    before = manifest.read_bytes()
+    with pytest.raises(Refused, match="line 2: found a case 1, which was not imported; .* made it of 001: write it so"):
+        take("csv", tmp_path / "list.csv", tmp_path / "data")
+    assert manifest.read_bytes() == before
+    held_out.to_csv(manifest, index=False)
+    assert take("csv", tmp_path / "list.csv", tmp_path / "data")[0].split.tolist() == ["test", "train"]
+
+
+def test_what_was_set_by_hand_never_goes_unsaid(tmp_path):
+    lits(tmp_path / "root", (1, 2))
+    table, *_ = take("lits", tmp_path / "root", tmp_path / "data")
+    manifest = tmp_path / "data" / "manifest.csv"
+    table.assign(split=["train", "test"]).reset_index().to_csv(manifest, index=False)
+    ct = next((tmp_path / "root").rglob("volume-2.nii"))
+    whole = ct.read_bytes()
+    save(ct, np.where((hu := abdomen(seed=2)[0]) > 0, hu + 5, hu))  # another CT under the same name
+    table, lines, _ = take("lits", tmp_path / "root", tmp_path / "data")
+    assert "lits-2 has another CT than before; what was set by hand (split test) stays" in "".join(lines)
+    assert table.split["lits-2"] == "test"
+    ct.write_bytes(whole[:1000])
+    _, lines, _ = take("lits", tmp_path / "root", tmp_path / "data")
+    assert "what was set by hand (split test) goes with it" in "".join(lines)
+    ct.write_bytes(whole)
+    take("lits", tmp_path / "root", tmp_path / "data")
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:2]))
+    _, lines, _ = take("lits", tmp_path / "root", tmp_path / "data")
+    assert "lits-2: in the manifest again, from which its row was removed" in lines
+
+
 def test_one_scan_in_two_collections_is_refused(tmp_path):
     """LiTS 4 = MSD liver_4, stored there along other axes: neither manifest nor training takes both."""
     lits(tmp_path / "lits", (3, 4))

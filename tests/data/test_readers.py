@@ -408,7 +408,7 @@ def test_pair_labels(tmp_path):
     with readers.gates.heard() as said:
         some = readers.pair_labels(tmp_path / "t", tmp_path / "p", common=True)
     assert [name for name, *_ in some] == ["a", "b"] and len(said) == 1
-    assert "2 cases in both; left out: 1 truth without prediction, 1 prediction without truth" in said[0]
+    assert "2 cases in both; left out: 1 truth without prediction (only), 1 prediction without truth (extra)" in said[0]
     with pytest.raises(Refused, match="2 prediction without truth .* a case name that is on both sides"):
         readers.pair_labels(tmp_path / "lits", tmp_path / "r", common=True)
     touch("two/c2/labels-a.nii.gz", "two/c2/labels-b.nii.gz")
@@ -416,6 +416,74 @@ def test_pair_labels(tmp_path):
         readers.pair_labels(tmp_path / "two", tmp_path / "r")
     with pytest.raises(Refused, match="no such file"):
         readers.pair_labels(tmp_path / "missing", tmp_path / "r")
+
+
+def files_at(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("segmentation-3.nii", "segmentation-7.nii"),
+        ("segmentation-3.nii", "volume-7/labels.nii.gz"),
+        ("liver_003.nii.gz", "liver_007.nii.gz"),
+        ("Segmentation-3.nii", "7.nii"),
+        ("case-3/labels.nii.gz", "case-7/labels.nii.gz"),
+    ],
+)
+def test_two_case_numbers_are_no_pair(tmp_path, one, other):
+    a, b = files_at(tmp_path / "a", one), files_at(tmp_path / "b", other)
+    for pair in ((a, b), (a / one, b / other)):
+        with pytest.raises(Refused, match="3"):
+            readers.pair_labels(*pair)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("reader1.nii.gz", "reader2.nii.gz"),
+        ("p3_v1.nii.gz", "p3_v2.nii.gz"),
+        ("segmentation-3.nii", "volume-3.nii"),
+        ("liver_3.nii", "segmentation-3.nii"),
+        ("truth.nii", "prediction7.nii"),
+    ],
+)
+def test_two_files_of_one_case_are_a_pair(tmp_path, one, other):
+    a, b = files_at(tmp_path / "a", one), files_at(tmp_path / "b", other)
+    assert len(readers.pair_labels(a / one, b / other)) == 1
+
+
+def test_every_case_of_the_reference_is_scored_or_named(tmp_path):
+    truth = files_at(tmp_path / "t", *(f"segmentation-{n}.nii" for n in (0, 1)), "liver_2.nii", "liver_3.nii")
+    found = files_at(tmp_path / "p", *(f"volume-{n}/labels.nii.gz" for n in (0, 1)))
+    with pytest.raises(Refused, match=r"2 truth without prediction \(liver_2, liver_3\)"):
+        readers.pair_labels(truth, found)
+    with readers.gates.heard() as said:
+        assert len(readers.pair_labels(truth, found, common=True)) == 2
+    assert "liver_2, liver_3" in said[0]
+    files_at(found, "liver_2/labels.nii.gz", "liver_3.nii.gz")
+    assert [n for n, *_ in readers.pair_labels(truth, found)] == ["0", "1", "liver_2", "liver_3"]
+    files_at(truth, "volume-0.nii", "volume-9.nii", "case5/odd.nii.gz")  # CTs beside their labels, and what is no case
+    with readers.gates.heard() as said:
+        assert len(readers.pair_labels(truth, found)) == 4
+    assert "volume-9.nii" in said[0] and "volume-0" not in said[0] and "case5: no file named labels" in said[1]
+
+
+@pytest.mark.parametrize("others", [("segmentation-0.nii", "segmentation-1.nii"), ("p1/labels.nii.gz",), ("c_1.nii", "c_2.nii")])
+def test_a_stray_label_file_is_named(tmp_path, others):
+    folder = files_at(tmp_path / "p", "labels.nii.gz", *others)
+    with pytest.raises(Refused, match="labels.nii.gz: found a label file of one case beside"):
+        readers.pair_labels(folder, folder)
+
+
+def test_pairs_are_found_in_any_unicode_form_and_with_nnunets_channel(tmp_path):
+    truth = files_at(tmp_path / "t", "\u00fc1.nii.gz", "\u00fc2.nii.gz")
+    found = files_at(tmp_path / "p", "u\u03081_0000.nii.gz", "u\u03082_0000.nii.gz")
+    assert [n for n, *_ in readers.pair_labels(truth, found)] == ["\u00fc1", "\u00fc2"]
 
 
 @pytest.mark.parametrize("names", ["{}.dcm", "im{}"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fake_folders as fake
@@ -82,6 +83,50 @@ def test_labels_are_copied_and_a_changed_result_keeps_only_them(reviewed, tmp_pa
     np.testing.assert_array_equal(
         readers.read_labels(corrections.labels_file(tmp_path / "kept", "case-0")).array, fixed
     )
+
+
+def test_what_was_said_follows_the_voxels_not_the_name(reviewed, tmp_path):
+    """Another patient's CT under the name of the one that was corrected: nothing said of the first is taken for the second."""
+    folders, cases = reviewed
+    verdicts.correct(folders[0], fake.arrays()["labels"], "Ann")
+    ct = cases[0].ct
+    fake.write_nifti(ct, fake.arrays(seed=5)["ct"])
+    info = json.loads((folders[0] / "result.json").read_text())
+    own = verdicts.read(folders[0]).corrected.voxel_hash
+    for known, says in ((own, "the CT it was made from was changed"), ("", "only labels hold on|another CT")):
+        (folders[0] / "result.json").write_text(json.dumps(info | ({"voxel_hash": known} if known else {})))
+        with pytest.raises(Refused, match=says):
+            corrections.gather([folders[0]], cases, tmp_path / "kept")
+        (folders[0] / "lesions.csv").write_text((folders[0] / "lesions.csv").read_text() + "\n")
+    # what lies in a result of another CT is refused, wherever it came from
+    (folders[0] / "result.json").write_text(json.dumps(info | {"voxel_hash": "0" * 16}))
+    with pytest.raises(Refused, match="labels of another CT"):
+        verdicts.corrected(folders[0])
+
+
+def test_a_result_of_a_copy_of_the_ct_belongs_to_its_case(reviewed, tmp_path):
+    folders, cases = reviewed
+    voxels = [cohort.voxel_hash(readers.read(case.ct).array.numpy()) for case in cases]
+    info = json.loads((folders[2] / "result.json").read_text()) | {"voxel_hash": "1" * 16}
+    (folders[2] / "result.json").write_text(json.dumps(info))
+    told = [replace(cases[0], measured={"voxel_hash": "1" * 16}), replace(cases[1], measured={"voxel_hash": voxels[1]})]
+    (line,) = corrections.gather([folders[2]], told, tmp_path / "kept")
+    assert line.endswith("1 rejected candidate") and list(corrections.read(tmp_path / "kept")) == ["case-0"]
+
+
+def test_labels_of_0_1_0_hold_only_with_the_result_they_were_drawn_on(reviewed, tmp_path):
+    folders, cases = reviewed
+    verdicts.correct(folders[0], fake.arrays()["labels"], "Ann")
+    file = folders[0] / "verdicts" / "verdicts.json"
+    held = json.loads(file.read_text())
+    del held["corrected"]["voxel_hash"]
+    file.write_text(json.dumps(held))
+    assert corrections.gather([folders[0]], cases, tmp_path / "kept")[0].endswith(
+        "corrected labels; 1 rejected candidate"
+    )
+    (folders[0] / "lesions.csv").write_text((folders[0] / "lesions.csv").read_text() + "\n")
+    with pytest.raises(Refused, match="its corrected labels left out, since 0.1.0 did not keep of which CT they are"):
+        corrections.gather([folders[0]], cases, tmp_path / "kept")
 
 
 def test_what_cannot_be_used_is_refused_and_the_former_stays(reviewed, tmp_path):

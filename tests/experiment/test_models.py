@@ -259,3 +259,28 @@ def test_training_that_begins_with_a_model_takes_its_settings(shipped, healthy, 
         "train", "cohort", "--cohort", healthy, "-o", tmp_path / "own", "--start", "toy", "--device", "cpu"
     )
     assert status == 0, err  # the same command goes on
+
+
+EDITS = {
+    "boundary.new_setting": lambda s: s["boundary"].update(new_setting=3),
+    "settings that this version does not know": lambda s: s.update(new_setting=3),
+    "no settings of boundary": lambda s: s.pop("boundary"),
+    "pixel_mm 5.0 instead of 1.5": lambda s: s.update(pixel_mm=5.0),
+    "pixel_mm 2.5 instead of 1.5": lambda s: s.pop("pixel_mm"),
+    "cascade.fit.steps 1 instead of": lambda s: s["liver"]["cascade"]["fit"].update(steps=1),
+    "expected a number or null": lambda s: s.update(pixel_mm="1,5"),
+    "threshold": lambda s: s["consistency"].pop("threshold"),
+}
+
+
+@pytest.mark.parametrize("says", EDITS)
+def test_an_edited_experiment_is_refused_before_anything_is_segmented(tmp_path, says):
+    place = shutil.copytree(models.find("clinical"), tmp_path / "mine")
+    (place / "model.json").unlink()
+    Experiment(place, "cpu").checked()
+    about = json.loads((place / "experiment.json").read_text())
+    EDITS[says](about["settings"])
+    (place / "experiment.json").write_text(json.dumps(about))
+    with pytest.raises(Refused) as refused:
+        segmentation.Models.load(place, "cpu")
+    assert says in str(refused.value) and "experiment.json" in str(refused.value)

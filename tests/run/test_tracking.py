@@ -81,6 +81,29 @@ def test_everything_of_the_folder_is_in_the_store(store):
     assert str(report).startswith("MLflow: 15 added, 0 stages unchanged")
 
 
+def another(experiment, name):
+    """Another training of the same kind: its stages are others by their hashes."""
+    made = shutil.copytree(experiment, experiment.parent / name)
+    for file in made.glob("*/stage.json"):
+        file.write_text(file.read_text() + "\n")
+    return made
+
+
+def test_a_copied_experiment_registers_nothing_again(store):
+    experiment, mlruns, _ = store
+    tracking.sync(experiment, mlruns)
+    client = tracking._Store(mlruns).client
+    versions, stages = len(client.search_model_versions()), len(reading.experiment(experiment).stages)
+    copy = shutil.copytree(experiment, experiment.parent / "moved")
+    report = tracking.sync(copy, mlruns)
+    assert report.ok and report.added == () and report.unchanged == stages and runs(copy, mlruns) == []
+    fake._stage(copy, "boundary", {"assd_gain_mm": 0.5}, {"band_mm": 5.0})
+    report = tracking.sync(copy, mlruns)
+    assert report.unchanged == stages - 1 and {"moved", "boundary"} <= set(report.added)
+    assert {r.info.run_name for r in runs(copy, mlruns)} == {"moved", "boundary"}
+    assert len(client.search_model_versions()) - versions <= 1
+
+
 def test_a_second_sync_adds_nothing_and_a_new_stage_is_caught_up(store):
     experiment, mlruns, _ = store
     before, files = len(runs(experiment, mlruns)), sorted(mlruns.rglob("*"))
@@ -101,7 +124,7 @@ def test_a_second_sync_adds_nothing_and_a_new_stage_is_caught_up(store):
 
 def test_a_sync_that_was_cut_short_is_done_again(store, monkeypatch):
     experiment, mlruns, _ = store
-    copy = shutil.copytree(experiment, experiment.parent / "cut short")
+    copy = another(experiment, "cut short")
     real = tracking._Store.log
 
     def dies(self, run, parameters=None, metrics=None):
@@ -124,7 +147,7 @@ def test_a_sync_that_was_cut_short_is_done_again(store, monkeypatch):
 def test_settings_that_were_changed_since_they_were_logged_stand_in_a_tag(store):
     """MLflow lets no parameter be logged anew."""
     experiment, mlruns, _ = store
-    copy = shutil.copytree(experiment, experiment.parent / "changed")
+    copy = another(experiment, "changed")
     assert tracking.sync(copy, mlruns).ok
     file = copy / "experiment.json"
     about = json.loads(file.read_text())
@@ -165,7 +188,7 @@ def test_a_locked_or_dead_store_is_reported_not_raised(store, tmp_path, monkeypa
 
 def test_two_syncs_at_once_make_one_run_of_a_folder(store, monkeypatch):
     experiment, mlruns, _ = store
-    copy = shutil.copytree(experiment, experiment.parent / "at once")
+    copy = another(experiment, "at once")
     real = tracking._Store.runs
 
     def slow(self, key):
@@ -196,7 +219,7 @@ def test_the_champion_follows_its_own_experiment_and_no_other(store):
     experiment, mlruns, _ = store
     mine = [v for v in models(mlruns, "workbench-tumor") if v.tags["workbench.folder"] == str(experiment.resolve())]
     assert [v.aliases for v in mine] == [["champion"]]
-    other = shutil.copytree(experiment, experiment.parent / "another")
+    other = another(experiment, "another")
     fake._stage(other, "tumor", {"dice": 0.99}, {"steps": 7})
     assert tracking.sync(other, mlruns).ok
     *_, newest = models(mlruns, "workbench-tumor")

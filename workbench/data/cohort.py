@@ -4,17 +4,17 @@ A manifest is a CSV with the columns case, patient, ct and labels; paths are rel
 out, without it all train. A column field_of_view marks what was cut to the liver's box (docs/decisions/0009). A column tumor_labels says what
 label 2 means: `complete`, every tumor; `none`, the scan has no known tumor; `exclude`, regions to leave out of training. `workbench import` adds what it
 measured (`MEASURED`). `SCHEMA` says what a cell of each column may be; other columns are left alone. A patient never stands on both sides of
-a split nor in two folds, and a scan, whatever it is called, stands in a cohort once.
+a split nor in two folds, and a scan, whatever it is called, stands in a cohort once. `columns` reads the CSV.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench.data import phantom
+from workbench.data import columns, phantom
 from workbench.data.files import write_atomic, write_table
 from workbench.data.threads import cores, in_processes
 from workbench.volume import Refused, Volume
@@ -39,12 +39,13 @@ OPTIONAL = {
     "tumor_labels": ("complete", "none", "exclude"),
 }  # the first is taken where it is not said
 COUNT, LENGTH, AMOUNT = r"[1-9]\d{0,4}", r"\d{1,2}(\.\d{1,8})?", r"\d{1,6}(\.\d{1,8})?"
+SEEN = r"(?s:(?!.*[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]))"  # no control character, nothing that is not UTF-8
 # what a cell of each column may be, as a pattern and in words; a measured one may be empty
 SCHEMA = {
-    "case": (r"[^\s./\\][^/\\\x00-\x1f]*(?<!\s)", "a name that a file can have. Use letters, digits, - and _"),
-    "patient": (r"\S([^\x00-\x1f]*\S)?", "a name without spaces around it"),
-    "ct": (r"[^\x00-\x1f]*\S", "a path"),
-    "labels": (r"[^\x00-\x1f]*\S", "a path"),
+    "case": (SEEN + r"[^\s./\\][^/\\]*(?<!\s)", "a name that a file can have. Use letters, digits, - and _"),
+    "patient": (SEEN + r"\S(.*\S)?", "a name without spaces around it"),
+    "ct": (SEEN + r".*\S", "a path in UTF-8"),
+    "labels": (SEEN + r".*\S", "a path in UTF-8"),
     **{name: ("|".join(known), " or ".join(known)) for name, known in OPTIONAL.items()},
     **{name: (COUNT, "a count of 1 or more") for name in ("slices", "rows", "columns")},
     **{name: (LENGTH, "mm, as 0.75") for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm")},
@@ -56,7 +57,6 @@ HU = (-1024, 3071)  # fixed: the range of 12 bits, which every scanner and most 
 NAME_BYTES = 100  # rule: with what results and partial files add, it stays below the 255 of file systems
 PHANTOM = "phantom.json"  # beside a phantom's CT
 MINIMUM_PATIENTS = 3
-SEPARATORS = {";": "semicolons", "\t": "tabs"}  # what spreadsheets put there instead
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class Case:
         return f"{self.case} (patient {self.patient}, {self.split})"
 
 
-def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
-    """The cases of a manifest; refused when a cell is not what `SCHEMA` says, a file is not there, or a case, a scan or a patient
+def read_manifest(path: str | Path, labelled: bool = True, there: bool = True) -> list[Case]:
+    """The cases of a manifest; refused when a cell is not what `SCHEMA` says, a file is not `there`, or a case, a scan or a patient
     stands where it must not. Not `labelled`: the column labels may be empty, or missing. It may be empty for a scan without known tumors."""
     path = Path(path)
     if not path.is_file():
@@ -137,12 +137,13 @@ def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
         )
     cases, names = [], set()
     for number, row in rows(path, COLUMNS if labelled else COLUMNS[:-1]):
-        told = {name: row.get(name, known[0]) for name, known in OPTIONAL.items()}
+        told = {name: row.get(name, known[0]).lower() for name, known in OPTIONAL.items()}
         without = not row.get("labels") and (
             not labelled or (told["tumor_labels"] == "none" and told["split"] == "train")
         )
         conform(f"{path}, line {number}", {**row, **told}, ("labels",) if without else ())
-        ct, labels = path.parent / row["ct"], None if without else path.parent / row["labels"]
+        ct = columns.located(path.parent, row["ct"])
+        labels = None if without else columns.located(path.parent, row["labels"])
         measured = {name: row[name] for name in MEASURED if row.get(name)}
         split, view, known = (told[name] for name in OPTIONAL)
         case = Case(row["case"], row["patient"], ct, labels, split, view, known, measured)
@@ -159,7 +160,7 @@ def read_manifest(path: str | Path, labelled: bool = True) -> list[Case]:
                 "a mask of the liver: no net finds it in a scan that is cut to it",
             )  # fmt: skip
         for file in (ct, labels):
-            if file and not os.path.exists(file):
+            if there and file and not os.path.exists(file):
                 raise Refused(f"{path}, case {case.case}", f"no file {file}", "CT and labels of each case")
         cases.append(case)
     each_patient_on_one_side(path, cases)
@@ -180,29 +181,18 @@ def digests(manifest: str | Path, cases: Iterable[Case]) -> dict[str, str]:
 
 def rows(path: Path, needed: Sequence[str] = COLUMNS) -> list[tuple[int, dict[str, str]]]:
     """(line, cells) of each row of a CSV that has at least the columns `needed`, as text; `labels` may be empty where `tumor_labels` is none."""
-    listed = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            missing = [c for c in needed if c not in (reader.fieldnames or ())]
-            if missing:
-                fix = f"Add {', '.join(missing)}."
-                for mark, words in SEPARATORS.items():
-                    if mark in "".join(reader.fieldnames or ()):
-                        fix = f"Save it with commas between the columns, not {words}."
-                raise Refused(path, f"columns {reader.fieldnames}", ", ".join(needed), fix)
-            for row in reader:
-                free = ("labels",) if row.get("tumor_labels") == "none" else ()
-                lacking = [column for column in needed if not row.get(column) and column not in free]
-                if lacking or None in row or None in row.values():
-                    found = f"no {', '.join(lacking)}" if lacking else "another number of fields than columns"
-                    raise Refused(f"{path}, line {reader.line_num}", found, "a value for each column",
-                                  "Put text with commas into quotation marks." if None in row else "")  # fmt: skip
-                listed.append((reader.line_num, row))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Refused(path, f"no CSV text ({error})", "a cohort manifest (CSV)") from error
-    if not listed:
-        raise Refused(path, "no row", "at least one case")
+    optional = [name for name in (*COLUMNS, *OPTIONAL) if name not in needed]
+    listed = columns.read(path, needed, "a cohort manifest (CSV)", optional, MEASURED)
+    for number, row in listed:
+        free = ("labels",) if row.get("tumor_labels") == "none" else ()
+        if lacking := [column for column in needed if not row[column] and column not in free]:
+            raise Refused(f"{path}, line {number}", f"no {', '.join(lacking)}", "a value for each column")
+        for name in ("liver", "tumor"):
+            if re.fullmatch(r"\d{1,3}([;+]\d{1,3})*|.*\.(nii|nii\.gz|nrrd|mha|mhd)", row.get(name, "")):
+                raise Refused(
+                    f"{path}, line {number}", f"{row[name]!r} in a column {name}, which a manifest does not have",
+                    "labels with 1 liver and 2 tumor", "`workbench import csv` reads other values and masks; rename a column of your own.",
+                )  # fmt: skip
     return listed
 
 
@@ -220,10 +210,17 @@ def fits(column: str, value: str) -> bool:
 
 
 def each_patient_on_one_side(subject: object, cases: Iterable[Case]) -> None:
-    """Refuse a patient who is in train and in test."""
+    """Refuse a patient who is in train and in test, also where the name is written in two ways (`P01`, `p1`)."""
     seen: dict[str, Case] = {}
     for case in cases:
-        other = seen.setdefault(case.patient, case)
+        other = seen.setdefault(_one_way(case.patient), case)
+        if other.split != case.split and other.patient != case.patient:
+            raise Refused(
+                subject,
+                f"patient {other.patient} in {other.split} and patient {case.patient} in {case.split}",
+                "names that differ in more than case, spaces, marks and zeros",
+                "Write one patient in one way, with the same split in each row; give two patients other names.",
+            )
         if other.split != case.split:
             raise Refused(
                 subject,
@@ -231,6 +228,12 @@ def each_patient_on_one_side(subject: object, cases: Iterable[Case]) -> None:
                 "each patient on one side",
                 "Give all scans of a patient the same split.",
             )
+
+
+def _one_way(name: str) -> str:
+    """A name as far as people and spreadsheets keep it: `P_01`, `p 01` and `P-1` are one."""
+    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", words) if len(re.findall(r"\d+", words)) == 1 else words
 
 
 def each_scan_once(subject: object, hashes: Iterable[tuple[Case, str]]) -> None:
@@ -317,11 +320,12 @@ def check(path: str | Path) -> Iterator[Verdict]:
     """Read every scan of a manifest and say whether it holds: files, grids, labels, what was measured, no scan twice."""
     from workbench.data.readers import Verdict, gates
 
-    try:
-        cases = read_manifest(path)
-    except Refused as refused:
-        yield Verdict(str(path), False, str(refused))
-        return
+    with gates.heard() as said:
+        try:
+            cases = read_manifest(path, there=False)
+        except (Refused, OSError) as error:
+            yield Verdict(str(path), False, gates.said(error, path), tuple(said))
+            return
     hashes = []
     for case in cases:
         with gates.heard() as doubts:
@@ -337,14 +341,14 @@ def check(path: str | Path) -> Iterator[Verdict]:
                         )
                 ok, message = True, f"liver {found['liver_ml']} ml, tumor {found['tumor_ml']} ml of it, {case.split}"
                 hashes.append((case, found["voxel_hash"]))
-            except Refused as refused:
-                ok, message = False, str(refused)
+            except (Refused, OSError) as error:
+                ok, message = False, gates.said(error, case.ct)
         yield Verdict(f"{path}, case {case.case}", ok, message, tuple(doubts))
     patients = len({case.patient for case, _ in hashes})
     try:
         each_scan_once(path, hashes)
         read = f"{len(hashes)} of {len(cases)} cases read, of {patients} patients, each scan once"
-        yield Verdict(str(path), len(hashes) == len(cases), read)
+        yield Verdict(str(path), len(hashes) == len(cases), read, tuple(said))
     except Refused as refused:
         yield Verdict(str(path), False, str(refused))
 

@@ -23,7 +23,7 @@ from workbench.data import cohort
 from workbench.data.files import read_json, write_atomic, write_json
 from workbench.data.readers import chaos, dicomseg, gates, ircadb, itk, lits, msd, nifti, nnunet, table
 from workbench.data.readers.scans import Scan
-from workbench.volume import Refused
+from workbench.volume import Refused, readable
 
 KINDS = {"lits": lits, "msd": msd, "ircadb": ircadb, "nnunet": nnunet, "chaos": chaos, "dicom": dicomseg, "csv": table}
 BY_HAND = ("patient", *cohort.OPTIONAL)
@@ -46,7 +46,7 @@ def take(kind: str, root: str | Path, out: str | Path, tell: Callable[[str], obj
         raise Refused("the kind of collection", repr(kind), ", ".join(KINDS))
     root, out = Path(root), Path(out)
     listed = KINDS[kind].list_cases(root)
-    former, changed = _records(out), _changes(out)
+    former, changed = _records(out), _changes(out, {scan.case for scan in listed}, tell)
     origin = f"{kind} {_relative(root, out)}"
     refused = unlabelled = 0
     for scan in listed:
@@ -63,25 +63,31 @@ def take(kind: str, root: str | Path, out: str | Path, tell: Callable[[str], obj
             if record and record["inputs"] == inputs and all((out / name).is_file() for name in record["wrote"]):
                 tell(f"{scan.case}: as before; {record['said']}")
                 continue
-            _take(kind, scan, out, origin, inputs, tell)
-        except Refused as error:
+            row = _take(kind, scan, out, origin, inputs, tell)
+            if record and record["row"]["voxel_hash"] != row["voxel_hash"] and changed.get(scan.case):
+                tell(f"  warning: {scan.case} has another CT than before; {_by_hand(changed[scan.case])} stays")
+        except (Refused, OSError) as error:
             refused += 1
-            tell(f"{scan.case}: REFUSED, {error}")
+            tell(f"{readable(scan.case)}: REFUSED, {gates.said(error, scan.place)}")
             if scan.case in former and former[scan.case]["origin"] == origin:
                 _record(out, scan.case).unlink()
+                if changed.get(scan.case):
+                    tell(f"  warning: {_by_hand(changed[scan.case])} goes with it: say so again when it is back")
     for case, record in former.items():
         if record["origin"] == origin and case not in {scan.case for scan in listed}:
             _record(out, case).unlink()
-            tell(f"{case}: no longer there, and so no longer in the manifest")
+            also = f", nor is {_by_hand(changed[case])}" if changed.get(case) else ""
+            tell(f"{case}: no longer there, and so no longer in the manifest{also}")
     rows = [{**record["row"], **changed.get(case, {})} for case, record in _records(out).items()]
     if not rows:
         raise Refused(root, f"{refused} cases refused and {unlabelled} without labels", "at least one that can be used")
     return Intake(_write(out, rows), len(rows), refused, unlabelled)
 
 
-def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Callable[[str], object]) -> None:
-    """Read one case, write what must be written, and its record last."""
-    cohort.conform(scan.place, {"case": scan.case, "patient": scan.patient, "ct": "-", "labels": "-", "split": scan.split,
+def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Callable[[str], object]) -> dict:
+    """Read one case, write what must be written, and its record last; its row of the manifest."""
+    at = {name: "-" if path is None else _relative(path, out) for name, path in (("ct", scan.ct), ("labels", scan.labels))}
+    cohort.conform(scan.place, {"case": scan.case, "patient": scan.patient, **at, "split": scan.split,
                          "field_of_view": scan.field_of_view, "tumor_labels": scan.tumor_labels})  # fmt: skip
     with gates.heard() as doubts:
         ct, labels, said = KINDS[kind].read(scan)
@@ -100,6 +106,7 @@ def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Call
          f"of it; {said}")  # fmt: skip
     for doubt in doubts:
         tell(f"  warning: {doubt}")
+    return row
 
 
 def _write(out: Path, rows: list[dict[str, str]]) -> Path:
@@ -131,18 +138,34 @@ def _records(out: Path) -> dict[str, dict]:
     return {record["case"]: record for record in (read_json(path, *keys) for path in paths)}
 
 
-def _changes(out: Path) -> dict[str, dict[str, str]]:
-    """What was changed by hand in the manifest since it was written: {case: {column: cell}}."""
+def _changes(out: Path, listed: set[str], tell: Callable[[str], object]) -> dict[str, dict[str, str]]:
+    """What was changed by hand in the manifest since it was written: {case: {column: cell}}. A row that was removed by hand is told of; one whose case
+    was not imported here, and is none of those `listed` now, is refused, since it would be lost."""
     manifest = out / "manifest.csv"
     if not manifest.is_file():
         return {}
     imported = {case: record["row"] for case, record in _records(out).items()}
     changes = {}
-    for _, row in cohort.rows(manifest):
+    for number, row in cohort.rows(manifest):
         before = imported.get(row["case"], {})
+        if not before and row["case"] not in listed:
+            alike = [case for case in sorted({*imported, *listed}) if case.lstrip("0") == row["case"].lstrip("0")]
+            fix = f"A spreadsheet may have made it of {alike[0]}: write it so again." if alike else (
+                "Keep rows of your own in another manifest, or import them with `workbench import csv`."
+            )  # fmt: skip
+            found = f"a case {row['case']}, which was not imported"
+            raise Refused(f"{manifest}, line {number}", found, "cases of the imports here", fix)
         named = [name for name in row if name in BY_HAND or name not in COLUMNS]
         changes[row["case"]] = {name: row[name] for name in named if row[name] != before.get(name)}
+    for case in imported:
+        if case not in changes:
+            tell(f"{case}: in the manifest again, from which its row was removed")
     return changes
+
+
+def _by_hand(changed: dict[str, str]) -> str:
+    """What was changed by hand of one case, in words."""
+    return "what was set by hand (" + ", ".join(f"{name} {cell}" for name, cell in changed.items()) + ")"
 
 
 def _inputs(scan: Scan) -> str:

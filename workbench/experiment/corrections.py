@@ -1,7 +1,7 @@
 """What readers said of results, as training takes it up: corrected labels and rejected candidates of the training cases.
 
 An experiment keeps a copy of its own, so that results made anew change nothing behind its back. A result belongs to the case of
-the manifest whose CT it was made from: the file decides, not the name. Held-out cases are measured, so nothing that was said
+the manifest whose CT it was made from: the voxels decide, not the name. Held-out cases are measured, so nothing that was said
 of them enters, neither labels nor verdicts; a line says so.
 
 Corrected labels stand in place of the reference in every stage. A rejected candidate counts as a false positive for the
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from workbench.data import readers
-from workbench.data.cohort import Case
+from workbench.data.cohort import Case, voxel_hash
 from workbench.data.files import read_json, sha256, write_json
 from workbench.data.readers import nifti
 from workbench.experiment import reading, verdicts
@@ -58,18 +58,25 @@ def gather(sources: Sequence[str | Path], cases: Sequence[Case], into: str | Pat
     making.mkdir(parents=True)
     try:
         of_file = {case.ct.resolve(): case for case in cases}
+        of_voxels = {case.measured["voxel_hash"]: case for case in cases if "voxel_hash" in case.measured}
         for folder in _reviewed(sources):
             result = reading.result(folder)
-            case = of_file.get((folder / str(result.info.get("input"))).resolve())
+            voxels, path = result.voxel_hash(), (folder / str(result.info.get("input"))).resolve()
+            case = of_voxels.get(voxels) or of_file.get(path)
             if case is None:
                 lines.append(f"{folder}: left out, its CT is none of the cohort's")
+            elif not voxels or voxels != _voxels(case):
+                found = (
+                    "the CT it was made from was changed" if voxels else "it cannot be told which CT it was made from"
+                )
+                lines.append(f"{folder}: left out, {found} (case {case.case}): segment it again")
             elif case.split != "train":
                 lines.append(f"{folder}: left out, case {case.case} is held out and nothing said of it may train")
             elif case.case in kept:
                 raise Refused(folder, f"another review of case {case.case}, beside {kept[case.case].result}", "one",
                               "Name the one to use.")  # fmt: skip
             else:
-                correction, words = _take(folder, case.case, making)
+                correction, words = _take(folder, case.case, voxels, making)
                 lines.append(f"{folder}: {words}")
                 if correction is not None:
                     kept[case.case] = correction
@@ -156,7 +163,15 @@ def _reviewed(sources: Sequence[str | Path]) -> Iterator[Path]:
                 yield folder
 
 
-def _take(folder: Path, case: str, into: Path) -> tuple[Correction | None, str]:
+def _voxels(case: Case) -> str:
+    """The voxel hash of a case's CT, as the manifest says or as the file has it."""
+    if "voxel_hash" in case.measured:
+        return case.measured["voxel_hash"]
+    with readers.gates.heard():
+        return voxel_hash(readers.read(case.ct).array.numpy())
+
+
+def _take(folder: Path, case: str, voxels: str, into: Path) -> tuple[Correction | None, str]:
     """Copy the corrected labels and the rejected candidates of one result; what was taken, and the words for it."""
     review, now = verdicts.read(folder), verdicts.fingerprint(folder)
     said, words = review.of(now), []
@@ -164,10 +179,17 @@ def _take(folder: Path, case: str, into: Path) -> tuple[Correction | None, str]:
         words.append(f"{outdated}, and only labels hold on")
     labels_sha256 = rejected_sha256 = ""
     who = set()
-    if review.corrected is not None:
-        shutil.copyfile(verdicts.corrected_file(folder, review.corrected), labels_file(into, case))
+    drawn = review.corrected
+    if drawn and not drawn.voxel_hash and drawn.result_sha256 != now:
+        words.append(
+            "its corrected labels left out, since 0.1.0 did not keep of which CT they are: `workbench correct` keeps them again"
+        )
+    elif drawn and drawn.voxel_hash not in ("", voxels):
+        words.append("its corrected labels left out, which are of another CT")
+    elif drawn is not None:
+        shutil.copyfile(verdicts.corrected_file(folder, drawn), labels_file(into, case))
         labels_sha256 = sha256(labels_file(into, case))
-        who.add(review.corrected.who)
+        who.add(drawn.who)
         words.append("corrected labels")
     numbers = tuple(sorted(c for c, v in said.items() if v.verdict == "reject"))
     if numbers:

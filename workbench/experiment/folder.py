@@ -202,12 +202,39 @@ class Experiment:
                 apart.append(f"{key} {was} instead of {value}")
         return ", ".join(apart)
 
-    def identity(self, stage: str) -> dict:
-        """What a stage is made from: its settings, format and inputs."""
+    def checked(self) -> Experiment:
+        """The experiment itself; refused where its settings are not those that its finished stages were made with: someone edited them."""
+        about, known = self.folder / "experiment.json", flat(asdict(self.settings))
+        unknown = [k for k in flat(self.about["settings"]) if k not in known]
+        fix = "Put them back as they were; other settings need an experiment of their own."
+        if unknown:
+            found = f"settings that this version does not know ({_first_few(unknown, ', ')})"
+            raise Refused(about, found, "those with which it was trained", fix)
+        for stage in STAGES:
+            record = self.path(stage) / "stage.json"
+            if not record.is_file():
+                continue
+            was, now = flat(read_json(record).get("settings") or {}), flat(self._settings_of(stage))
+            apart = {k: (was.get(k), now.get(k)) for k in {**was, **now} if was.get(k) != now.get(k)}
+            if was and apart and hasattr(self.settings, stage) and stage not in self.about["settings"]:
+                raise Refused(about, f"no settings of {stage}", f"those with which its stage {stage} was made", fix)
+            if was and apart:
+                words = [f"{k} {other} instead of {one}" for k, (one, other) in apart.items()]
+                raise Refused(
+                    about, _first_few(words, "; "), f"the settings with which its stage {stage} was made", fix
+                )
+        return self
+
+    def _settings_of(self, stage: str) -> dict:
+        """The settings of a stage as experiment.json has them."""
         stored = self.about["settings"]
-        own = stored.get(stage) or {
+        return stored.get(stage) or {
             k: stored.get(k, getattr(self.settings, k)) for k in ("pixel_mm", "slice_mm", "folds", "seed")
         } | ({"implants": stored["implants"]} if "implants" in stored else {})  # 0.1.0 knew none
+
+    def identity(self, stage: str) -> dict:
+        """What a stage is made from: its settings, format and inputs."""
+        own = self._settings_of(stage)
         inputs: dict[str, object] = {need: sha256(self.path(need) / "stage.json") for need in STAGES[stage].needs}
         if self.start and stage in nets():
             inputs["start"] = self._start_sha256(stage)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.data import cohort, readers
 from workbench.data.files import read_json, read_table
-from workbench.data.readers import gates, nifti
+from workbench.data.readers import gates, itk, nifti
 from workbench.experiment.table import STAGES
 from workbench.volume import Refused
 
@@ -106,6 +107,20 @@ class ResultFolder:
         path = self.path / source  # an absolute one stays as it is
         return (path, "") if path.exists() else (None, f"{path} is no longer there")
 
+    def voxel_hash(self) -> str:
+        """The voxel hash of the CT that was segmented. Of a result of 0.1.0, which did not keep it, that of its input; empty where that is gone or was
+        changed."""
+        if told := self.info.get("voxel_hash"):
+            return str(told)
+        path, _ = self.ct_file()
+        if path is None or self.info.get("input_state", state(path)) != state(path):
+            return ""
+        with gates.heard():
+            try:
+                return cohort.voxel_hash(readers.read(path).array.numpy())
+            except (Refused, OSError):
+                return ""
+
     def ct(self) -> tuple[np.ndarray | None, str]:
         """The CT `[z y x]` that was segmented and "", or None and why it cannot be shown."""
         path, why = self.ct_file()
@@ -116,8 +131,6 @@ class ResultFolder:
 
             array = canonical(nibabel.load(path))[0]
         else:
-            from workbench.data import readers
-
             array = readers.read(path).array.cpu().numpy()
         own = self.shape("labels")
         if own is not None and own != array.shape:
@@ -132,6 +145,17 @@ def result(path: str | Path) -> ResultFolder:
     if not file.is_file():
         raise Refused(path, "no result.json", "a result folder of `workbench segment`")
     return ResultFolder(path, read_json(file))
+
+
+def state(path: Path) -> str:
+    """A digest of the names, sizes and times of the files that an input consists of."""
+    path = path.resolve()
+    told = sorted(
+        (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in itk.parts(path)
+        if p.is_file()
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def results_at(path: str | Path, *places: str) -> list[Path]:

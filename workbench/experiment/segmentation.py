@@ -80,7 +80,7 @@ class Models(Deciders):
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "auto", operating_point: str = "") -> Models:
         """Those of an experiment, as `Deciders.of` has them."""
-        made = Experiment(folder, str(device))
+        made = Experiment(folder, str(device)).checked()
         for stage in table.names(model=True):
             made.need(stage)
         s, seen = made.settings, made.path("liver") / domain.DOMAIN

@@ -2,8 +2,8 @@
 
 Both lie in the folder `verdicts` of the result and outlive it: a result written anew takes them along. `verdicts.json` says
 who said what when, and the SHA-256 of the result that was judged, so that verdicts on a former result are told from those
-on the one that is there. Corrected labels are a file of their own, named by its hash; they take the CT's word, not the
-result's, and hold whatever becomes of it.
+on the one that is there. Corrected labels are a file of their own, named by its hash; they are bound to the CT by its voxel hash, not to the
+result, and hold whatever becomes of it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Corrected:
-    """Whose labels `file` holds, since when, and on which result they were drawn."""
+    """Whose labels `file` holds, since when, on which result they were drawn, and of which CT (its voxel hash; 0.1.0 kept none)."""
 
     file: str
     sha256: str
     who: str
     when: str
     result_sha256: str
+    voxel_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def correct(folder: str | Path, labels: np.ndarray, who: str = "") -> Path:
         os.replace(fresh, file)
     finally:
         fresh.unlink(missing_ok=True)
-    _put(case, replace(read(folder), corrected=Corrected(file.name, digest, _who(who), _now(), fingerprint(folder))))
+    about = Corrected(file.name, digest, _who(who), _now(), fingerprint(folder), case.voxel_hash())
+    _put(case, replace(read(folder), corrected=about))
     for former in place.glob("labels-*.nii.gz"):  # only now is none of them named any more
         if former != file:
             former.unlink()
@@ -175,6 +177,10 @@ def corrected(folder: str | Path) -> Volume | None:
 def corrected_file(folder: str | Path, about: Corrected) -> Path:
     """The file of the corrected labels, once it has proved to be the one that was kept."""
     file = Path(folder) / FOLDER / about.file
+    own = reading.result(folder).info.get("voxel_hash")
+    if own and about.voxel_hash and own != about.voxel_hash:
+        raise Refused(file, f"labels of another CT (voxel hash {about.voxel_hash})", f"those of the result's own ({own})",
+                      "They came here from another result: move the folder `verdicts` back there.")  # fmt: skip
     if not file.is_file() or sha256(file) != about.sha256:
         found = "another file than the one that was kept" if file.is_file() else "no such file"
         raise Refused(file, found, f"the labels of {about.who} of {about.when}", "Restore it, or correct them again.")
@@ -192,6 +198,8 @@ def _put(case: reading.ResultFolder, review: Review, *new: Verdict) -> Review:
 def _record(kind: Any, row: object, subject: str) -> Any:
     """A row of the file as a record; refused when a field is missing, foreign or of another type."""
     wanted = {f.name: int if f.name == "candidate" else str for f in fields(kind)}
+    free = {"voxel_hash"} & wanted.keys() if isinstance(row, dict) and "voxel_hash" not in row else set()
+    wanted = {name: of for name, of in wanted.items() if name not in free}
     if not isinstance(row, dict) or set(row) != set(wanted):
         found = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else f"{row!r:.60}"
         raise Refused(subject, found, ", ".join(wanted), DAMAGED)

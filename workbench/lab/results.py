@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import math
 import os
 import re
@@ -20,10 +19,11 @@ from torch import Tensor
 
 import workbench
 from workbench.data import readers
-from workbench.data.cohort import is_phantom
+from workbench.data.cohort import SEEN, is_phantom, voxel_hash
 from workbench.data.files import read_json, remove, sweep, write_json, write_table
-from workbench.data.readers import itk, nifti
+from workbench.data.readers import nifti
 from workbench.experiment import PACKED, reading, table, verdicts, versions
+from workbench.experiment.reading import state as _state
 from workbench.experiment.segmentation import Models, Result, segment
 from workbench.lab import cards, figures, report
 from workbench.stages import ledger
@@ -45,6 +45,9 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays one
     free(folder)
+    source = source or (result.volume.source.path if result.volume.source else None)
+    voxels = voxel_hash(result.volume.array.numpy())
+    of_this_ct(folder, voxels, source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, glob.escape(folder.name))
     making = _making(folder)
@@ -52,7 +55,7 @@ def keep(result: Result, folder: str | Path, source: str | Path | None = None) -
     remove(making)
     making.mkdir()
     try:
-        _fill(result, making, folder, source or (result.volume.source.path if result.volume.source else None))
+        _fill(result, making, folder, source, voxels)
         for entry in (*folder.glob("*"), *folder.glob("cards/*")):
             if not OWN.fullmatch(name := entry.relative_to(folder).as_posix()):
                 _carry(entry, making / name)
@@ -132,9 +135,13 @@ def from_file(
     tell = lambda stage, *_: began(folder.name, stage)
     with readers.gates.heard() as said:
         try:
+            if not re.match(SEEN, folder.name):
+                raise Refused(path, "a name with control characters or bytes that are no UTF-8", "a name that all files and pages take",
+                              "Rename it, or name the case with --name.")  # fmt: skip
             volume = readers.read(path)
             given = None if liver is None else _given(liver, volume)
             free(folder)
+            of_this_ct(folder, voxel_hash(volume.array.numpy()), path)
             with claimed(folder):
                 result = segment(replace(volume, name=folder.name), models, tell, given)
                 result.liver_given = liver
@@ -145,8 +152,8 @@ def from_file(
                 doubts = [f"{folder.name}: {line}" for line in result.warnings]
                 result.warnings += said
                 keep(result, folder, path)
-        except Refused as error:
-            return said, "", str(error)
+        except (Refused, OSError) as error:
+            return said, "", readers.gates.said(error, path)
     line = (
         f"{folder.name}: {result.status}, {int(result.lesions.kept.sum())} of {len(result.lesions)} candidates kept, "
         f"{sum(result.timings.values()):.1f} s -> {folder}"
@@ -162,23 +169,32 @@ def _given(liver: Path, volume: Volume) -> Tensor:
     return mask
 
 
-def lesion_table(places: list[Path]) -> pd.DataFrame:
-    """The candidates of several results, a row each, with the case first, the result's status second, and what a reader said of them."""
+def lesion_table(places: list[Path], refused: list[str]) -> pd.DataFrame:
+    """The candidates of several results, a row each, with the case first, the result's status second, and what a reader said of them. A line for
+    each result that is damaged goes to `refused`."""
     tables = []
     for place in places:
-        held, review, now = reading.result(place), verdicts.read(place), verdicts.fingerprint(place)
-        table = held.lesions()
-        if "r_mm" not in table and (grid := held.volume("labels")):  # an earlier version made it
-            table = _in_the_world(table, *grid[1:])
-        table.insert(0, "case", held.case)
-        table.insert(1, "status", str(held.info.get("status", "")))
-        said = [review.of(now).get(candidate) for candidate in table.candidate]
-        for at, (name, of) in enumerate((("verdict", "verdict"), ("reader", "who"), ("note", "note")), 3):
-            table.insert(at, name, [getattr(verdict, of, "") for verdict in said])
-        if outdated := review.outdated(now):
-            readers.gates.warn(place, outdated)
-        tables.append(table)
-    return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+        try:
+            tables.append(_lesions(place))
+        except (Refused, OSError) as error:
+            refused.append(readers.gates.said(error, place))
+    return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _lesions(place: Path) -> pd.DataFrame:
+    """The candidates of one result."""
+    held, review, now = reading.result(place), verdicts.read(place), verdicts.fingerprint(place)
+    table = held.lesions()
+    if "r_mm" not in table and (grid := held.volume("labels")):  # an earlier version made it
+        table = _in_the_world(table, *grid[1:])
+    table.insert(0, "case", held.case)
+    table.insert(1, "status", str(held.info.get("status", "")))
+    said = [review.of(now).get(candidate) for candidate in table.candidate]
+    for at, (name, of) in enumerate((("verdict", "verdict"), ("reader", "who"), ("note", "note")), 3):
+        table.insert(at, name, [getattr(verdict, of, "") for verdict in said])
+    if outdated := review.outdated(now):
+        readers.gates.warn(place, outdated)
+    return table
 
 
 def _in_the_world(lesions: pd.DataFrame, spacing_mm: Spacing, affine: np.ndarray) -> pd.DataFrame:
@@ -212,15 +228,19 @@ def holds(path: Path, folder: Path, models: Path, operating_point: str = "", liv
     return same and made_by and info.get("input_state") == _state(path) and info.get("version") == workbench.__version__
 
 
-def _state(path: Path) -> str:
-    """A digest of the names, sizes and times of the files that an input consists of."""
-    path = path.resolve()
-    told = sorted(
-        (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns)
-        for p in itk.parts(path)
-        if p.is_file()
-    )
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+def of_this_ct(folder: Path, voxels: str, source: str | Path | None) -> None:
+    """Refuse a place that holds the result of another CT than the one of this voxel hash: a name does not say whose result it is."""
+    try:
+        former = reading.result(folder)
+    except Refused:  # none, or a damaged one
+        return
+    was, now = former.voxel_hash(), None if source is None else Path(source).resolve()
+    path = (folder / str(former.info.get("input"))).resolve()
+    if was != voxels and (was or path != now):
+        raise Refused(
+            folder, f"a result of another CT ({path}, voxel hash {was or 'unknown'})", f"one of {source} ({voxels}), or none",
+            "Give this one a name of its own (--name) or another folder (-o). If the scan was replaced on purpose, move the former result away.",
+        )  # fmt: skip
 
 
 def free(folder: Path) -> None:
@@ -256,7 +276,7 @@ def _points(result: Result) -> dict:
     }
 
 
-def _fill(result: Result, making: Path, folder: Path, source: str | Path | None) -> None:
+def _fill(result: Result, making: Path, folder: Path, source: str | Path | None, voxels: str) -> None:
     volume, labels = result.volume, result.labels
     arrays = {
         name: getattr(result, name) for name in ("liver_probability", "tumor_probability", "ledger", "candidates")
@@ -271,6 +291,7 @@ def _fill(result: Result, making: Path, folder: Path, source: str | Path | None)
             "status": result.status,
             "case": volume.name,
             "input": None if source is None else _from(folder, source),
+            "voxel_hash": voxels,
             "liver_given": None if result.liver_given is None else _from(folder, result.liver_given),
             "liver_given_state": None if result.liver_given is None else _state(result.liver_given),
             "input_state": None if source is None or not Path(source).exists() else _state(Path(source)),

@@ -2,7 +2,7 @@
 
 Chooses: the experiment folder is the record and MLflow a view of it. `sync` reads the folder and adds what the store
 does not have yet: one parent run per folder, one child run per finished stage, one run per fold below it. A stage is
-known by the hash of its stage.json: a second sync adds nothing, and a stage that was run again gets a new run. A store
+known by the hash of its stage.json: a second sync adds nothing, nor does one of a copied folder, and a stage that was run again gets a new run. A store
 that is dead, locked or missing is reported, never raised: the work goes on and the next sync catches up.
 
 A stage's model becomes a version of the registered model `workbench-STAGE`. The alias `champion` goes to the first version and
@@ -168,6 +168,15 @@ class _Store:
         runs = self.runs(folder_key(folder))
         known = next((r for r in runs if "mlflow.parentRunId" not in r.data.tags), None)
         return runs, known, known.info.run_id if known else self.start(folder.resolve().name, tags, None, _now())
+
+    def run_of(self, stage_sha256: str, but: str) -> Any:
+        """A whole run of this stage that another folder than the one of the key `but` has, or None."""
+        found = self.client.search_runs(
+            [self.experiment],
+            filter_string=f"tags.`workbench.stage_sha256` = '{stage_sha256}'",
+            order_by=["attributes.start_time ASC"],
+        )
+        return next((run for run in found if run.data.tags.get("workbench.key") != but), None)
 
     def start(self, name: str, tags: dict[str, str], parent: str | None, at: int) -> str:
         tags = {**tags, "mlflow.source.name": "workbench", "mlflow.source.type": "LOCAL"}
@@ -391,6 +400,10 @@ def _sync(folder: Path, place: Path) -> SyncReport:
     experiment = reading.experiment(folder)
     info, patients = experiment.info, experiment.patients()
     common = {**_marks(folder), "workbench.dataset_sha256": str(info.get("manifest_sha256", ""))}
+    key = common["workbench.key"]
+    elsewhere = {n: run for n, s in experiment.stages.items() if (run := store.run_of(s.sha256, key))}
+    if experiment.stages and elsewhere.keys() == experiment.stages.keys() and not store.runs(key):
+        return SyncReport((), len(elsewhere))  # a copy, or an experiment that was moved: nothing in it is new
     existing, before, parent = store.parent(folder, {**common, "workbench.version": str(info.get("version", ""))})
     have, added = (before.data.tags, []) if before else ({}, [folder.resolve().name])
     own = {k: v for k, v in info.items() if k not in ("settings", "manifest_rows")}
@@ -408,11 +421,11 @@ def _sync(folder: Path, place: Path) -> SyncReport:
 
     stages = [r for r in existing if "workbench.stage" in r.data.tags and "workbench.fold" not in r.data.tags]
     known = {(r.data.tags["workbench.stage"], r.data.tags.get("workbench.stage_sha256")) for r in stages}
-    tags = [r.data.tags for r in stages if "workbench.model_id" in r.data.tags]
+    tags = [r.data.tags for r in [*elsewhere.values(), *stages] if "workbench.model_id" in r.data.tags]
     models, unchanged = {t["workbench.stage"]: t["workbench.model_id"] for t in tags}, 0
     of_stages = {**common, "workbench.patients": str(patients or "")}
     for stage in experiment.stages.values():
-        if (stage.name, stage.sha256) in known:
+        if (stage.name, stage.sha256) in known or stage.name in elsewhere:
             unchanged += 1
             continue
         for old in stages:

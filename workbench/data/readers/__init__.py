@@ -19,6 +19,12 @@ from workbench.volume import Refused, Volume, same_grid
 
 __all__ = ["Verdict", "WorkbenchWarning", "case_name", "check", "list_cases", "pair_labels", "read", "read_labels"]
 
+AROUND = r"^(test-)?(segmentation|volume|labels?)[-_]|[-_](segmentation|labels?|seg|pred|prediction)$"
+NO_CASE = r"(reader|rater|observer|annotator|expert|fold|model|run|version|epoch|v)[-_ ]?\d+"  # numbers of something else
+NO_CASES = ("verdicts", "cards")  # folders in a result
+BESIDE_LABELS = (  # what may lie in a case's folder beside its labels.nii.gz
+    r"(ct|image|img|volume|scan|liver|tumou?r|liver_mask|tumou?r_mask|mask|ledger|candidates|lesions|(liver|tumor)_probability|labels[-_].*)(_0000)?"
+)
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MHA, MHD or a DICOM folder"
 
 
@@ -75,8 +81,8 @@ def check(path: str | Path) -> Verdict:
     with gates.heard() as told:
         try:
             volume = read(path)
-        except Refused as refused:
-            return Verdict(str(path), False, str(refused), tuple(told))
+        except (Refused, OSError) as error:
+            return Verdict(str(path), False, gates.said(error, path), tuple(told))
     z, y, x = volume.shape
     sz, sy, sx = volume.spacing_mm
     low, high = (volume.array.min().item(), volume.array.max().item())
@@ -99,12 +105,17 @@ def pair_labels(truth: str | Path, prediction: str | Path, common: bool = False)
     """(name, truth file, prediction file) of two label files or two folders, matched by case name.
 
     In a folder a case is a file, or a folder that holds one `labels*` file. LiTS's `segmentation-12` and `volume-12`
-    are both case 12. A case without its partner is refused or, with `common`, left out with a warning that counts them.
+    are both case 12. Two files whose case numbers differ are no pair. A case without its partner is refused or, with `common`, left out with a
+    warning that names it.
     """
     truth, prediction = Path(truth), Path(prediction)
     one, other = _label_files(truth), _label_files(prediction)
     if _single(truth) and _single(prediction):
         (file,), (twin,) = one.values(), other.values()
+        names = case_name(file), case_name(twin)
+        if _numbers_differ(*names):
+            raise Refused(f"{truth} and {prediction}", f"the cases {' and '.join(names)}", "one case",
+                          "Give both files the same name if they are of one case.")  # fmt: skip
         return [(case_name(prediction), file, twin)]
     if set(one) != set(other):
         one, other = (_plain(files) for files in (one, other))
@@ -113,8 +124,8 @@ def pair_labels(truth: str | Path, prediction: str | Path, common: bool = False)
     if any(lonely) and common and both:
         gates.warn(
             pair,
-            f"{len(both)} cases in both; left out: {len(lonely[0])} truth without prediction, "
-            f"{len(lonely[1])} prediction without truth",
+            f"{len(both)} cases in both; left out: {len(lonely[0])} truth without prediction ({', '.join(lonely[0]) or 'none'}), "
+            f"{len(lonely[1])} prediction without truth ({', '.join(lonely[1]) or 'none'})",
         )
     elif any(lonely):
         raise Refused(
@@ -191,34 +202,80 @@ def _single(path: Path) -> bool:
     return path.is_file() or len(_label_files(path)) == 1 and bool(_case_labels(path))
 
 
+def _numbers_differ(one: str, other: str) -> bool:
+    """Whether two names are alike but for a case number (segmentation-3, volume-7); numbers of readers, versions and the like are none."""
+    found = [re.sub(NO_CASE, "", _bare(name)) for name in (one, other)]
+    numbers = [[int(n) for n in re.findall(r"\d+", name)] for name in found]
+    words = [re.sub(r"\d+", "", name).strip("-_. ") for name in found]
+    alike = words[0] == words[1] or not all(words)
+    return alike and bool(numbers[0] and numbers[1]) and numbers[0][-1:] != numbers[1][-1:]
+
+
 def _label_files(path: Path) -> dict[str, Path]:
-    """{case: label file} of a file, a case's folder, or a folder of either."""
+    """{case: label file} of a file, a case's folder, or a folder of either. What is no case there is named."""
     gates.existing(path)
     if path.is_file():
-        return {case_name(path): path}
-    own = _case_labels(path)
-    if any(gates.stem(p).lower() == "labels" for p in own):
-        return {path.absolute().name: own[0]}
-    files = own or [p for p in sorted(path.iterdir()) if _is_label_file(p)]
-    found = {gates.stem(p): p for p in files}
+        return {gates.one_form(case_name(path)): path}
+    files = [p for p in sorted(path.iterdir()) if _is_label_file(p)]
+    folders = {p: _case_labels(p) for p in sorted(path.iterdir()) if p.is_dir() and p.name not in NO_CASES}
+    cases = [folder for folder, inside in folders.items() if inside]
+    own = next((p for p in files if gates.stem(p).lower() == "labels"), None)
+    if own:
+        others = [p for p in files if p != own and not re.fullmatch(BESIDE_LABELS, gates.stem(p).lower())]
+        kinds = [re.sub(r"\d+", "#", gates.stem(p).lower()) for p in others]
+        if cases or any(re.match("seg", kind) or kinds.count(kind) > 1 for kind in kinds):
+            beside = [*others, *cases]
+            raise Refused(
+                own, f"a label file of one case beside {len(beside)} others ({', '.join(p.name for p in beside[:5])})",
+                "a folder of one case, or of several that are told apart by their names",
+                "Move it away, or name it after its case.",
+            )  # fmt: skip
+        if others:
+            gates.warn(path, f"labels.nii.gz is its case; passed over: {', '.join(p.name for p in others)}")
+        return {gates.one_form(path.absolute().name): own}
+    labelled = {_bare(gates.stem(p)) for p in files if not _is_image(p)}
+    named = [p for p in files if re.match(r"(test-)?(labels?|segmentation)", gates.stem(p).lower())]
+    images = [p for p in files if _is_image(p) and (named or _bare(gates.stem(p)) in labelled)]
+    bare = [p.name for p in images if _bare(gates.stem(p)) not in labelled and len(named) > 1]
+    if bare:
+        gates.warn(path, f"no labels beside {', '.join(bare)}: passed over")
+    files = [p for p in files if p not in images]  # CTs
+    found = {gates.one_form(gates.stem(p)): p for p in files}
     if len(found) < len(files):
         raise Refused(path, "one case in two formats", "one label file a case", "Remove one of the two.")
-    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-        inside = _case_labels(folder)
+    for folder, inside in folders.items():
         if len(inside) > 1:
             raise Refused(folder, f"{len(inside)} label files ({', '.join(p.name for p in inside)})", "one",
                           "Keep one, or name it labels.nii.gz.")  # fmt: skip
+        name = gates.one_form(folder.name)
+        if inside and name in found:
+            raise Refused(path, f"case {name} as {found[name].name} and as {inside[0]}", "each case once", "Remove one.")
         if inside:
-            found[folder.name] = inside[0]
+            found[name] = inside[0]
+        elif any(map(_is_label_file, folder.iterdir())):
+            gates.warn(folder, "no file named labels in it: it is passed over")
     if not found:
         raise Refused(path, "no label file", "label files, or case folders that hold labels.nii.gz")
     return found
 
 
+def _is_image(path: Path) -> bool:
+    """Whether a file's name is that of a CT: volume-3, ct, case_0000."""
+    return bool(re.search(r"^(volume|ct|image|img|scan)([-_]|$)|[-_](ct|image|img|0000)$", gates.stem(path).lower()))
+
+
+def _bare(name: str) -> str:
+    """A name without the words that LiTS and others put around the case, in small letters."""
+    name = gates.one_form(name).lower()
+    while (less := re.sub(AROUND, "", name)) not in (name, ""):
+        name = less
+    return name
+
+
 def _plain(files: dict[str, Path]) -> dict[str, Path]:
-    """Names without the words that LiTS and others put around the case."""
-    around = r"^(segmentation|volume|labels?)[-_]|[-_](segmentation|labels?|seg)$"
-    plain = {re.sub(around, "", name): path for name, path in files.items()}
+    """Files by their bare names. nnU-Net's channel is none of the case where all have it."""
+    channel = len(files) > 1 and all(name.endswith("_0000") for name in files)
+    plain = {_bare(name.removesuffix("_0000") if channel else name): path for name, path in files.items()}
     return plain if len(plain) == len(files) else files
 
 

@@ -7,9 +7,11 @@ comparable with its input voxel by voxel; the stages' HU windows cut it off.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench.volume import Refused, Source, Volume
+from workbench.volume import Refused, Source, Volume, readable
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MIN_SLICES = 3  # fixed: the 2.5D net and the three-slice rule both look at a slice and its two neighbours
@@ -49,7 +51,7 @@ _HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 def warn(subject: object, text: str) -> None:
     """To whom listens by `heard`, else by Python's warnings."""
-    line, listening = f"{subject}: {text}", _HEARD.get()
+    line, listening = readable(f"{subject}: {text}"), _HEARD.get()
     if listening is None:
         warnings.warn(line, WorkbenchWarning, stacklevel=3)
     else:
@@ -67,6 +69,17 @@ def heard() -> Iterator[list[str]]:
         _HEARD.reset(token)
 
 
+def said(error: Exception, path: object) -> str:
+    """One line for an input that is refused, or that the system does not let us read: the others go on. A full or read-only disk ends all."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise error
+        place = error.filename or path
+        why = (error.strerror or str(error)).lower()
+        return str(Refused(place, why, "a file that can be read", "Check its permissions and the disk, or fetch it again."))
+    return str(error)
+
+
 def stem(path: Path) -> str:
     """File name without its image suffix; a folder's whole name."""
     name = path.name
@@ -76,12 +89,17 @@ def stem(path: Path) -> str:
     return name
 
 
+def one_form(name: str) -> str:
+    """A name in one Unicode form (NFC), however a file system keeps it."""
+    return unicodedata.normalize("NFC", name)
+
+
 def case_name(path: str | Path) -> str:
     """What a case is called: its file or folder, or the folder above when that says nothing. Never a header's text."""
     path = Path(path).absolute()
     while stem(path).lower() in GENERIC and path.parent.name:
         path = path.parent
-    return stem(path)
+    return one_form(stem(path))
 
 
 def existing(path: Path) -> None:

@@ -7,15 +7,15 @@ relative to the CSV.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from workbench.data import readers
+from workbench.data import columns, readers
 from workbench.data.readers import gates, scans
 from workbench.data.readers.msd import read_coded
 from workbench.data.readers.scans import LIVER, TUMOR, Reading, Scan
 from workbench.volume import Refused
 
+TOLD = ("split", "field_of_view", "tumor_labels")
 LAYOUT = "a CSV with the columns case, ct, and labels or liver and tumor"
 
 
@@ -25,12 +25,8 @@ def list_cases(root: str | Path) -> list[Scan]:
     gates.existing(root)
     if not root.is_file():
         raise Refused(root, "a folder", LAYOUT, "Give the CSV file.")
-    try:
-        with open(root, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Refused(root, f"no CSV text ({error})", LAYOUT) from None
-    return scans.unique((_scan(root, row, number) for number, row in enumerate(rows, 2)), root, LAYOUT)
+    rows = columns.read(root, ("case", "ct"), LAYOUT, ("labels", "liver", "tumor", "patient", *TOLD))
+    return scans.unique((_scan(root, row, number) for number, row in rows), root, LAYOUT)
 
 
 def read(scan: Scan) -> Reading:
@@ -48,26 +44,28 @@ def read(scan: Scan) -> Reading:
 
 def _scan(path: Path, row: dict[str, str], number: int) -> Scan:
     """The scan of one row; refused when it does not say what it must."""
-    subject = f"{path}, row {number}"
-    if None in row or None in row.values():
-        raise Refused(subject, "more or fewer cells than columns", f"{len([k for k in row if k is not None])}")
-    row = {name: value.strip() for name, value in row.items()}
+    subject = f"{path}, line {number}"
     if not row.get("case") or not row.get("ct"):
         raise Refused(subject, f"the columns {', '.join(row)} without a case or a ct", LAYOUT)
     at = path.parent
-    told = {name: row[name] for name in ("split", "field_of_view", "tumor_labels") if row.get(name)}
-    about = {"case": row["case"], "patient": row.get("patient") or row["case"], "place": at / row["ct"], **told}
+    told = {name: row[name].lower() for name in TOLD if row.get(name)}
+    about = {
+        "case": row["case"],
+        "patient": row.get("patient") or row["case"],
+        "place": columns.located(at, row["ct"]),
+        **told,
+    }
     meant = {LIVER: _several(row.get("liver", "")), TUMOR: _several(row.get("tumor", ""))}
     if not row.get("labels"):
-        masks = tuple((at / name, label) for label, names in meant.items() for name in names)
-        return Scan(**about, ct=at / row["ct"], sources=tuple(name for name, _ in masks), masks=masks)
-    labels = at / row["labels"]
+        masks = tuple((columns.located(at, name), label) for label, names in meant.items() for name in names)
+        return Scan(**about, ct=columns.located(at, row["ct"]), sources=tuple(name for name, _ in masks), masks=masks)
+    labels = columns.located(at, row["labels"])
     numbers = [v for names in meant.values() for v in names]
     if not all(v.isdigit() and len(v) < 6 for v in numbers):
         raise Refused(subject, f"liver and tumor {' '.join(numbers)}", "their values in labels, as 127 and 255")
     values = tuple((int(v), label) for label, names in meant.items() for v in names) or ((1, LIVER), (2, TUMOR))
     plain = labels if scans.is_plain(values) else None
-    return Scan(**about, ct=at / row["ct"], sources=(labels,), labels=plain, values=values)
+    return Scan(**about, ct=columns.located(at, row["ct"]), sources=(labels,), labels=plain, values=values)
 
 
 def _several(cell: str) -> list[str]:

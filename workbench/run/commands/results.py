@@ -50,8 +50,8 @@ def segment(
     if liver is not None and len(inputs) > 1:
         raise Refused("--liver", f"{len(inputs)} inputs", "one input")
     place = known.find(models)
-    for path in [*inputs, *([liver] if liver else [])]:  # all are there before the first is worked on
-        readers.gates.existing(path)
+    if liver:
+        readers.gates.existing(liver)
     writable(out)
     names = _each_its_own([name or readers.case_name(path) for path in inputs])
     if not workers:  # each one starts for some seconds
@@ -182,10 +182,16 @@ def lesions(
         raise Refused(out, f"the suffix {out.suffix or 'of none'}", ".csv or .json")
     places = [p for path in results for p in ([path] if (path / "result.json").is_file() else worklist.cases(path))]
     places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once
+    refused: list[str] = []
     with warnings_told():
-        table = lesion_table(places)
+        table = lesion_table(places, refused)
+    for line in refused:  # the others are written all the same
+        print(f"error: {line}", file=sys.stderr)
+    if refused and len(refused) == len(places):
+        raise typer.Exit(2)
     if out.suffix == ".csv":
         write_table(out, table)
     else:
         write_json(out, json.loads(table.to_json(orient="records")))
-    print(f"{len(table)} candidates of {len(places)} results -> {out}")
+    print(f"{len(table)} candidates of {len(places) - len(refused)} results -> {out}")
+    raise typer.Exit(2 if refused else 0)

@@ -140,12 +140,13 @@ def _lengths(option: str, text: str, count: int) -> tuple[float, ...] | None:
 def check(paths: list[Path]) -> None:
     """Look at images, or at all scans of a manifest (.csv), before use: a verdict for each, exit status 1 when one is refused."""
     from workbench.data import cohort, readers
+    from workbench.volume import readable
 
     good = True
     for path in paths:
         for v in cohort.check(path) if path.suffix.lower() == ".csv" else [readers.check(path)]:
             good &= v.ok
-            print(f"{'ok     ' if v.ok else 'REFUSED'} {v.path}  {v.message}")
+            print(f"{'ok     ' if v.ok else 'REFUSED'} {readable(v.path)}  {v.message}")
             for line in v.warnings:
                 print(f"        warning: {line}")
     raise typer.Exit(0 if good else 1)
@@ -245,25 +246,34 @@ def evaluate(
     from workbench.data import readers
     from workbench.data.files import write_json, write_table
     from workbench.stages import metrics
+    from workbench.volume import Refused
 
     with warnings_told():
         pairs = readers.pair_labels(truth, prediction, common)
     writable_file(out, *(path for _, *both in pairs for path in both))
     table = beside(out, ".csv", "structure,measure,over,")
-    cases = []
+    cases, refused = [], 0
     for name, a, b in pairs:
-        with warnings_told():
-            reference = readers.read_labels(a, allowed={0, 1, 2})
-            found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
+        try:
+            with warnings_told():
+                reference = readers.read_labels(a, allowed={0, 1, 2})
+                found = readers.read_labels(b, like=reference, allowed={0, 1, 2})
+        except (Refused, OSError) as error:  # the others are scored all the same
+            print(f"error: case {name}: {readers.gates.said(error, a)}", file=sys.stderr)
+            refused += 1
+            continue
         cases.append(metrics.evaluate_case(reference.array.numpy(), found.array.numpy(), reference.spacing_mm, name))
         progress(name, len(cases), 0)
+    if not cases:
+        raise typer.Exit(2)
     write_json(out, metrics.summarise(cases))
     means = metrics.breakdown(cases)
     write_table(table, means)
     means.over = "over " + means.over
     print(means.to_string(index=False, na_rep="-", float_format="{:.3f}".format))
     print(f"{out.name}: `tumor` has Dice over cases, VOE, RVD and distances over detected lesions (the rows `lesion`)")
-    print(f"{len(cases)} cases -> {out}, this table -> {table}")
+    print(f"{len(cases)} cases{f', {refused} refused' * bool(refused)} -> {out}, this table -> {table}")
+    raise typer.Exit(2 if refused else 0)
 
 
 def nnunet(
