@@ -22,7 +22,7 @@ from pydicom.sr.codedict import codes
 
 from workbench.data import cohort, intake, readers
 from workbench.data.export import nnunet
-from workbench.data.readers import archive, chaos, nifti, scans
+from workbench.data.readers import archive, chaos, meanings, nifti, scans, tissue, walk
 from workbench.volume import Refused
 
 AFFINE = np.diag([-0.7, -0.9, 5.0, 1.0])
@@ -112,29 +112,68 @@ def test_msd_in_another_coding(tmp_path):
     decathlon(tmp_path / "root", (0,), names, recode)
     table, lines, _ = take("msd", tmp_path / "root", tmp_path / "data")
     assert table.labels["liver_0"] == "labels/liver_0.nii.gz"
-    assert lines[0].endswith("labels written in LiTS's coding (5 to 1, 7 to 2)")
+    assert lines[0].endswith("labels written in LiTS's coding (5 to 1, 7 to 2); dropped: spleen (1.58 ml)")
     holds(table, tmp_path / "data", "liver_0", abdomen(seed=0)[1])
 
 
-@pytest.mark.parametrize(("names", "meant"), [(("vessel", "tumour"), (0, 0, 2)), (("liver", "kidney"), (0, 1, 0))])
-def test_a_value_that_means_something_else_is_not_taken_for_liver_or_tumor(tmp_path, names, meant):
-    """As in the decathlon's hepatic vessels, whose 1 is no liver; a CSV says the same with one value alone."""
-    decathlon(tmp_path / "root", (0,), {"0": "background", **dict(zip("12", names))})
-    table, *_ = take("msd", tmp_path / "root", tmp_path / "data")
-    truth = np.array(meant)[abdomen(seed=0)[1]]
+def test_a_value_that_means_something_else_is_not_taken_for_liver_or_tumor(tmp_path):
+    """As another organ's; a CSV says the same with one value alone, and what it does not name is dropped."""
+    decathlon(tmp_path / "root", (0,), {"0": "background", "1": "liver", "2": "kidney"})
+    table, lines, _ = take("msd", tmp_path / "root", tmp_path / "data")
+    truth = np.array((0, 1, 0))[abdomen(seed=0)[1]]
     holds(table, tmp_path / "data", "liver_0", truth)
-    column, value = ("tumor", 2) if 2 in meant else ("liver", 1)
+    dropped = f"{(abdomen(seed=0)[1] == 2).sum() * ML:.2f} ml"
+    assert f"dropped: kidney ({dropped})" in lines[0] and table.tumor_labels["liver_0"] == "none"  # no tumor is labelled
     place = tmp_path / "root"
-    (place / "list.csv").write_text(
-        f"case,ct,labels,{column}\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,{value}\n"
-    )
-    table, *_ = take("csv", place / "list.csv", tmp_path / "more")
+    (place / "list.csv").write_text("case,ct,labels,liver\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,1\n")
+    table, lines, _ = take("csv", place / "list.csv", tmp_path / "more")
     holds(table, tmp_path / "more", "one", truth)
+    assert f"dropped: value 2 ({dropped})" in lines[0]
 
 
-def test_what_is_tumor_by_any_name_is_tumor_whatever_comes_first():
-    for names in ({"liver": [1, 2], "tumor": 2}, {"tumor": 2, "liver": [1, 2]}):
-        assert scans.coding({"background": 0, **names}, "it") == (((1, scans.LIVER), (2, scans.TUMOR)), [])
+def test_tumors_without_a_liver_are_refused(tmp_path):
+    """As of the decathlon's hepatic vessels, whose 1 is no liver: the liver would be the tumor."""
+    root = decathlon(tmp_path / "root", (0,), {"0": "background", "1": "Vessel", "2": "Tumour"})
+    with pytest.raises(Refused, match="found labels called Vessel, Tumour; expected one called liver"):
+        intake.take("msd", tmp_path / "root", tmp_path / "data")
+    (root / "list.csv").write_text("case,ct,labels,tumor\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,2\n")
+    lines = []
+    with pytest.raises(Refused, match="1 cases refused"):
+        intake.take("csv", root / "list.csv", tmp_path / "data", lines.append)
+    assert re.search(r"ml of tumor \(2\) and no liver \(1\); expected a liver around the tumors", lines[0])
+    (root / "m.csv").write_text(f"case,patient,ct,labels\na,a,imagesTr/liver_0.nii.gz,only.nii.gz\n")
+    save(root / "only.nii.gz", np.where(abdomen(seed=0)[1] == 2, 2, 0).astype(np.uint8))
+    assert "and no liver (1)" in next(iter(cohort.check(root / "m.csv"))).message
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "joined"),
+    [
+        ({"liver": 2, "tumor": 1, "liver_vessel": 3}, [0, 2, 1, 3, 3], "liver_vessel"),
+        ({"liver": 1, "tumor": 2, "cyst": 4}, [0, 1, 2, 4, 4], "cyst"),
+        ({"liver": 1, "tumor": 2, "portal vein": 3}, [0, 1, 2, 3, 3], "portal vein"),
+        ({"liver": 1, "hcc": 2, "something": 7}, [0, 1, 2, 7, 7], "something"),
+        ({**{f"liver_segment_{n}": n for n in range(2, 9)}, "caudate lobe": 1, "tumor": 9, "vessel": 10}, [0, 1, 9, 10, 10], "vessel"),
+        ({"liver": 1, "tumor": 2, "spleen": 5}, [0, 1, 2, 1, 5], ""),
+    ],
+)  # fmt: skip
+def test_what_lies_in_the_liver_belongs_to_it(tmp_path, names, value, joined):
+    """Another class inside the liver, and a piece of it elsewhere, which is dropped with its volume."""
+    hu, labels = abdomen((10, 30, 30))
+    coded = labels.copy()
+    inside = np.zeros_like(coded, bool)
+    inside[5:8, 3:5, 3:4] = labels[5:8, 3:5, 3:4] == 1
+    coded[inside] = 3
+    coded[:, 25:, 25:] = 4
+    place = tmp_path / "Dataset001_L"
+    save(place / "imagesTr" / "a_0000.nii.gz", hu)
+    save(place / "labelsTr" / "a.nii.gz", np.array(value, np.uint8)[coded])
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **names}, "file_ending": ".nii.gz"}
+    (place / "dataset.json").write_text(json.dumps(about))
+    table, lines, _ = take("nnunet", place, tmp_path / "data")
+    holds(table, tmp_path / "data", "a", labels)
+    assert not joined or f"joined to the liver: {joined} ({inside.sum() * ML:.2f} ml)" in lines[0]
+    assert f"dropped: {joined or 'spleen'} ({250 * ML:.2f} ml)" in lines[0]
 
 
 def test_a_list_that_leads_out_of_its_collection_is_refused(tmp_path):
@@ -186,7 +225,7 @@ def test_ircadb(tmp_path, cosines):
     hu, labels = patient(tmp_path / "3Dircadb1" / "3Dircadb1.7", cosines=cosines)
     table, lines, _ = take("ircadb", tmp_path / "3Dircadb1", tmp_path / "data")
     assert table.ct["3Dircadb1.7"] == "../3Dircadb1/3Dircadb1.7/PATIENT_DICOM"
-    assert "labels written from liver, livertumor01, livertumors; livercyst left as liver" in lines[0]
+    assert "labels written from liver, livertumor01, livertumors; dropped: bone (0.01 ml), leftsurretumor (0.01 ml)" in lines[0]
     holds(table, tmp_path / "data", "3Dircadb1.7", labels, hu)
 
 
@@ -402,7 +441,7 @@ def test_dicom(tmp_path):
     assert table.index.tolist() == ["s1", "s2", "s3-all-4"] and done.unlabelled == 1
     assert table.patient.tolist() == ["s1", "s1", "s3-all-4"]  # by the IDs, which are not kept
     assert table.ct.tolist() == ["../root/s1/ct", "../root/s2/ct", "ct/s3-all-4.nii.gz"]
-    assert lines[0].endswith("labels written from the segments Liver, Tumor; passed over: Portal vein")
+    assert re.search(r"labels written from the segments Liver, Tumor; dropped: Portal vein \(1.\d\d ml\)$", lines[0])
     for case, study in zip(table.index, made, strict=True):
         holds(table, tmp_path / "data", case, made[study][1], made[study][0])
     left = "".join(p.read_text() for p in (tmp_path / "data").rglob("*") if p.suffix in (".csv", ".json")) + "".join(
@@ -414,20 +453,19 @@ def test_dicom(tmp_path):
 def test_tumors_in_segments_and_objects_of_their_own_are_joined(tmp_path, monkeypatch):
     hu, labels = abdomen()
     ct = readers.read(series(tmp_path / "ct", hu))
-    at = [
-        ct.source.to_canonical((labels == 2).transpose(2, 1, 0)) & (np.arange(ct.shape[2]) % 3 == n) for n in range(3)
-    ]
-    liver = ct.source.to_canonical((labels > 0).transpose(2, 1, 0))
+    flat = lambda mask: np.flatnonzero(ct.source.to_canonical(mask.transpose(2, 1, 0)))
+    tumor = flat(labels == 2)
     held = {
-        "a": [(scans.LIVER, "Liver", liver), (scans.TUMOR, "Tumor 1", at[0]), (scans.TUMOR, "Tumor 2", at[1])],
-        "b": [(scans.TUMOR, "Tumor 3", at[2]), (0, "Spleen", np.zeros(0))],
+        "a": [(scans.LIVER, "Liver", flat(labels > 0)), (scans.TUMOR, "Tumor 1", tumor[::3]), (scans.TUMOR, "Tumor 2", tumor[1::3])],
+        "b": [(scans.TUMOR, "Tumor 3", tumor[2::3]), (meanings.OTHER, "Spleen", np.array([0]))],
     }
+    held = {name: [scans.Structure(*one) for one in structures] for name, structures in held.items()}
     reader = intake.KINDS["dicom"]
     monkeypatch.setattr(reader, "segments", lambda path, _: held[path.name])
     scan = scans.Scan("c", "p", tmp_path / "ct", tmp_path / "ct", (tmp_path / "a", tmp_path / "b"))
     _, found, words = reader.read(scan)
     assert np.array_equal(found.source.to_file_order(found.array.numpy()).transpose(2, 1, 0), labels)
-    assert words == "labels written from the segments Liver, Tumor 1, Tumor 2, Tumor 3; passed over: Spleen"
+    assert words == "labels written from the segments Liver, Tumor 1, Tumor 2, Tumor 3; dropped: Spleen (0.00 ml)"
 
 
 def test_of_two_series_in_one_study_the_one_that_is_referred_to_is_meant(tmp_path):
@@ -446,8 +484,9 @@ def test_of_two_series_in_one_study_the_one_that_is_referred_to_is_meant(tmp_pat
 def test_a_segmentation_of_a_ct_that_is_not_there_is_refused(tmp_path):
     studies(tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / "s1" / "ct")
-    with pytest.raises(Refused, match="a segmentation that fits 0 CT series"):
-        intake.take("dicom", tmp_path / "root", tmp_path / "data")
+    table, lines, done = take("dicom", tmp_path / "root", tmp_path / "data")
+    assert table.index.tolist() == ["s2", "s3-all-4"] and done.refused == 1
+    assert "REFUSED" in lines[0] and "a segmentation that fits 0 CT series" in lines[0]
 
 
 def test_csv(tmp_path):
@@ -486,44 +525,46 @@ def test_a_root_without_a_case_is_refused(tmp_path, kind, says):
     assert not (tmp_path / "data").exists()
 
 
+LIVERS = """liver|Whole_Liver|Liver mask|LIVER|Leber|foie|Hígado|fegato|肝脏|печень|hepatic parenchyma|liver with tumor|non-tumoral liver
+left_liver|Right lobe of liver|caudate lobe|liver_segment_3|liver_segment_4a|Couinaud hepatic segment IV|S8|Liver_Remnant"""
+TUMORS = """livertumor|livertumors|livertumor07|Liver_Tumor 2|cancer|Lesions|hepatic metastasis|metastases|HCC|HCC-1|Met 17mm|liver-tumour
+Tumor segment VIII|Lebermetastasen|tumeur du foie|lésion hépatique|肝脏肿瘤|опухоль печени|viable tumor|liver lesion 3 (seg 4)"""
+BENIGN = "livercyst|liverkyste|cyst|Cyst of liver|hemangioma|cystic lesion|liver vessels|intrahepatic bile ducts"
+WITHIN = "portalvein|hepatic vein|vessel|venoussystem|tumor thrombus|liver capsule|no tumor|delivery|tumor board|stent 3"
+OTHER = "leftsurretumor|kidney tumor|renal cyst|background|inferior_vena_cava|gallbladder|lymph node metastasis|"
+WORDS = {meanings.LIVER: LIVERS, meanings.TUMOR: TUMORS, meanings.BENIGN: BENIGN, meanings.WITHIN: WITHIN, meanings.OTHER: OTHER}
+
+
+@pytest.mark.parametrize("meant", WORDS)
+def test_words(meant):
+    names = re.split(r"[|\n]", WORDS[meant])
+    assert {name: meanings.meaning(name) for name in names} == dict.fromkeys(names, meant)
+
+
+def test_each_code_and_number_of_the_table_is_in_what_is_printed():
+    text = "\n".join(meanings.lines())
+    assert all(code in text for code in meanings.CODES) and all(name in text for name in meanings.NUMBERS)
+    assert all(meanings.known(words) for words in meanings.CODES.values())
+
+
 @pytest.mark.parametrize(
-    ("words", "meant"),
-    [(w, scans.LIVER) for w in ("liver", "Liver", "whole_liver", "Liver mask")]
-    + [
-        (w, scans.TUMOR)
-        for w in (
-            "livertumor",
-            "livertumors",
-            "livertumor07",
-            "tumor",
-            "Liver_Tumor 2",
-            "cancer",
-            "Lesions",
-            "hepatic metastasis",
-            "metastases",
-            "Masses",
-            "HCC",
-            "liver-tumour",
-        )
-    ]  # fmt: skip
-    + [
-        (w, 0)
-        for w in (
-            "leftsurretumor",
-            "livercyst",
-            "liverkyste",
-            "liver remnant",
-            "portalvein",
-            "background",
-            "",
-            "kidney tumor",
-            "delivery",
-            "tumor board",
-        )
-    ],  # fmt: skip
+    ("names", "lacking"),
+    [
+        (["left lobe", "Right lobe of liver"], ""),
+        ([f"liver_segment_{n}" for n in range(1, 9)], ""),
+        (["left lateral section", "left medial section", "right liver"], ""),
+        (["liver", "liver remnant"], ""),
+        (["liver remnant"], "2, 3, 4, 5, 6, 7, 8"),
+        (["left lobe"], "5, 6, 7, 8"),
+        ([f"S{n}" for n in range(2, 9)], "1"),
+    ],
 )
-def test_words(words, meant):
-    assert scans.meaning(words) == meant
+def test_parts_are_a_liver_if_together_they_are_whole(names, lacking):
+    if not lacking:
+        assert set(meanings.each(names, "it", "").values()) == {meanings.LIVER}
+        return
+    with pytest.raises(Refused, match=f"without the Couinaud segments {lacking}; expected a whole liver"):
+        meanings.each(names, "it", "")
 
 
 # -- archives --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.data.readers import gates
@@ -20,6 +20,8 @@ from workbench.volume import Refused, Volume, same_grid
 
 __all__ = ["Verdict", "WorkbenchWarning", "case_name", "check", "list_cases", "pair_labels", "read", "read_labels"]
 
+ROUNDED = 0.05  # rule: share of a voxel that headers of one grid may be apart, as `dicom.GRID`; more is another grid
+OTHER_GRID = "Resample one onto the other first; if their voxels agree and only the headers differ, copy the CT's header to the labels."
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MHA, MHD or a DICOM folder"
 
 
@@ -69,6 +71,8 @@ def read_labels(
 
     `allowed` None takes any regions numbered from 0. With `like`, it must lie on that volume's grid.
     """
+    from workbench.data.readers import itk
+
     path = Path(path)
     reader = _reader(path)
     if path.is_dir():
@@ -76,9 +80,11 @@ def read_labels(
     volume = reader.read_labels(path, allowed=allowed)
     if like is not None:
         try:
-            same_grid(like, volume)
+            same_grid(like, volume, ROUNDED * min(like.spacing_mm))
         except Refused as refused:
-            raise Refused(path, *_grids(like, volume, refused), "Resample one onto the other first.") from None
+            fix = itk.SLICER if path.name.lower().endswith(".seg.nrrd") else OTHER_GRID
+            raise Refused(path, *_grids(like, volume, refused), fix) from None
+        volume = replace(volume, affine=like.affine, spacing_mm=like.spacing_mm)  # as far as headers are rounded
     if not allow_empty and not bool(volume.array.any()):
         raise Refused(path, "an empty mask", "at least one voxel above 0")
     return volume
@@ -213,7 +219,7 @@ def _label_files(path: Path) -> dict[str, Path]:
 
 def _plain(files: dict[str, Path]) -> dict[str, Path]:
     """Names without the words that LiTS and others put around the case."""
-    around = r"^(segmentation|volume|labels?)[-_]|[-_](segmentation|labels?|seg)$"
+    around = r"^(segmentation|volume|labels?)[-_]|[-_](segmentation|labels?|seg|0000)$"
     plain = {re.sub(around, "", name): path for name, path in files.items()}
     return plain if len(plain) == len(files) else files
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.data.readers import gates
+from workbench.data.readers import gates, walk
 from workbench.volume import Refused, Volume
 
 GAP = 0.05  # rule: share of the slice distance that positions may be off; scanners round to 0.001 mm
@@ -103,13 +103,8 @@ def _matched(found: list[Slice], order: list[Slice], folder: Path) -> list[Slice
     return [names[s.file.name] for s in order]
 
 
-def files(folder: Path) -> list[Path]:
-    """The DICOM files at or below a folder; an empty one is refused with the series that it lies in."""
-    return [p for p in _files(folder) if p.stat().st_size and _is_dicom(p)]
-
-
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return walk.files(folder)
 
 
 def _is_dicom(path: Path) -> bool:

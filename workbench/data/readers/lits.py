@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from workbench.data import readers
-from workbench.data.readers import gates, scans
+from workbench.data.readers import gates, scans, walk
 from workbench.data.readers.scans import Reading, Scan
 from workbench.volume import Refused
 
@@ -22,7 +22,7 @@ def list_cases(root: str | Path) -> list[Scan]:
     gates.existing(root)
     labels: dict[str, Path] = {}
     volumes = []
-    for path in sorted(root.rglob("*.nii*")):
+    for path in walk.below(root).files:
         part, number = _parts(path)
         if part == "volume":
             volumes.append((number, path))
@@ -46,5 +46,5 @@ def read(scan: Scan) -> Reading:
 
 
 def _parts(path: Path) -> tuple[str, str]:
-    match = re.fullmatch(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", path.name)
-    return (match[1], str(int(match[2]))) if match else ("", "")
+    match = re.fullmatch(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", path.name, re.IGNORECASE)
+    return (match[1].lower(), str(int(match[2]))) if match else ("", "")
