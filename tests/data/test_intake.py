@@ -567,6 +567,193 @@ def test_parts_are_a_liver_if_together_they_are_whole(names, lacking):
         meanings.each(names, "it", "")
 
 
+# -- folders and headers ---------------------------------------------------------------------------------------------------
+
+
+def test_linked_folders_are_entered_once_and_without_loops(tmp_path):
+    lits(tmp_path / "root" / "b1", (1, 2))
+    lits(tmp_path / "disk", (3,))
+    (tmp_path / "root" / "b2").symlink_to(tmp_path / "disk")
+    (tmp_path / "root" / "a-copy").symlink_to(tmp_path / "root" / "b1")
+    (tmp_path / "disk" / "up").symlink_to(tmp_path / "root")
+    table, *_ = take("lits", tmp_path / "root", tmp_path / "data")
+    assert table.index.tolist() == ["lits-1", "lits-2", "lits-3"] and table.ct["lits-1"] == "../root/b1/volume-1.nii"
+    hu = abdomen()[0]
+    series(tmp_path / "ct" / "one", hu[:3])
+    whole = series(tmp_path / "whole", hu)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "slices").symlink_to(whole)
+    assert readers.read(tmp_path / "linked").shape == hu.shape and readers.list_cases(tmp_path / "linked")
+
+
+def test_what_cannot_be_read_is_named_and_stops_no_other(tmp_path, monkeypatch):
+    lits(tmp_path / "root" / "b1", (1,))
+    lits(tmp_path / "root" / "locked", (2,))
+    (tmp_path / "root" / "volume-5.nii").symlink_to(tmp_path / "gone.nii")
+    scandir = walk.os.scandir
+
+    def deny(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(walk.os, "scandir", deny)
+    table, lines, done = take("lits", tmp_path / "root", tmp_path / "data")
+    assert table.index.tolist() == ["lits-1"] and done.refused == 2
+    text = "\n".join(lines)
+    assert re.search("REFUSED, .*locked: found what cannot be read .permission denied.", text)
+    assert re.search("REFUSED, .*volume-5.nii: found a link to .*gone.nii, which is not there", text)
+    with pytest.raises(Refused, match="(locked|volume-5.nii): found (what cannot be read|a link)"):
+        walk.files(tmp_path / "root")
+
+
+def test_names_in_another_case_and_macos_leftovers(tmp_path):
+    lits(tmp_path / "root", (4,))
+    (tmp_path / "root" / "volume-4.nii").rename(tmp_path / "root" / "Volume-4.NII")
+    (tmp_path / "root" / "segmentation-4.nii").rename(tmp_path / "root" / "SEGMENTATION-4.nii")
+    (tmp_path / "root" / "._Volume-4.NII").write_bytes(bytes(100))
+    assert take("lits", tmp_path / "root", tmp_path / "a")[0].index.tolist() == ["lits-4"]
+    place = tmp_path / "Dataset001_L"
+    save(place / "imagestr" / "a_0000.nii.gz", abdomen()[0])
+    save(place / "LabelsTr" / "a.nii.gz", abdomen()[1])
+    (place / "imagestr" / "a_0000.nii.gz").rename(place / "imagestr" / "a_0000.NII.GZ")
+    (place / "imagestr" / "._a_0000.nii.gz").write_bytes(bytes(100))
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumor": 2}, "file_ending": ".nii.gz"}
+    (place / "Dataset.json").write_text(json.dumps(about))
+    assert take("nnunet", place, tmp_path / "b")[0].index.tolist() == ["a"]
+    patient(tmp_path / "irc" / "p")
+    for name in ("PATIENT_DICOM", "MASKS_DICOM"):
+        (tmp_path / "irc" / "p" / name).rename(tmp_path / "irc" / "p" / name.lower())
+    assert take("ircadb", tmp_path / "irc", tmp_path / "c")[0].index.tolist() == ["p"]
+
+
+def test_nnunet_v1_and_a_byte_order_mark(tmp_path):
+    place = tmp_path / "Task001_L"
+    save(place / "imagesTr" / "a_0000.nii.gz", abdomen()[0])
+    save(place / "labelsTr" / "a.nii.gz", abdomen()[1])
+    about = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "cancer"}, "training": []}
+    (place / "dataset.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(about).encode())
+    table, *_ = take("nnunet", tmp_path, tmp_path / "data")
+    holds(table, tmp_path / "data", "a", abdomen()[1])
+
+
+@pytest.mark.parametrize("told", [{"modality": {"0": "MRI"}}, {"modality": "MR"}, {"channel_names": {"0": "T2w"}}, {"channel_names": {"0": "CT", "1": "PET"}}])  # fmt: skip
+@pytest.mark.parametrize("kind", ["msd", "nnunet"])
+def test_another_modality_is_refused(tmp_path, kind, told):
+    root = decathlon(tmp_path / "root", (0,), {"0": "background", "1": "liver", "2": "cancer"})
+    about = json.loads((root / "dataset.json").read_text())
+    del about["modality"]
+    (root / "dataset.json").write_text(json.dumps({**about, **told}))
+    with pytest.raises(Refused, match=f"found {next(iter(told))} .*; expected CT"):
+        intake.take(kind, root, tmp_path / "data")
+
+
+def test_series_of_one_study_are_of_one_patient(tmp_path):
+    study = pydicom.uid.generate_uid()
+    for name, seed in (("a", 0), ("b", 1)):
+        series(tmp_path / name, abdomen(seed=seed)[0], study=study, PatientID="" if name == "a" else None)
+    series(tmp_path / "c", abdomen(seed=2)[0], PatientID="")
+    listed = intake.KINDS["dicom"].list_cases(tmp_path)
+    assert [(scan.case, scan.patient) for scan in listed] == [("a", "a"), ("b", "a"), ("c", "c")]
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [((0,), "feet and head"), ((1,), "front and back"), ((2,), "left and right"), ((1, 2), "front and back, left and right")],
+)
+def test_labels_whose_header_is_turned_are_refused(tmp_path, turn, says):
+    """On the same grid, so that no header tells: in an import, in `check` and in `train`."""
+    hu, labels = abdomen((12, 24, 26))
+    save(tmp_path / "volume-1.nii", hu)
+    save(tmp_path / "segmentation-1.nii", np.flip(labels, turn))
+    lines = []
+    with pytest.raises(Refused, match="1 cases refused"):
+        intake.take("lits", tmp_path, tmp_path / "data", lines.append)
+    assert re.search(f"lie on soft tissue .0 to 250 HU., but 1.000 with {says} exchanged; expected labels that lie", lines[0])
+    (tmp_path / "m.csv").write_text("case,patient,ct,labels\na,a,volume-1.nii,segmentation-1.nii\n")
+    assert f"with {says} exchanged" in next(iter(cohort.check(tmp_path / "m.csv"))).message
+    (case,) = cohort.read_manifest(tmp_path / "m.csv")
+    with pytest.raises(Refused, match="labels that lie as their CT does"):
+        case.read()
+
+
+def test_labels_in_the_air_are_refused_and_doubtful_ones_warned_of(tmp_path):
+    ct, labels = tiny.patient(3)
+    hu = ct.array.clone()
+    hu[labels.array > 0] = -500
+    with pytest.raises(Refused, match="of the labelled voxels in air"):
+        tissue.hold(ct.with_array(hu), labels, "it")
+    hu[:] = -50
+    with readers.gates.heard() as told:
+        tissue.hold(ct.with_array(hu), labels, "it")
+    assert "only 0.000 of the labelled voxels have 0 to 250 HU" in told[0]
+
+
+def test_labels_through_a_scale_and_rounded_headers(tmp_path):
+    hu, labels = abdomen()
+    save(tmp_path / "ct.nii.gz", hu)
+    ct = readers.read(tmp_path / "ct.nii.gz")
+    for kind in (np.uint8, np.int16):
+        image = nibabel.Nifti1Image(labels.transpose(2, 1, 0).astype(np.float32), AFFINE)
+        image.set_data_dtype(kind)
+        nibabel.save(image, tmp_path / "l.nii.gz")
+        with readers.gates.heard() as told:
+            read = readers.read_labels(tmp_path / "l.nii.gz", like=ct)
+        assert np.array_equal(ct.source.to_file_order(read.array.numpy()).transpose(2, 1, 0), labels)
+        assert "stored with a scale (scl_slope" in told[0]
+    image = nibabel.Nifti1Image(labels.transpose(2, 1, 0) * np.float32(0.7), AFFINE)
+    image.set_data_dtype(np.uint8)
+    nibabel.save(image, tmp_path / "l.nii.gz")
+    with pytest.raises(Refused, match="stored with a scale .scl_slope 0.005.*; expected whole numbers"):
+        readers.read_labels(tmp_path / "l.nii.gz", like=ct)
+    near = AFFINE.copy()
+    near[0, 0] -= 1e-5
+    near[:3, 3] += 0.01
+    save(tmp_path / "l.nii.gz", labels, near)
+    assert np.array_equal(readers.read_labels(tmp_path / "l.nii.gz", like=ct).affine, ct.affine)
+    near[:3, 3] += 0.2
+    save(tmp_path / "l.nii.gz", labels, near)
+    with pytest.raises(Refused, match="copy the CT's header to the labels"):
+        readers.read_labels(tmp_path / "l.nii.gz", like=ct)
+
+
+def slicer(path, array, names, layers=False):
+    """A segmentation as 3D Slicer saves it: {value: name}."""
+    head = "NRRD0004\ntype: unsigned char\nspace: left-posterior-superior\nencoding: raw\nspace origin: (0,0,0)\n"
+    head += f"dimension: {array.ndim}\nsizes: {' '.join(map(str, array.shape))}\n"
+    head += f"space directions: {'none ' * layers}(1,0,0) (0,1,0) (0,0,2)\n"
+    for n, (value, name) in enumerate(names.items()):
+        head += f"Segment{n}_ID:=Segment_{n}\nSegment{n}_Name:={name}\nSegment{n}_LabelValue:={value}\nSegment{n}_Layer:=0\n"
+    path.write_bytes(head.encode() + b"\n" + array.tobytes(order="F"))
+    return path
+
+
+def test_slicers_segments_are_known_by_their_names(tmp_path):
+    truth = abdomen()[1].transpose(2, 1, 0)
+    path = slicer(tmp_path / "a.seg.nrrd", np.uint8([0, 2, 1])[truth], {1: "Tumor", 2: "Liver"})
+    held = readers.read_labels(path)
+    assert np.array_equal(held.source.to_file_order(held.array.numpy()), truth)
+    assert int(readers.read_labels(path, allowed=None).array.sum()) != int(held.array.sum())  # as stored, where asked for
+    slicer(path, truth, {1: "Segment_1", 2: "Segment_2"})
+    with pytest.raises(Refused, match="segments called Segment_1, Segment_2; expected names such as liver and tumor"):
+        readers.read_labels(path)
+    slicer(path, np.stack([truth > 0, truth == 2]).astype(np.uint8), {1: "Liver", 2: "Tumor"}, layers=True)
+    with pytest.raises(Refused, match="with several layers.* In 3D Slicer, .*export to a Labelmap with the CT as Reference volume"):
+        readers.read_labels(path)
+    slicer(path, truth[1:], {1: "Liver", 2: "Tumor"})
+    save(tmp_path / "ct.nii.gz", abdomen()[0])
+    with pytest.raises(Refused, match="In 3D Slicer"):
+        readers.read_labels(path, like=readers.read(tmp_path / "ct.nii.gz"))
+
+
+def test_predictions_under_the_names_of_images(tmp_path):
+    for folder, tail in (("truth", ""), ("found", "_0000")):
+        for n in (1, 2):
+            save(tmp_path / folder / f"liver_{n}{tail}.nii.gz", abdomen()[1])
+    pairs = readers.pair_labels(tmp_path / "truth", tmp_path / "found")
+    assert [(a.name, b.name) for _, a, b in pairs] == [(f"liver_{n}.nii.gz", f"liver_{n}_0000.nii.gz") for n in (1, 2)]
+
+
 # -- archives --------------------------------------------------------------------------------------------------------------
 
 

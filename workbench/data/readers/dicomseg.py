@@ -81,6 +81,9 @@ def read(scan: Scan) -> Reading:
     if not livers:
         raise Refused(scan.sources[0], f"segments {', '.join(s.name for s in structures) or 'of nothing'}", "one of the liver",
                       "`workbench import --labels` prints what is known; or use `workbench import csv`.")  # fmt: skip
+    if unnamed := [s.name for s in structures if s.meant == WITHIN and meanings.unnamed(s.name)]:
+        raise Refused(scan.sources[0], f"segments without a code or a name: {', '.join(unnamed)}", "a name that says what each is",
+                      "Name them and write the object again, or use `workbench import csv`.")  # fmt: skip
     meanings.whole([s.portion for s in livers], [s.name for s in livers], scan.sources[0], "Add the parts that are missing.")
     labels, done = scans.joined(ct, structures)
     told = ", ".join(s.name for s in structures if s.meant in (LIVER, TUMOR))

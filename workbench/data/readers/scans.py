@@ -127,7 +127,8 @@ def composed(structures: Iterable[Structure], shape: tuple[int, ...], voxel_ml: 
     for s in kinds[TUMOR]:
         outside += int((made[s.voxels] == 0).sum()) * bool(kinds[LIVER]) * (not apart)
         made[s.voxels] = TUMOR
-    free = [(s, s.voxels[made[s.voxels] == 0]) for s in structures if s.meant not in (LIVER, TUMOR)]
+    others = (s for s in structures if s.meant not in (LIVER, TUMOR) and s.name.lower() != "background")
+    free = [(s, s.voxels[made[s.voxels] == 0]) for s in others]
     for kind, belongs in ((meanings.BENIGN, _touching), (meanings.WITHIN, _surrounded)):
         if there := [voxels for s, voxels in free if s.meant == kind]:
             voxels = np.unique(np.concatenate(there))
