@@ -426,10 +426,10 @@ FAULTS = [
      "if it is none."),
     (21, "mask of another shape", lambda d: nifti(d, np.ones((8, 7, 5), np.uint8)), on_ct,
      "found 8 x 7 x 5 voxels of 2 x 2 x 5 mm; expected 8 x 7 x 6 voxels of 2 x 2 x 5 mm, the grid of p1. "
-     "Resample one onto the other first."),
+     "Resample one onto the other first; if their voxels agree and only the headers differ, copy the CT's header to the labels."),
     (21, "mask moved by a voxel", lambda d: nifti(d, np.ones(SHAPE, np.uint8), moved()), on_ct,
      "found voxels 2 mm away from those of p1; expected the grid of p1 (8 x 7 x 6 voxels of 2 x 2 x 5 mm). "
-     "Resample one onto the other first."),
+     "Resample one onto the other first; if their voxels agree and only the headers differ, copy the CT's header to the labels."),
     (22, "label 255", lambda d: nifti(d, np.uint8(255) * (ct() > 60)), LABELS,
      "found label values 0, 255; expected only 0, 1, 2. It looks like an 8-bit mask: map 255 to 1 (liver) or "
      "2 (tumor)."),
@@ -1032,6 +1032,11 @@ OUTCOMES = [  # row, what happens, tests that hold it
     (42, "without a display `workbench view` writes a contact sheet and says so", "test_qa::test_view_without_a_display_writes_the_sheet_and_says_so"),
     (44, "the error with notebook and cell; the notebook is kept with it, those that do not rest on a missing stage run, exit status 1", "test_batch::test_run_keeps_the_result_skips_the_second_time_and_shows_the_error test_batch::test_after_a_failure_only_what_rests_on_a_missing_stage_is_skipped test_faults::test_row_44_the_others_go_on"),
     (45, "never read: cases are named by manifest or folder", "test_faults::test_row_45_patients_are_not_named test_trust::test_no_patient_is_named_anywhere"),
+    (20, "linked folders are entered once, without loops; a folder or link that cannot be read is refused by name, and the other cases go on", "test_intake::test_linked_folders_are_entered_once_and_without_loops test_intake::test_what_cannot_be_read_is_named_and_stops_no_other"),
+    (21, "labels that are mirrored on the same grid are refused by tissue: on import, in `check` and in `train`", "test_intake::test_labels_whose_header_is_turned_are_refused"),
+    (21, "headers apart by less than a twentieth of a voxel are those of one grid; 3D Slicer's layers and crops are refused with what to do there", "test_intake::test_labels_through_a_scale_and_rounded_headers test_intake::test_slicers_segments_are_known_by_their_names"),
+    (22, "one table says what a label means: parts make a liver, what lies in it belongs to it, the rest is dropped with its volume; without a liver: refused", "test_intake::test_words test_intake::test_what_lies_in_the_liver_belongs_to_it test_intake::test_tumors_without_a_liver_are_refused"),
+    (30, "series of one study are of one patient", "test_intake::test_series_of_one_study_are_of_one_patient"),
 ]  # fmt: skip
 PROOF = {  # a silent row: the test that the library below says nothing
     **dict.fromkeys((1, 2, 5, 16), "test_faults::test_a_library_reads_it_in_silence"),
