@@ -433,10 +433,10 @@ FAULTS = [
      "if it is none."),
     (21, "mask of another shape", lambda d: nifti(d, np.ones((8, 7, 5), np.uint8)), on_ct,
      "found 8 x 7 x 5 voxels of 2 x 2 x 5 mm; expected 8 x 7 x 6 voxels of 2 x 2 x 5 mm, the grid of p1. "
-     "Resample one onto the other first."),
+     "Resample one onto the other first; if their voxels agree and only the headers differ, copy the CT's header to the labels."),
     (21, "mask moved by a voxel", lambda d: nifti(d, np.ones(SHAPE, np.uint8), moved()), on_ct,
      "found voxels 2 mm away from those of p1; expected the grid of p1 (8 x 7 x 6 voxels of 2 x 2 x 5 mm). "
-     "Resample one onto the other first."),
+     "Resample one onto the other first; if their voxels agree and only the headers differ, copy the CT's header to the labels."),
     (22, "label 255", lambda d: nifti(d, np.uint8(255) * (ct() > 60)), LABELS,
      "found label values 0, 255; expected only 0, 1, 2. It looks like an 8-bit mask: map 255 to 1 (liver) or "
      "2 (tumor)."),
@@ -1126,6 +1126,11 @@ OUTCOMES = [  # row, what happens, tests that hold it
     (47, "every case of the reference is scored or named, a stray file is named", "test_readers::test_every_case_of_the_reference_is_scored_or_named test_readers::test_a_stray_label_file_is_named test_readers::test_two_case_numbers_are_no_pair"),
     (48, "one message for the bad one, the others go on, exit status 2 (`check`: 1)", "test_results::test_one_file_that_may_not_be_read_is_one_message test_results::test_a_name_that_no_page_takes_is_refused_before_anything_is_segmented test_results::test_a_damaged_result_does_not_keep_the_lesions_of_the_others"),
     (49, "refused with the setting and both values, before anything is segmented", "test_models::test_an_edited_experiment_is_refused_before_anything_is_segmented"),
+    (20, "linked folders are entered once, without loops; a folder or link that cannot be read is refused by name, and the other cases go on", "test_intake::test_linked_folders_are_entered_once_and_without_loops test_intake::test_what_cannot_be_read_is_named_and_stops_no_other"),
+    (21, "labels that are mirrored on the same grid are refused by tissue: on import, in `check` and in `train`", "test_intake::test_labels_whose_header_is_turned_are_refused"),
+    (21, "headers apart by less than a twentieth of a voxel are those of one grid; 3D Slicer's layers and crops are refused with what to do there", "test_intake::test_labels_through_a_scale_and_rounded_headers test_intake::test_slicers_segments_are_known_by_their_names"),
+    (22, "one table says what a label means: parts make a liver, what lies in it belongs to it, the rest is dropped with its volume; without a liver: refused", "test_intake::test_words test_intake::test_what_lies_in_the_liver_belongs_to_it test_intake::test_tumors_without_a_liver_are_refused"),
+    (30, "series of one study are of one patient", "test_intake::test_series_of_one_study_are_of_one_patient"),
 ]  # fmt: skip
 PROOF = {  # a silent row: the test that the library below says nothing
     **dict.fromkeys((1, 2, 5, 16), "test_faults::test_a_library_reads_it_in_silence"),

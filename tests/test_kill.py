@@ -25,7 +25,7 @@ from workbench import __main__, experiment
 from workbench.data import cohort, files
 from workbench.data.files import sweep, write_atomic
 from workbench.data.readers import nifti
-from workbench.experiment import pipeline
+from workbench.experiment import pipeline, table
 from workbench.run import batch, tracking
 from workbench.run.commands import shared
 from workbench.volume import Refused

@@ -11,12 +11,13 @@ import pydicom
 import pytest
 import torch
 from dicoms import PLAIN, TILTED, abdomen, series
+from pydicom.sr.coding import Code
 from pydicom.sr.codedict import codes
 
 from workbench.data import cohort, readers
 from workbench.data.export import dicomseg
 from workbench.data.readers import dicomseg as reader
-from workbench.data.readers import nifti, scans
+from workbench.data.readers import meanings, nifti, scans
 from workbench.experiment import verdicts
 from workbench.volume import Refused
 
@@ -297,8 +298,17 @@ CODES = [
     ("Tumor_3", OTHER, None, scans.TUMOR),
     ("x", codes.SCT.Mass, codes.SCT.Liver, scans.TUMOR),
     ("x", codes.SCT.Mass, codes.SCT.Kidney, 0),
-    ("Portal vein", codes.SCT.PortalVein, None, 0),
-    ("Liver_Remnant", OTHER, None, 0),
+    ("Portal vein", codes.SCT.PortalVein, None, meanings.WITHIN),
+    ("Liver_Remnant", OTHER, None, scans.LIVER),
+    ("Segment 2", Code("126851005", "SCT", "Neoplasm of liver"), None, scans.TUMOR),
+    ("Segment 2", Code("99999", "SCT", "Secondary malignant neoplasm of liver"), None, scans.TUMOR),
+    ("HCC-1", OTHER, None, scans.TUMOR),
+    ("Met 17mm", codes.SCT.Tissue, codes.SCT.Abdomen, scans.TUMOR),
+    ("Tumor", codes.SCT.Neoplasm, Code("48521005", "SCT", "Right lobe of liver"), scans.TUMOR),
+    ("Tumor", codes.SCT.Neoplasm, Code("277962002", "SCT", "Couinaud hepatic segment VIII"), scans.TUMOR),
+    ("Left kidney tumor", codes.SCT.Neoplasm, None, 0),
+    ("Liver cyst", Code("85057007", "SCT", "Cyst of liver"), None, meanings.BENIGN),
+    ("Segment_1", codes.SCT.Tissue, None, meanings.WITHIN),
 ]
 
 
@@ -306,9 +316,8 @@ CODES = [
 def test_what_a_segment_means(tmp_path, label, code, region, meant):
     source, _, labels = segmented(tmp_path)
     path = written(tmp_path / "seg.dcm", source, (labels > 0)[..., None], [(label, code, region)])
-    ((found, told, mask),) = reader.segments(path, readers.read(source))
-    assert (found, told) == (meant, label)
-    assert not meant or int(mask.sum()) == int((labels > 0).sum())
+    ((found, told, voxels, _),) = reader.segments(path, readers.read(source))
+    assert (found, told, len(voxels)) == (meant, label, int((labels > 0).sum()))
 
 
 def test_a_segment_that_contradicts_itself_is_refused(tmp_path):
@@ -327,8 +336,7 @@ def test_every_kind_of_object(tmp_path, kind, cosines):
     source, _, labels = segmented(tmp_path, cosines)
     path = written(tmp_path / "seg.dcm", source, labels, BOTH, kind)
     ct = readers.read(source)
-    read = {meant: mask for meant, _, mask in reader.segments(path, ct)}
-    back, outside = scans.joined(ct, read[scans.LIVER], read[scans.TUMOR])
+    back, outside = scans.joined(ct, reader.segments(path, ct))
     assert np.array_equal(ct.source.to_file_order(back.array.numpy()).transpose(2, 1, 0), labels)
     assert float(outside.split()[0]) == pytest.approx(
         4 * 0.9 * 0.7 * 5 / 1000, abs=0.005
@@ -340,8 +348,8 @@ def test_a_probability_below_one_half_is_none(tmp_path):
     chance = np.where(labels > 0, 0.4, 0.0)
     chance[2, 1, 2] = 0.6
     path = written(tmp_path / "seg.dcm", source, chance[..., None], BOTH[:1], "FRACTIONAL")
-    ((_, _, mask),) = reader.segments(path, readers.read(source))
-    assert int(mask.sum()) == 1
+    ((_, _, voxels, _),) = reader.segments(path, readers.read(source))
+    assert len(voxels) == 1
 
 
 def test_frames_in_any_order_and_flipped_lie_where_their_positions_say(tmp_path):
@@ -356,8 +364,8 @@ def test_frames_in_any_order_and_flipped_lie_where_their_positions_say(tmp_path)
     path = written(tmp_path / "seg.dcm", source, volume, BOTH[:1])
     assert highdicom.seg.segread(path).get_volume().affine[0, 2] < 0
     ct = readers.read(source)
-    ((_, _, mask),) = reader.segments(path, ct)
-    assert np.array_equal(ct.source.to_file_order(mask).transpose(2, 1, 0), labels > 0)
+    ((_, _, voxels, _),) = reader.segments(path, ct)
+    assert np.array_equal(voxels, np.flatnonzero(ct.source.to_canonical((labels > 0).transpose(2, 1, 0))))
 
 
 def test_a_grid_that_is_not_the_cts_is_refused(tmp_path):

@@ -22,7 +22,7 @@ from pydicom.sr.codedict import codes
 
 from workbench.data import cohort, intake, readers
 from workbench.data.export import nnunet
-from workbench.data.readers import archive, chaos, nifti, scans
+from workbench.data.readers import archive, chaos, meanings, nifti, scans, tissue, walk
 from workbench.volume import Refused
 
 AFFINE = np.diag([-0.7, -0.9, 5.0, 1.0])
@@ -112,29 +112,68 @@ def test_msd_in_another_coding(tmp_path):
     decathlon(tmp_path / "root", (0,), names, recode)
     table, lines, _ = take("msd", tmp_path / "root", tmp_path / "data")
     assert table.labels["liver_0"] == "labels/liver_0.nii.gz"
-    assert lines[0].endswith("labels written in LiTS's coding (5 to 1, 7 to 2)")
+    assert lines[0].endswith("labels written in LiTS's coding (5 to 1, 7 to 2); dropped: spleen (1.58 ml)")
     holds(table, tmp_path / "data", "liver_0", abdomen(seed=0)[1])
 
 
-@pytest.mark.parametrize(("names", "meant"), [(("vessel", "tumour"), (0, 0, 2)), (("liver", "kidney"), (0, 1, 0))])
-def test_a_value_that_means_something_else_is_not_taken_for_liver_or_tumor(tmp_path, names, meant):
-    """As in the decathlon's hepatic vessels, whose 1 is no liver; a CSV says the same with one value alone."""
-    decathlon(tmp_path / "root", (0,), {"0": "background", **dict(zip("12", names))})
-    table, *_ = take("msd", tmp_path / "root", tmp_path / "data")
-    truth = np.array(meant)[abdomen(seed=0)[1]]
+def test_a_value_that_means_something_else_is_not_taken_for_liver_or_tumor(tmp_path):
+    """As another organ's; a CSV says the same with one value alone, and what it does not name is dropped."""
+    decathlon(tmp_path / "root", (0,), {"0": "background", "1": "liver", "2": "kidney"})
+    table, lines, _ = take("msd", tmp_path / "root", tmp_path / "data")
+    truth = np.array((0, 1, 0))[abdomen(seed=0)[1]]
     holds(table, tmp_path / "data", "liver_0", truth)
-    column, value = ("tumor", 2) if 2 in meant else ("liver", 1)
+    dropped = f"{(abdomen(seed=0)[1] == 2).sum() * ML:.2f} ml"
+    assert f"dropped: kidney ({dropped})" in lines[0] and table.tumor_labels["liver_0"] == "none"  # no tumor is labelled
     place = tmp_path / "root"
-    (place / "list.csv").write_text(
-        f"case,ct,labels,{column}\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,{value}\n"
-    )
-    table, *_ = take("csv", place / "list.csv", tmp_path / "more")
+    (place / "list.csv").write_text("case,ct,labels,liver\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,1\n")
+    table, lines, _ = take("csv", place / "list.csv", tmp_path / "more")
     holds(table, tmp_path / "more", "one", truth)
+    assert f"dropped: value 2 ({dropped})" in lines[0]
 
 
-def test_what_is_tumor_by_any_name_is_tumor_whatever_comes_first():
-    for names in ({"liver": [1, 2], "tumor": 2}, {"tumor": 2, "liver": [1, 2]}):
-        assert scans.coding({"background": 0, **names}, "it") == (((1, scans.LIVER), (2, scans.TUMOR)), [])
+def test_tumors_without_a_liver_are_refused(tmp_path):
+    """As of the decathlon's hepatic vessels, whose 1 is no liver: the liver would be the tumor."""
+    root = decathlon(tmp_path / "root", (0,), {"0": "background", "1": "Vessel", "2": "Tumour"})
+    with pytest.raises(Refused, match="found labels called Vessel, Tumour; expected one called liver"):
+        intake.take("msd", tmp_path / "root", tmp_path / "data")
+    (root / "list.csv").write_text("case,ct,labels,tumor\none,imagesTr/liver_0.nii.gz,labelsTr/liver_0.nii.gz,2\n")
+    lines = []
+    with pytest.raises(Refused, match="1 cases refused"):
+        intake.take("csv", root / "list.csv", tmp_path / "data", lines.append)
+    assert re.search(r"ml of tumor \(2\) and no liver \(1\); expected a liver around the tumors", lines[0])
+    (root / "m.csv").write_text(f"case,patient,ct,labels\na,a,imagesTr/liver_0.nii.gz,only.nii.gz\n")
+    save(root / "only.nii.gz", np.where(abdomen(seed=0)[1] == 2, 2, 0).astype(np.uint8))
+    assert "and no liver (1)" in next(iter(cohort.check(root / "m.csv"))).message
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "joined"),
+    [
+        ({"liver": 2, "tumor": 1, "liver_vessel": 3}, [0, 2, 1, 3, 3], "liver_vessel"),
+        ({"liver": 1, "tumor": 2, "cyst": 4}, [0, 1, 2, 4, 4], "cyst"),
+        ({"liver": 1, "tumor": 2, "portal vein": 3}, [0, 1, 2, 3, 3], "portal vein"),
+        ({"liver": 1, "hcc": 2, "something": 7}, [0, 1, 2, 7, 7], "something"),
+        ({**{f"liver_segment_{n}": n for n in range(2, 9)}, "caudate lobe": 1, "tumor": 9, "vessel": 10}, [0, 1, 9, 10, 10], "vessel"),
+        ({"liver": 1, "tumor": 2, "spleen": 5}, [0, 1, 2, 1, 5], ""),
+    ],
+)  # fmt: skip
+def test_what_lies_in_the_liver_belongs_to_it(tmp_path, names, value, joined):
+    """Another class inside the liver, and a piece of it elsewhere, which is dropped with its volume."""
+    hu, labels = abdomen((10, 30, 30))
+    coded = labels.copy()
+    inside = np.zeros_like(coded, bool)
+    inside[5:8, 3:5, 3:4] = labels[5:8, 3:5, 3:4] == 1
+    coded[inside] = 3
+    coded[:, 25:, 25:] = 4
+    place = tmp_path / "Dataset001_L"
+    save(place / "imagesTr" / "a_0000.nii.gz", hu)
+    save(place / "labelsTr" / "a.nii.gz", np.array(value, np.uint8)[coded])
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **names}, "file_ending": ".nii.gz"}
+    (place / "dataset.json").write_text(json.dumps(about))
+    table, lines, _ = take("nnunet", place, tmp_path / "data")
+    holds(table, tmp_path / "data", "a", labels)
+    assert not joined or f"joined to the liver: {joined} ({inside.sum() * ML:.2f} ml)" in lines[0]
+    assert f"dropped: {joined or 'spleen'} ({250 * ML:.2f} ml)" in lines[0]
 
 
 def test_a_list_that_leads_out_of_its_collection_is_refused(tmp_path):
@@ -186,7 +225,7 @@ def test_ircadb(tmp_path, cosines):
     hu, labels = patient(tmp_path / "3Dircadb1" / "3Dircadb1.7", cosines=cosines)
     table, lines, _ = take("ircadb", tmp_path / "3Dircadb1", tmp_path / "data")
     assert table.ct["3Dircadb1.7"] == "../3Dircadb1/3Dircadb1.7/PATIENT_DICOM"
-    assert "labels written from liver, livertumor01, livertumors; livercyst left as liver" in lines[0]
+    assert "labels written from liver, livertumor01, livertumors; dropped: bone (0.01 ml), leftsurretumor (0.01 ml)" in lines[0]
     holds(table, tmp_path / "data", "3Dircadb1.7", labels, hu)
 
 
@@ -402,7 +441,7 @@ def test_dicom(tmp_path):
     assert table.index.tolist() == ["s1", "s2", "s3-all-4"] and done.unlabelled == 1
     assert table.patient.tolist() == ["s1", "s1", "s3-all-4"]  # by the IDs, which are not kept
     assert table.ct.tolist() == ["../root/s1/ct", "../root/s2/ct", "ct/s3-all-4.nii.gz"]
-    assert lines[0].endswith("labels written from the segments Liver, Tumor; passed over: Portal vein")
+    assert re.search(r"labels written from the segments Liver, Tumor; dropped: Portal vein \(1.\d\d ml\)$", lines[0])
     for case, study in zip(table.index, made, strict=True):
         holds(table, tmp_path / "data", case, made[study][1], made[study][0])
     left = "".join(p.read_text() for p in (tmp_path / "data").rglob("*") if p.suffix in (".csv", ".json")) + "".join(
@@ -414,20 +453,19 @@ def test_dicom(tmp_path):
 def test_tumors_in_segments_and_objects_of_their_own_are_joined(tmp_path, monkeypatch):
     hu, labels = abdomen()
     ct = readers.read(series(tmp_path / "ct", hu))
-    at = [
-        ct.source.to_canonical((labels == 2).transpose(2, 1, 0)) & (np.arange(ct.shape[2]) % 3 == n) for n in range(3)
-    ]
-    liver = ct.source.to_canonical((labels > 0).transpose(2, 1, 0))
+    flat = lambda mask: np.flatnonzero(ct.source.to_canonical(mask.transpose(2, 1, 0)))
+    tumor = flat(labels == 2)
     held = {
-        "a": [(scans.LIVER, "Liver", liver), (scans.TUMOR, "Tumor 1", at[0]), (scans.TUMOR, "Tumor 2", at[1])],
-        "b": [(scans.TUMOR, "Tumor 3", at[2]), (0, "Spleen", np.zeros(0))],
+        "a": [(scans.LIVER, "Liver", flat(labels > 0)), (scans.TUMOR, "Tumor 1", tumor[::3]), (scans.TUMOR, "Tumor 2", tumor[1::3])],
+        "b": [(scans.TUMOR, "Tumor 3", tumor[2::3]), (meanings.OTHER, "Spleen", np.array([0]))],
     }
+    held = {name: [scans.Structure(*one) for one in structures] for name, structures in held.items()}
     reader = intake.KINDS["dicom"]
     monkeypatch.setattr(reader, "segments", lambda path, _: held[path.name])
     scan = scans.Scan("c", "p", tmp_path / "ct", tmp_path / "ct", (tmp_path / "a", tmp_path / "b"))
     _, found, words = reader.read(scan)
     assert np.array_equal(found.source.to_file_order(found.array.numpy()).transpose(2, 1, 0), labels)
-    assert words == "labels written from the segments Liver, Tumor 1, Tumor 2, Tumor 3; passed over: Spleen"
+    assert words == "labels written from the segments Liver, Tumor 1, Tumor 2, Tumor 3; dropped: Spleen (0.00 ml)"
 
 
 def test_of_two_series_in_one_study_the_one_that_is_referred_to_is_meant(tmp_path):
@@ -446,8 +484,9 @@ def test_of_two_series_in_one_study_the_one_that_is_referred_to_is_meant(tmp_pat
 def test_a_segmentation_of_a_ct_that_is_not_there_is_refused(tmp_path):
     studies(tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / "s1" / "ct")
-    with pytest.raises(Refused, match="a segmentation that fits 0 CT series"):
-        intake.take("dicom", tmp_path / "root", tmp_path / "data")
+    table, lines, done = take("dicom", tmp_path / "root", tmp_path / "data")
+    assert table.index.tolist() == ["s2", "s3-all-4"] and done.refused == 1
+    assert "REFUSED" in lines[0] and "a segmentation that fits 0 CT series" in lines[0]
 
 
 def test_csv(tmp_path):
@@ -486,44 +525,233 @@ def test_a_root_without_a_case_is_refused(tmp_path, kind, says):
     assert not (tmp_path / "data").exists()
 
 
+LIVERS = """liver|Whole_Liver|Liver mask|LIVER|Leber|foie|Hígado|fegato|肝脏|печень|hepatic parenchyma|liver with tumor|non-tumoral liver
+left_liver|Right lobe of liver|caudate lobe|liver_segment_3|liver_segment_4a|Couinaud hepatic segment IV|S8|Liver_Remnant"""
+TUMORS = """livertumor|livertumors|livertumor07|Liver_Tumor 2|cancer|Lesions|hepatic metastasis|metastases|HCC|HCC-1|Met 17mm|liver-tumour
+Tumor segment VIII|Lebermetastasen|tumeur du foie|lésion hépatique|肝脏肿瘤|опухоль печени|viable tumor|liver lesion 3 (seg 4)"""
+BENIGN = "livercyst|liverkyste|cyst|Cyst of liver|hemangioma|cystic lesion|liver vessels|intrahepatic bile ducts"
+WITHIN = "portalvein|hepatic vein|vessel|venoussystem|tumor thrombus|liver capsule|no tumor|delivery|tumor board|stent 3"
+OTHER = "leftsurretumor|kidney tumor|renal cyst|background|inferior_vena_cava|gallbladder|lymph node metastasis|"
+WORDS = {meanings.LIVER: LIVERS, meanings.TUMOR: TUMORS, meanings.BENIGN: BENIGN, meanings.WITHIN: WITHIN, meanings.OTHER: OTHER}
+
+
+@pytest.mark.parametrize("meant", WORDS)
+def test_words(meant):
+    names = re.split(r"[|\n]", WORDS[meant])
+    assert {name: meanings.meaning(name) for name in names} == dict.fromkeys(names, meant)
+
+
+def test_each_code_and_number_of_the_table_is_in_what_is_printed():
+    text = "\n".join(meanings.lines())
+    assert all(code in text for code in meanings.CODES) and all(name in text for name in meanings.NUMBERS)
+    assert all(meanings.known(words) for words in meanings.CODES.values())
+
+
 @pytest.mark.parametrize(
-    ("words", "meant"),
-    [(w, scans.LIVER) for w in ("liver", "Liver", "whole_liver", "Liver mask")]
-    + [
-        (w, scans.TUMOR)
-        for w in (
-            "livertumor",
-            "livertumors",
-            "livertumor07",
-            "tumor",
-            "Liver_Tumor 2",
-            "cancer",
-            "Lesions",
-            "hepatic metastasis",
-            "metastases",
-            "Masses",
-            "HCC",
-            "liver-tumour",
-        )
-    ]  # fmt: skip
-    + [
-        (w, 0)
-        for w in (
-            "leftsurretumor",
-            "livercyst",
-            "liverkyste",
-            "liver remnant",
-            "portalvein",
-            "background",
-            "",
-            "kidney tumor",
-            "delivery",
-            "tumor board",
-        )
-    ],  # fmt: skip
+    ("names", "lacking"),
+    [
+        (["left lobe", "Right lobe of liver"], ""),
+        ([f"liver_segment_{n}" for n in range(1, 9)], ""),
+        (["left lateral section", "left medial section", "right liver"], ""),
+        (["liver", "liver remnant"], ""),
+        (["liver remnant"], "2, 3, 4, 5, 6, 7, 8"),
+        (["left lobe"], "5, 6, 7, 8"),
+        ([f"S{n}" for n in range(2, 9)], "1"),
+    ],
 )
-def test_words(words, meant):
-    assert scans.meaning(words) == meant
+def test_parts_are_a_liver_if_together_they_are_whole(names, lacking):
+    if not lacking:
+        assert set(meanings.each(names, "it", "").values()) == {meanings.LIVER}
+        return
+    with pytest.raises(Refused, match=f"without the Couinaud segments {lacking}; expected a whole liver"):
+        meanings.each(names, "it", "")
+
+
+# -- folders and headers ---------------------------------------------------------------------------------------------------
+
+
+def test_linked_folders_are_entered_once_and_without_loops(tmp_path):
+    lits(tmp_path / "root" / "b1", (1, 2))
+    lits(tmp_path / "disk", (3,))
+    (tmp_path / "root" / "b2").symlink_to(tmp_path / "disk")
+    (tmp_path / "root" / "a-copy").symlink_to(tmp_path / "root" / "b1")
+    (tmp_path / "disk" / "up").symlink_to(tmp_path / "root")
+    table, *_ = take("lits", tmp_path / "root", tmp_path / "data")
+    assert table.index.tolist() == ["lits-1", "lits-2", "lits-3"] and table.ct["lits-1"] == "../root/b1/volume-1.nii"
+    hu = abdomen()[0]
+    series(tmp_path / "ct" / "one", hu[:3])
+    whole = series(tmp_path / "whole", hu)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "slices").symlink_to(whole)
+    assert readers.read(tmp_path / "linked").shape == hu.shape and readers.list_cases(tmp_path / "linked")
+
+
+def test_what_cannot_be_read_is_named_and_stops_no_other(tmp_path, monkeypatch):
+    lits(tmp_path / "root" / "b1", (1,))
+    lits(tmp_path / "root" / "locked", (2,))
+    (tmp_path / "root" / "volume-5.nii").symlink_to(tmp_path / "gone.nii")
+    scandir = walk.os.scandir
+
+    def deny(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(walk.os, "scandir", deny)
+    table, lines, done = take("lits", tmp_path / "root", tmp_path / "data")
+    assert table.index.tolist() == ["lits-1"] and done.refused == 2
+    text = "\n".join(lines)
+    assert re.search("REFUSED, .*locked: found what cannot be read .permission denied.", text)
+    assert re.search("REFUSED, .*volume-5.nii: found a link to .*gone.nii, which is not there", text)
+    with pytest.raises(Refused, match="(locked|volume-5.nii): found (what cannot be read|a link)"):
+        walk.files(tmp_path / "root")
+
+
+def test_names_in_another_case_and_macos_leftovers(tmp_path):
+    lits(tmp_path / "root", (4,))
+    (tmp_path / "root" / "volume-4.nii").rename(tmp_path / "root" / "Volume-4.NII")
+    (tmp_path / "root" / "segmentation-4.nii").rename(tmp_path / "root" / "SEGMENTATION-4.nii")
+    (tmp_path / "root" / "._Volume-4.NII").write_bytes(bytes(100))
+    assert take("lits", tmp_path / "root", tmp_path / "a")[0].index.tolist() == ["lits-4"]
+    place = tmp_path / "Dataset001_L"
+    save(place / "imagestr" / "a_0000.nii.gz", abdomen()[0])
+    save(place / "LabelsTr" / "a.nii.gz", abdomen()[1])
+    (place / "imagestr" / "a_0000.nii.gz").rename(place / "imagestr" / "a_0000.NII.GZ")
+    (place / "imagestr" / "._a_0000.nii.gz").write_bytes(bytes(100))
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumor": 2}, "file_ending": ".nii.gz"}
+    (place / "Dataset.json").write_text(json.dumps(about))
+    assert take("nnunet", place, tmp_path / "b")[0].index.tolist() == ["a"]
+    patient(tmp_path / "irc" / "p")
+    for name in ("PATIENT_DICOM", "MASKS_DICOM"):
+        (tmp_path / "irc" / "p" / name).rename(tmp_path / "irc" / "p" / name.lower())
+    assert take("ircadb", tmp_path / "irc", tmp_path / "c")[0].index.tolist() == ["p"]
+
+
+def test_nnunet_v1_and_a_byte_order_mark(tmp_path):
+    place = tmp_path / "Task001_L"
+    save(place / "imagesTr" / "a_0000.nii.gz", abdomen()[0])
+    save(place / "labelsTr" / "a.nii.gz", abdomen()[1])
+    about = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "cancer"}, "training": []}
+    (place / "dataset.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(about).encode())
+    table, *_ = take("nnunet", tmp_path, tmp_path / "data")
+    holds(table, tmp_path / "data", "a", abdomen()[1])
+
+
+@pytest.mark.parametrize("told", [{"modality": {"0": "MRI"}}, {"modality": "MR"}, {"channel_names": {"0": "T2w"}}, {"channel_names": {"0": "CT", "1": "PET"}}])  # fmt: skip
+@pytest.mark.parametrize("kind", ["msd", "nnunet"])
+def test_another_modality_is_refused(tmp_path, kind, told):
+    root = decathlon(tmp_path / "root", (0,), {"0": "background", "1": "liver", "2": "cancer"})
+    about = json.loads((root / "dataset.json").read_text())
+    del about["modality"]
+    (root / "dataset.json").write_text(json.dumps({**about, **told}))
+    with pytest.raises(Refused, match=f"found {next(iter(told))} .*; expected CT"):
+        intake.take(kind, root, tmp_path / "data")
+
+
+def test_series_of_one_study_are_of_one_patient(tmp_path):
+    study = pydicom.uid.generate_uid()
+    for name, seed in (("a", 0), ("b", 1)):
+        series(tmp_path / name, abdomen(seed=seed)[0], study=study, PatientID="" if name == "a" else None)
+    series(tmp_path / "c", abdomen(seed=2)[0], PatientID="")
+    listed = intake.KINDS["dicom"].list_cases(tmp_path)
+    assert [(scan.case, scan.patient) for scan in listed] == [("a", "a"), ("b", "a"), ("c", "c")]
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [((0,), "feet and head"), ((1,), "front and back"), ((2,), "left and right"), ((1, 2), "front and back, left and right")],
+)
+def test_labels_whose_header_is_turned_are_refused(tmp_path, turn, says):
+    """On the same grid, so that no header tells: in an import, in `check` and in `train`."""
+    hu, labels = abdomen((12, 24, 26))
+    save(tmp_path / "volume-1.nii", hu)
+    save(tmp_path / "segmentation-1.nii", np.flip(labels, turn))
+    lines = []
+    with pytest.raises(Refused, match="1 cases refused"):
+        intake.take("lits", tmp_path, tmp_path / "data", lines.append)
+    assert re.search(f"lie on soft tissue .0 to 250 HU., but 1.000 with {says} exchanged; expected labels that lie", lines[0])
+    (tmp_path / "m.csv").write_text("case,patient,ct,labels\na,a,volume-1.nii,segmentation-1.nii\n")
+    assert f"with {says} exchanged" in next(iter(cohort.check(tmp_path / "m.csv"))).message
+    (case,) = cohort.read_manifest(tmp_path / "m.csv")
+    with pytest.raises(Refused, match="labels that lie as their CT does"):
+        case.read()
+
+
+def test_labels_in_the_air_are_refused_and_doubtful_ones_warned_of(tmp_path):
+    ct, labels = tiny.patient(3)
+    hu = ct.array.clone()
+    hu[labels.array > 0] = -500
+    with pytest.raises(Refused, match="of the labelled voxels in air"):
+        tissue.hold(ct.with_array(hu), labels, "it")
+    hu[:] = -50
+    with readers.gates.heard() as told:
+        tissue.hold(ct.with_array(hu), labels, "it")
+    assert "only 0.000 of the labelled voxels have 0 to 250 HU" in told[0]
+
+
+def test_labels_through_a_scale_and_rounded_headers(tmp_path):
+    hu, labels = abdomen()
+    save(tmp_path / "ct.nii.gz", hu)
+    ct = readers.read(tmp_path / "ct.nii.gz")
+    for kind in (np.uint8, np.int16):
+        image = nibabel.Nifti1Image(labels.transpose(2, 1, 0).astype(np.float32), AFFINE)
+        image.set_data_dtype(kind)
+        nibabel.save(image, tmp_path / "l.nii.gz")
+        with readers.gates.heard() as told:
+            read = readers.read_labels(tmp_path / "l.nii.gz", like=ct)
+        assert np.array_equal(ct.source.to_file_order(read.array.numpy()).transpose(2, 1, 0), labels)
+        assert "stored with a scale (scl_slope" in told[0]
+    image = nibabel.Nifti1Image(labels.transpose(2, 1, 0) * np.float32(0.7), AFFINE)
+    image.set_data_dtype(np.uint8)
+    nibabel.save(image, tmp_path / "l.nii.gz")
+    with pytest.raises(Refused, match="stored with a scale .scl_slope 0.005.*; expected whole numbers"):
+        readers.read_labels(tmp_path / "l.nii.gz", like=ct)
+    near = AFFINE.copy()
+    near[0, 0] -= 1e-5
+    near[:3, 3] += 0.01
+    save(tmp_path / "l.nii.gz", labels, near)
+    assert np.array_equal(readers.read_labels(tmp_path / "l.nii.gz", like=ct).affine, ct.affine)
+    near[:3, 3] += 0.2
+    save(tmp_path / "l.nii.gz", labels, near)
+    with pytest.raises(Refused, match="copy the CT's header to the labels"):
+        readers.read_labels(tmp_path / "l.nii.gz", like=ct)
+
+
+def slicer(path, array, names, layers=False):
+    """A segmentation as 3D Slicer saves it: {value: name}."""
+    head = "NRRD0004\ntype: unsigned char\nspace: left-posterior-superior\nencoding: raw\nspace origin: (0,0,0)\n"
+    head += f"dimension: {array.ndim}\nsizes: {' '.join(map(str, array.shape))}\n"
+    head += f"space directions: {'none ' * layers}(1,0,0) (0,1,0) (0,0,2)\n"
+    for n, (value, name) in enumerate(names.items()):
+        head += f"Segment{n}_ID:=Segment_{n}\nSegment{n}_Name:={name}\nSegment{n}_LabelValue:={value}\nSegment{n}_Layer:=0\n"
+    path.write_bytes(head.encode() + b"\n" + array.tobytes(order="F"))
+    return path
+
+
+def test_slicers_segments_are_known_by_their_names(tmp_path):
+    truth = abdomen()[1].transpose(2, 1, 0)
+    path = slicer(tmp_path / "a.seg.nrrd", np.uint8([0, 2, 1])[truth], {1: "Tumor", 2: "Liver"})
+    held = readers.read_labels(path)
+    assert np.array_equal(held.source.to_file_order(held.array.numpy()), truth)
+    assert int(readers.read_labels(path, allowed=None).array.sum()) != int(held.array.sum())  # as stored, where asked for
+    slicer(path, truth, {1: "Segment_1", 2: "Segment_2"})
+    with pytest.raises(Refused, match="segments called Segment_1, Segment_2; expected names such as liver and tumor"):
+        readers.read_labels(path)
+    slicer(path, np.stack([truth > 0, truth == 2]).astype(np.uint8), {1: "Liver", 2: "Tumor"}, layers=True)
+    with pytest.raises(Refused, match="with several layers.* In 3D Slicer, .*export to a Labelmap with the CT as Reference volume"):
+        readers.read_labels(path)
+    slicer(path, truth[1:], {1: "Liver", 2: "Tumor"})
+    save(tmp_path / "ct.nii.gz", abdomen()[0])
+    with pytest.raises(Refused, match="In 3D Slicer"):
+        readers.read_labels(path, like=readers.read(tmp_path / "ct.nii.gz"))
+
+
+def test_predictions_under_the_names_of_images(tmp_path):
+    for folder, tail in (("truth", ""), ("found", "_0000")):
+        for n in (1, 2):
+            save(tmp_path / folder / f"liver_{n}{tail}.nii.gz", abdomen()[1])
+    pairs = readers.pair_labels(tmp_path / "truth", tmp_path / "found")
+    assert [(a.name, b.name) for _, a, b in pairs] == [(f"liver_{n}.nii.gz", f"liver_{n}_0000.nii.gz") for n in (1, 2)]
 
 
 # -- archives --------------------------------------------------------------------------------------------------------------

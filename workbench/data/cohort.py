@@ -96,11 +96,13 @@ class Case:
         """CT and labels, both canonical and on one grid; labels are 0 where the manifest names none. Refused where a scan without known
         tumors has one labelled."""
         from workbench.data import readers
+        from workbench.data.readers import tissue
 
         ct = readers.read(self.ct)
         if self.labels is None:
             return ct, ct.with_array(torch.zeros(ct.shape, dtype=torch.uint8), f"labels of {self.case}")
         labels = readers.read_labels(self.labels, like=ct)
+        tissue.hold(ct, labels, f"case {self.case}, {self.labels}")
         if self.tumor_labels == "none" and (voxels := int((labels.array == 2).sum())):
             raise Refused(
                 f"case {self.case}, {self.labels}",

@@ -21,7 +21,7 @@ from pathlib import Path
 import workbench
 from workbench.data import cohort
 from workbench.data.files import read_json, write_atomic, write_json
-from workbench.data.readers import chaos, dicomseg, gates, ircadb, itk, lits, msd, nifti, nnunet, table
+from workbench.data.readers import chaos, dicomseg, gates, ircadb, itk, lits, msd, nifti, nnunet, table, tissue, walk
 from workbench.data.readers.scans import Scan
 from workbench.volume import Refused, readable
 
@@ -45,16 +45,28 @@ def take(kind: str, root: str | Path, out: str | Path, tell: Callable[[str], obj
     if kind not in KINDS:
         raise Refused("the kind of collection", repr(kind), ", ".join(KINDS))
     root, out = Path(root), Path(out)
-    listed = KINDS[kind].list_cases(root)
+    unread = walk.below(root).faults
+    try:
+        listed = KINDS[kind].list_cases(root)
+    except Refused as error:
+        if not unread:
+            raise
+        raise unread[0][1] from error  # the reason why nothing is found
     former, changed = _records(out), _changes(out, {scan.case for scan in listed}, tell)
     origin = f"{kind} {_relative(root, out)}"
     refused = unlabelled = 0
+    for path, why in unread:
+        if not any(path.is_relative_to(place) for scan in listed for place in (scan.place, *scan.sources)):
+            refused += 1
+            tell(f"REFUSED, {why}")
     for scan in listed:
-        if not scan.sources:
+        if not scan.sources and not scan.fault:
             unlabelled += 1
             tell(f"{scan.case}: left out, it has no labels")
             continue
         try:
+            if scan.fault:
+                raise Refused.__new__(Refused, scan.fault)
             record = former.get(scan.case)
             if record and record["origin"] != origin:
                 raise Refused(f"case {scan.case}", f"one imported from {record['origin']}", "another name for this one",
@@ -91,6 +103,7 @@ def _take(kind: str, scan: Scan, out: Path, origin: str, inputs: str, tell: Call
                          "field_of_view": scan.field_of_view, "tumor_labels": scan.tumor_labels})  # fmt: skip
     with gates.heard() as doubts:
         ct, labels, said = KINDS[kind].read(scan)
+        tissue.hold(ct, labels, f"{scan.case}, {' and '.join(map(str, scan.sources[:2]))}")
     paths, wrote = {"ct": scan.ct, "labels": scan.labels}, []
     for name, volume in (("ct", ct), ("labels", labels)):
         if paths[name] is None:

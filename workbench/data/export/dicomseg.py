@@ -218,7 +218,6 @@ def _thickness(images: list, ct: Volume, folder: Path) -> None:
 
 def _compare(path: Path, labels: torch.Tensor, ct: Volume) -> None:
     """Refuse a file whose segments, read back, are not the labels voxel by voxel."""
-    read = {meant: mask for meant, _, mask in dicomseg.segments(path, ct)}
-    back, _ = scans.joined(ct, read[scans.LIVER], read[scans.TUMOR])
+    back, _ = scans.joined(ct, dicomseg.segments(path, ct))
     if apart := int((back.array != labels.to(torch.uint8)).sum()):
         raise Refused(path, f"{apart} voxels that read back differently", "none", "Please report this.")

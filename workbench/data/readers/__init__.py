@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.data.readers import gates
@@ -25,6 +25,8 @@ NO_CASES = ("verdicts", "cards")  # folders in a result
 BESIDE_LABELS = (  # what may lie in a case's folder beside its labels.nii.gz
     r"(ct|image|img|volume|scan|liver|tumou?r|liver_mask|tumou?r_mask|mask|ledger|candidates|lesions|(liver|tumor)_probability|labels[-_].*)(_0000)?"
 )
+ROUNDED = 0.05  # rule: share of a voxel that headers of one grid may be apart, as `dicom.GRID`; more is another grid
+OTHER_GRID = "Resample one onto the other first; if their voxels agree and only the headers differ, copy the CT's header to the labels."
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MHA, MHD or a DICOM folder"
 
 
@@ -62,15 +64,19 @@ def read_labels(
 
     `allowed` None takes any regions numbered from 0. With `like`, it must lie on that volume's grid. `orientation` and `spacing_mm` as in `read`.
     """
+    from workbench.data.readers import itk
+
     path = Path(path)
     if path.is_dir():
         raise Refused(path, "a folder", "a label map as NIfTI, NRRD, MHA or MHD")
     volume = _reader(path, choice).read_labels(path, allowed=allowed, **_said(choice))
     if like is not None:
         try:
-            same_grid(like, volume)
+            same_grid(like, volume, ROUNDED * min(like.spacing_mm))
         except Refused as refused:
-            raise Refused(path, *_grids(like, volume, refused), "Resample one onto the other first.") from None
+            fix = itk.SLICER if path.name.lower().endswith(".seg.nrrd") else OTHER_GRID
+            raise Refused(path, *_grids(like, volume, refused), fix) from None
+        volume = replace(volume, affine=like.affine, spacing_mm=like.spacing_mm)  # as far as headers are rounded
     if not allow_empty and not bool(volume.array.any()):
         raise Refused(path, "an empty mask", "at least one voxel above 0")
     return volume

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
+from workbench.data.readers import walk
 from workbench.volume import Refused
 
 MAX_BYTES = 8 << 30  # rule: twenty times a patient of 3D-IRCADb-01 with all masks
@@ -26,8 +27,8 @@ def is_zip(path: Path) -> bool:
 
 
 def there(path: Path) -> Path | None:
-    """The folder `path`, or else the archive `path.zip` beside its place; None when neither is there."""
-    zipped = path.with_name(f"{path.name}.zip")
+    """The folder `path`, or else the archive `path.zip` beside its place, in any case of letters; None when neither is there."""
+    path, zipped = walk.named(path.parent, path.name), walk.named(path.parent, f"{path.name}.zip")
     return path if path.is_dir() else zipped if zipped.is_file() else None
 
 
@@ -39,7 +40,7 @@ def opened(path: Path) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="workbench-") as place:
         unpack(path, Path(place))
-        inside = [p for p in Path(place).iterdir() if p.name != "__MACOSX"]
+        inside = [p for p in Path(place).iterdir() if p.name != "__MACOSX" and not p.name.startswith(".")]
         yield inside[0] if len(inside) == 1 and inside[0].is_dir() else Path(place)
 
 

@@ -3,7 +3,7 @@
 The PNGs are numbered from the head in some folders and from the feet in others, and the names of the slices follow more than one scheme. So the
 order is found from the data: in the right one the mask lies on soft tissue, in the wrong one also on air and bone.
 
-Rule: of the mask's voxels, the share with 0 to 250 HU (soft tissue, contrast in it) is taken for both orders along the slices' normal. An order
+Rule: the share of the mask on soft tissue (`tissue`) is taken for both orders along the slices' normal. An order
 is taken when its share is at least 0.9 and the other's at least 0.05 less; anything else is refused. On seven scans with a known order the right one
 has 0.931 to 0.998, the wrong one 0.653 to 0.903 and at least 0.096 less (docs/log.md, 2026-11-26). The rows and columns of a PNG are those of its
 DICOM image; flipped or exchanged, the share falls below 0.9 too.
@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from workbench.data import readers
-from workbench.data.readers import gates, scans
+from workbench.data.readers import gates, scans, tissue, walk
 from workbench.data.readers.scans import Reading, Scan
 from workbench.volume import Refused, Volume
 
 LAYOUT = "folders with DICOM_anon and Ground"
 CT, MASKS = "DICOM_anon", "Ground"
-SOFT_HU = (0, 250)  # empirical: log, 2026-11-26
-LEAST_SHARE, LEAST_GAP = 0.9, 0.05  # empirical: log, 2026-11-26
 
 
 def list_cases(root: str | Path) -> list[Scan]:
@@ -31,13 +29,13 @@ def list_cases(root: str | Path) -> list[Scan]:
     root = Path(root)
     gates.existing(root)
     found = []
-    for ct in sorted(p for p in (root / CT, *root.rglob(CT)) if p.is_dir()):
+    for ct in (p for p in walk.below(root).folders if p.name.lower() == CT.lower()):
         place = ct.parent
-        if place.parent.name == "MR" or place in {scan.place for scan in found}:
+        if "mr" in (part.lower() for part in place.relative_to(root).parts):
             continue
         name = gates.case_name(ct)
         name = f"chaos-ct-{name}" if name.isdigit() else name
-        ground = place / MASKS
+        ground = walk.named(place, MASKS)
         found.append(Scan(name, name, place, ct, (ground,) if ground.is_dir() else (), tumor_labels="none"))
     return scans.unique(found, root, LAYOUT)
 
@@ -47,7 +45,7 @@ def read(scan: Scan) -> Reading:
     ct = readers.read(scan.ct)
     (ground,) = scan.sources
     mask, order = in_order(_masks(ground, ct), ct, ground)
-    labels, _ = scans.joined(ct, mask, None)
+    labels, _ = scans.joined(ct, [scans.Structure(scans.LIVER, MASKS, np.flatnonzero(mask))])
     return ct, labels, f"labels written from {ct.shape[0]} PNGs, {order}"
 
 
@@ -60,16 +58,16 @@ def in_order(mask: np.ndarray, ct: Volume, subject: object) -> tuple[np.ndarray,
     if ct.source.affine[2, 2] < 0:  # slices run along their normal, which here points to the feet
         ways = dict(zip(ways, reversed(ways.values())))
     hu = ct.array.numpy()
-    soft = (hu >= SOFT_HU[0]) & (hu <= SOFT_HU[1])
+    soft = tissue.soft(hu)
     if not mask.any():
         raise Refused(subject, "empty masks", "a liver")
     share = {name: float(soft[way].mean()) for name, way in ways.items()}
     best, other = sorted(share, key=share.get, reverse=True)
-    if share[best] < LEAST_SHARE or share[best] - share[other] < LEAST_GAP:
+    if share[best] < tissue.LEAST_SHARE or share[best] - share[other] < tissue.LEAST_GAP:
         raise Refused(
             subject,
             " and ".join(f"with {name} {share[name]:.3f} of the mask on soft tissue" for name in ways),
-            f"{LEAST_SHARE} or more in one order and {LEAST_GAP} less in the other",
+            f"{tissue.LEAST_SHARE} or more in one order and {tissue.LEAST_GAP} less in the other",
             "The order of these masks cannot be told: bring them to the CT's grid, and use `workbench import csv`.",
         )
     return ways[best], f"{best} ({share[best]:.3f} of it on soft tissue, otherwise {share[other]:.3f})"
@@ -80,7 +78,7 @@ def _masks(folder: Path, ct: Volume) -> np.ndarray:
     import SimpleITK as sitk
 
     columns, rows, slices = ct.source.shape
-    files = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".png"), key=gates.natural)
+    files = sorted((p for p in walk.files(folder) if p.suffix.lower() == ".png"), key=gates.natural)
     if len(files) != slices:
         raise Refused(folder, f"{len(files)} PNG files", f"{slices}, one for each slice of the CT")
     mask = np.empty((slices, rows, columns), bool)

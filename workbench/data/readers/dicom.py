@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from workbench.data.readers import gates
+from workbench.data.readers import gates, walk
 from workbench.volume import Refused, Volume
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def list_cases(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return []
-    return sorted({p.parent for p in gates.walk(path) if _is_dicom(p)}, key=gates.natural)
+    return sorted({p.parent for p in walk.files(path) if _is_dicom(p)}, key=gates.natural)
 
 
 def read(
@@ -160,11 +160,6 @@ def _matched(found: list[Slice], order: list[Slice], folder: Path) -> list[Slice
         raise Refused(folder, "images that tell neither their positions nor, by their names, their slices",
                       "one of the two")  # fmt: skip
     return [names[s.file.name] for s in order]
-
-
-def files(folder: Path) -> list[Path]:
-    """The DICOM files at or below a folder; an empty one is refused with the series that it lies in."""
-    return [p for p in sorted(gates.walk(folder)) if p.stat().st_size and _is_dicom(p)]
 
 
 def dataset(path: Path, **how):
@@ -279,7 +274,7 @@ def _headers(folder: Path) -> list[Slice]:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     found, others = [], []
-    for file in sorted(gates.walk(folder)):
+    for file in sorted(walk.files(folder)):
         if file.name.upper() == "DICOMDIR":
             continue
         if not _is_dicom(file):

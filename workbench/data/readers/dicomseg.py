@@ -1,10 +1,10 @@
 """DICOM series with segmentation objects (DICOM-SEG): which segment is liver and which tumor, placed on the CT voxel by voxel.
 
-A segment means what its SNOMED CT code says (`SegmentedPropertyType`, in the older SRT form too), else what its label or the code's words say;
-where the two contradict each other the object is refused. A tumor whose anatomic region is another organ is none. Frames are placed by their own
-positions and cosines, whatever the order in which they are stored, and must lie on the CT's grid; BINARY, LABELMAP and, from one half up,
-FRACTIONAL objects are read. Series are matched by the UIDs that the object refers to. Patients are grouped by their IDs, which are not kept:
-a patient is called after the first case.
+A segment means what its SNOMED CT code says (`SegmentedPropertyType`, in the older SRT form too), its label or the code's words (`meanings`);
+where code and label contradict each other the object is refused. A tumor whose anatomic region is another organ is none. Frames are placed by
+their own positions and cosines, whatever the order in which they are stored, and must lie on the CT's grid; BINARY, LABELMAP and, from one half
+up, FRACTIONAL objects are read. Series are matched by the UIDs that the object refers to. Series of one PatientID or of one study are of one
+patient. The IDs are not kept: a patient is called after the first case.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.data.readers import dicom, gates, scans
-from workbench.data.readers.scans import LIVER, TUMOR, Reading, Scan
+from workbench.data.readers import dicom, gates, meanings, scans, walk
+from workbench.data.readers.meanings import BENIGN, LIVER, OTHER, TUMOR, WITHIN
+from workbench.data.readers.scans import Reading, Scan, Structure
 from workbench.volume import Refused, Volume
 
 LAYOUT = "DICOM files of CT series, and of segmentations that refer to them"
@@ -26,17 +27,6 @@ STORAGE = (
     "1.2.840.10008.5.1.4.1.1.66.7",
 )  # fixed: segmentation, label map segmentation
 PLACE_MM = 0.01  # rule: positions, cosines and spacing are decimal strings of up to 16 characters
-LIVER_CODES = ("10200004",)  # fixed: SNOMED CT, liver
-TUMOR_CODES = (  # fixed: SNOMED CT
-    "108369006",  # neoplasm
-    "372087000",  # primary
-    "86049000",  # primary malignant
-    "14799000",  # secondary
-    "128462008",  # metastasis
-    "4147007",  # mass
-    "52988006",  # lesion
-    "25370001",  # hepatocellular carcinoma
-)
 TOLD = ("SeriesInstanceUID", "SeriesNumber", "StudyInstanceUID", "PatientID")
 TAGS = ["SOPClassUID", "Modality", "ImageType", "ReferencedSeriesSequence", *TOLD]
 
@@ -55,72 +45,59 @@ def list_cases(root: str | Path) -> list[Scan]:
     """A scan for each CT series at or below the root, with the segmentations that refer to it."""
     root = Path(root)
     gates.existing(root)
-    files = [f for f in map(_header, dicom.files(root)) if f is not None]
-    series: dict[str, list[_File]] = defaultdict(list)
+    found, series, segmentations = [], defaultdict(list), defaultdict(list)
+    files, damaged = _headers(root)
     for f in files:
         if f.refers_to is None:
             series[f.series].append(f)
-    segmentations: dict[str, list[Path]] = defaultdict(list)
+    folders = {uid: _folder(held) for uid, held in series.items()}
     for f in files:
         if f.refers_to is not None:
             meant = set(f.refers_to) & set(series) or {uid for uid, held in series.items() if held[0].study == f.study}
-            if len(meant) != 1:
-                raise Refused(f.path, f"a segmentation that fits {len(meant)} CT series below {root}", "one",
-                              "Give a folder that holds the CT it refers to.")  # fmt: skip
-            segmentations[meant.pop()].append(f.path)
-    folders = {uid: _folder(held) for uid, held in series.items()}
+            if len(meant) == 1:
+                segmentations[meant.pop()].append(f.path)
+            else:
+                damaged[f.path] = str(Refused(f.path, f"a segmentation that fits {len(meant)} CT series below {root}", "one",
+                                              "Give a folder that holds the CT it refers to."))  # fmt: skip
     names = _names(root, folders, {uid: held[0].number for uid, held in series.items()})
-    patients: dict[str, str] = {}
-    found = []
-    for uid in sorted(series, key=lambda uid: gates.natural(Path(names[uid]))):
-        person = series[uid][0].patient
-        patient = patients.setdefault(person, names[uid]) if person else names[uid]
+    order = sorted(series, key=lambda uid: gates.natural(Path(names[uid])))
+    patients = _patients({uid: series[uid] for uid in order})
+    for uid in order:
         alone = sum(folders[other].is_relative_to(folders[uid]) for other in folders) == 1
         ct = folders[uid] if alone else None
-        found.append(
-            Scan(names[uid], patient, folders[uid], ct, tuple(segmentations[uid]), series="" if alone else uid)
-        )
+        sources = tuple(segmentations[uid])
+        found.append(Scan(names[uid], names[patients[uid]], folders[uid], ct, sources, series="" if alone else uid))
+    for path, why in damaged.items():  # one that lies in a series is refused with it
+        if not any(path.is_relative_to(folder) for folder in folders.values()) or "fits" in why:
+            found.append(Scan(path.relative_to(root).as_posix().replace("/", "-"), "", path, None, fault=why))
     return scans.unique(found, root, LAYOUT)
 
 
 def read(scan: Scan) -> Reading:
     """CT as it is, or one series of several, and the segments of liver and tumor, joined."""
     ct = dicom.read(scan.place, series=scan.series or None)
-    masks: dict[int, np.ndarray | None] = {LIVER: None, TUMOR: None}
-    told, others = [], []
-    for path in scan.sources:
-        for meant, label, mask in segments(path, ct):
-            if not meant:
-                others.append(label)
-                continue
-            told.append(label)
-            masks[meant] = mask if masks[meant] is None else masks[meant] | mask
-    if not told:
-        raise Refused(
-            scan.sources[0], f"segments {', '.join(others) or 'of nothing'}", "one of the liver or of a tumor"
-        )
-    labels, outside = scans.joined(ct, masks[LIVER], masks[TUMOR])
-    return (
-        ct,
-        labels,
-        scans.said(
-            "" if scan.ct else "CT written: its folder holds other series",
-            f"labels written from the segments {', '.join(told)}",
-            f"passed over: {', '.join(others)}" if others else "",
-            outside,
-        ),
-    )
+    structures = [one for path in scan.sources for one in segments(path, ct)]
+    livers = [s for s in structures if s.meant == LIVER]
+    if not livers:
+        raise Refused(scan.sources[0], f"segments {', '.join(s.name for s in structures) or 'of nothing'}", "one of the liver",
+                      "`workbench import --labels` prints what is known; or use `workbench import csv`.")  # fmt: skip
+    if unnamed := [s.name for s in structures if s.meant == WITHIN and meanings.unnamed(s.name)]:
+        raise Refused(scan.sources[0], f"segments without a code or a name: {', '.join(unnamed)}", "a name that says what each is",
+                      "Name them and write the object again, or use `workbench import csv`.")  # fmt: skip
+    meanings.whole([s.portion for s in livers], [s.name for s in livers], scan.sources[0], "Add the parts that are missing.")
+    labels, done = scans.joined(ct, structures)
+    told = ", ".join(s.name for s in structures if s.meant in (LIVER, TUMOR))
+    moved = "" if scan.ct else "CT written: its folder holds other series"
+    return ct, labels, scans.said(moved, f"labels written from the segments {told}", done)
 
 
-def segments(path: Path, ct: Volume) -> list[tuple[int, str, np.ndarray]]:
-    """(LIVER, TUMOR or 0, what it is called, mask [z y x] on the CT's grid) of each segment of an object."""
+def segments(path: Path, ct: Volume) -> list[Structure]:
+    """Each segment of an object, on the CT's grid."""
     whole, frames = _whole(path)
     try:
-        described = [
-            (int(s.SegmentNumber), _meaning(s, path), str(s.get("SegmentLabel", "?"))) for s in whole.SegmentSequence
-        ]
+        described = [(int(s.SegmentNumber), str(s.get("SegmentLabel", "?")), *_meaning(s, path)) for s in whole.SegmentSequence]
         kind = str(whole.SegmentationType)
-        placed = {number: np.zeros(ct.source.shape, bool) for number, meant, _ in described if meant}
+        placed: dict[int, list[np.ndarray]] = {number: [] for number, *_ in described}
         for k, frame in enumerate(frames):
             place, across, down = _placed(whole, k, frame.shape, ct, path)
             if kind == "LABELMAP":
@@ -132,16 +109,14 @@ def segments(path: Path, ct: Volume) -> list[tuple[int, str, np.ndarray]]:
                     on = frame == number
                 else:
                     on = frame > 0 if kind == "BINARY" else frame >= float(whole.MaximumFractionalValue) / 2
-                _put(placed[number], on, place, across, down, path)
+                placed[number].append(_voxels(on, place, across, down, ct, path))
     except Refused:
         raise
     except dicom.DAMAGE as error:
         raise Refused(path, f"a damaged segmentation ({dicom.first_line(error)})", "a DICOM segmentation",
                       "Fetch it again.") from None  # fmt: skip
-    return [
-        (meant, label, ct.source.to_canonical(placed[number]) if meant else np.zeros(0))
-        for number, meant, label in described
-    ]
+    none = np.zeros(0, int)
+    return [Structure(meant, label, np.unique(np.concatenate([*placed[number], none])), portion) for number, label, meant, portion in described]
 
 
 def _whole(path: Path) -> tuple:
@@ -166,28 +141,32 @@ def _whole(path: Path) -> tuple:
     return whole, frames
 
 
-def _meaning(segment, path: Path) -> int:
-    """LIVER, TUMOR or 0 of a segment's description."""
+def _meaning(segment, path: Path) -> tuple[int, frozenset[int]]:
+    """What a segment's description means, and the Couinaud segments of a liver."""
     (kind,) = segment.SegmentedPropertyTypeCodeSequence
-    by_code = LIVER if _coded(kind, LIVER_CODES) else TUMOR if _coded(kind, TUMOR_CODES) else 0
-    label = str(segment.get("SegmentLabel", ""))
-    by_words = scans.meaning(label) or scans.meaning(str(kind.get("CodeMeaning", "")))
-    if by_code and scans.meaning(label) and by_code != scans.meaning(label):
-        raise Refused(path, f"a segment called {label!r} and coded as {kind.get('CodeMeaning', '?')}", "the same in both",
+    code, words, label = _snomed(kind), str(kind.get("CodeMeaning", "")), str(segment.get("SegmentLabel", ""))
+    label = "" if meanings.unnamed(label) else label
+    told = [text for text in (meanings.CODES.get(code, ""), words, label) if meanings.known(text)]
+    kinds = [meanings.meaning(text) for text in told] or [WITHIN]
+    if len({LIVER, TUMOR, WITHIN} & set(kinds)) > 1:
+        raise Refused(path, f"a segment called {label!r} and coded as {words or '?'}", "the same in both",
                       "Correct the object, or use `workbench import csv`.")  # fmt: skip
+    meant = OTHER if OTHER in kinds else BENIGN if BENIGN in kinds else kinds[0]
     region = segment.get("AnatomicRegionSequence")
-    if region and (by_code or by_words) == TUMOR:
-        if not _coded(region[0], LIVER_CODES) and scans.meaning(str(region[0].get("CodeMeaning", ""))) != LIVER:
-            return 0
-    return by_code or by_words
+    if region and meant in (TUMOR, BENIGN):
+        places = [meanings.CODES.get(_snomed(one)) or str(one.get("CodeMeaning", "")) for one in region]
+        meant = OTHER if all(map(meanings.elsewhere, places)) else meant
+    parts = [meanings.portion(text) for text in told if meanings.meaning(text) == LIVER]
+    return meant, next((part for part in parts if part != meanings.WHOLE), meanings.WHOLE)
 
 
-def _coded(item, codes: tuple[str, ...]) -> bool:
-    """Whether a code is one of these of SNOMED CT, in its own form or in the older one (SRT)."""
+def _snomed(item) -> str:
+    """The SNOMED CT code of an item, also of one in the older form (SRT), where the table has it."""
     from pydicom.sr.coding import Code
 
-    held = Code(str(item.get("CodeValue", "")), str(item.get("CodingSchemeDesignator", "")), "")
-    return any(held == Code(code, "SCT", "") for code in codes)
+    scheme = str(item.get("CodingSchemeDesignator", ""))
+    held = Code(str(item.get("CodeValue", "")), {"SNM3": "SRT", "99SDM": "SRT"}.get(scheme, scheme), "")
+    return next((code for code in meanings.CODES if held == Code(code, "SCT", "")), "")
 
 
 def _group(whole, frame: int, name: str):
@@ -223,13 +202,43 @@ def _placed(whole, frame: int, shape: tuple[int, int], ct: Volume, path: Path) -
     return whole_first.astype(int), across.astype(int), down.astype(int)
 
 
-def _put(mask: np.ndarray, on: np.ndarray, first: np.ndarray, across: np.ndarray, down: np.ndarray, path: Path) -> None:
-    """Set the voxels [column row slice] of a frame's pixels."""
+def _voxels(on: np.ndarray, first: np.ndarray, across: np.ndarray, down: np.ndarray, ct: Volume, path: Path) -> np.ndarray:
+    """A frame's pixels as indices into the flat `[z y x]` grid of the CT."""
     rows, columns = np.nonzero(on)
     index = first + columns[:, None] * across + rows[:, None] * down
-    if ((index < 0) | (index >= mask.shape)).any():
+    if ((index < 0) | (index >= ct.source.shape)).any():
         raise Refused(path, "segmented voxels outside the CT", "all inside it", "Give the CT that it was drawn on.")
-    mask[tuple(index.T)] = True
+    for axis in ct.source.flips:
+        index[:, axis] = ct.source.shape[axis] - 1 - index[:, axis]
+    return np.ravel_multi_index(tuple(index[:, axis] for axis in np.argsort(ct.source.axes)), ct.shape)
+
+
+def _headers(root: Path) -> tuple[list[_File], dict[Path, str]]:
+    """The CT slices and segmentations below a folder, and why others cannot be read."""
+    found, damaged = [], {}
+    for path in walk.below(root).files:
+        try:
+            about = _header(path) if path.stat().st_size and dicom._is_dicom(path) else None
+        except OSError as error:
+            damaged[path] = str(Refused(path, f"what cannot be read ({(error.strerror or str(error)).lower()})", "read permission"))
+        except Refused as refused:
+            damaged[path] = str(refused)
+        else:
+            found += [about] * (about is not None)
+    return found, damaged
+
+
+def _patients(series: dict[str, list[_File]]) -> dict[str, str]:
+    """The first series of the same patient for each: series that share a PatientID or a study are of one."""
+    first: dict[tuple[str, str], str] = {}
+    patient = {}
+    for uid, held in series.items():
+        keys = {key for f in held for key in (("patient", f.patient.strip()), ("study", f.study)) if key[1]}
+        same = {patient[first[key]] for key in keys if key in first}
+        patient[uid] = min(same, key=list(series).index) if same else uid
+        patient |= {other: patient[uid] for other, one in patient.items() if one in same}
+        first |= {key: first.get(key, uid) for key in keys}
+    return patient
 
 
 def _header(path: Path) -> _File | None:

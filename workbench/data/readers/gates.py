@@ -114,28 +114,6 @@ def existing(path: Path) -> None:
         raise Refused(path, "a file of 0 bytes", "an image", "The copy or download failed; fetch it again.")
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """The files at or below a folder, links followed and each folder entered once; one that may not be read is refused by its name."""
-
-    def locked(error: OSError) -> None:
-        raise Refused(error.filename, (error.strerror or "an error").lower(), "a folder that can be read",
-                      "Change its permissions, or move it away.") from error  # fmt: skip
-
-    entered: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, onerror=locked, followlinks=True):
-        try:
-            about = os.stat(place)
-        except OSError as error:
-            locked(error)
-        if (about.st_dev, about.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((about.st_dev, about.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        held = (Path(place, name) for name in sorted(files) if not name.startswith("."))
-        yield from (path for path in held if path.is_symlink() or path.is_file())  # no pipes; a link that leads nowhere is told of when read
-
-
 def bytes_of(path: Path, count: int = -1) -> bytes:
     """The first bytes of a file, all by default; one that may not be read is refused by its name."""
     try:

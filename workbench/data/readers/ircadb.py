@@ -1,8 +1,8 @@
 """3D-IRCADb-01: a folder a patient with `PATIENT_DICOM` and `MASKS_DICOM`, each a folder or a zip, or the whole patient a zip.
 
-`MASKS_DICOM` has a folder of DICOM images for each structure. The liver is `liver`; tumor is the union of what is called `livertumor`,
-`livertumors`, `livertumor3`, `livertumor01` or, for patient 7, `tumor`. Tumors of other organs (`leftsurretumor`) and cysts
-(`livercyst`, `liverkyst`) are none. A CT that lies unpacked is used where it is; one in a zip is written as NIfTI.
+`MASKS_DICOM` has a folder of DICOM images for each structure, whose name says what it means (`meanings`): tumor is the union of what is called
+`livertumor`, `livertumors`, `livertumor3`, `livertumor01` or, for patient 7, `tumor`. Tumors of other organs (`leftsurretumor`) are none, and
+cysts (`livercyst`, `liverkyst`) are liver. A CT that lies unpacked is used where it is; one in a zip is written as NIfTI.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.data.readers import archive, dicom, gates, scans
+from workbench.data.readers import archive, dicom, gates, meanings, scans, walk
 from workbench.data.readers.scans import LIVER, TUMOR, Reading, Scan
 from workbench.volume import Refused
 
@@ -25,12 +25,12 @@ def list_cases(root: str | Path) -> list[Scan]:
     """A scan for each patient at or below the root."""
     root = Path(root)
     gates.existing(root)
-    zips = [root] if archive.is_zip(root) else sorted(root.rglob("3Dircadb1.*.zip"))
-    folders = [] if root.is_file() else [root, *sorted(p for p in root.rglob("*") if p.is_dir())]
+    below = walk.below(root)
+    zips = [root] if archive.is_zip(root) else [p for p in below.files if re.fullmatch(r"3dircadb1\..*\.zip", p.name.lower())]
     found = []
-    for place in folders:
-        if archive.there(place / CT) is not None:
-            ct = place / CT if (place / CT).is_dir() else None
+    for place in below.folders:
+        if (there := archive.there(place / CT)) is not None:
+            ct = there if there.is_dir() else None
             masks = archive.there(place / MASKS)
             name = gates.case_name(place)
             found.append(Scan(name, name, place, ct, (masks,) if masks else ()))
@@ -49,30 +49,26 @@ def read(scan: Scan) -> Reading:
         with archive.opened(ct_place) as series, archive.opened(masks_place) as masks:
             ct = replace(dicom.read(series), name=scan.case)
             order, _ = dicom.stack(series)
-            held: dict[int, list[Path]] = {LIVER: [], TUMOR: [], 0: []}
-            for folder in sorted((p for p in masks.iterdir() if p.is_dir()), key=gates.natural):
-                held[scans.meaning(folder.name)].append(folder)
-            if not held[LIVER]:
-                raise Refused(
-                    masks_place, f"masks {', '.join(p.name for p in held[0]) or 'of nothing'}", "one of the liver"
-                )
-            liver, tumor = (_union(held[meant], order) for meant in (LIVER, TUMOR))
-            canonical = (None if mask is None else ct.source.to_canonical(mask) for mask in (liver, tumor))
-            labels, outside = scans.joined(ct, *canonical)
-    cysts = [p.name for p in held[0] if re.search(r"[ck]yst", p.name.lower())]
-    names = ", ".join(p.name for p in (*held[LIVER], *held[TUMOR]))
+            folders = sorted((p for p in masks.iterdir() if p.is_dir() and not p.name.startswith(".")), key=gates.natural)
+            meant = meanings.each((p.name for p in folders), masks_place, "Is this a patient of 3D-IRCADb-01?")
+            structures, unread = [], []
+            for folder in folders:
+                try:
+                    mask = ct.source.to_canonical(dicom.read_mask(folder, order))
+                    structures.append(scans.Structure(meant[folder.name], folder.name, np.flatnonzero(mask)))
+                except Refused:
+                    if meant[folder.name] in (LIVER, TUMOR):
+                        raise
+                    unread.append(folder.name)
+            labels, done = scans.joined(ct, structures)
+    used = ", ".join(s.name for kind in (LIVER, TUMOR) for s in structures if s.meant == kind)
     return (
         ct,
         labels,
         scans.said(
             "" if scan.ct else "CT written from the archive",
-            f"labels written from {names}",
-            f"{', '.join(cysts)} left as liver" if cysts else "",
-            outside,
+            f"labels written from {used}",
+            done,
+            f"not readable, and not needed: {', '.join(unread)}" if unread else "",
         ),
     )
-
-
-def _union(folders: list[Path], order: list[dicom.Slice]) -> np.ndarray | None:
-    masks = [dicom.read_mask(folder, order) for folder in folders]
-    return np.logical_or.reduce(masks) if masks else None

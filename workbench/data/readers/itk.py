@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.data.readers import gates
+from workbench.data.readers import gates, meanings, walk
 from workbench.volume import Refused, Volume
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -40,6 +40,10 @@ UNITS_MM = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "cm": 10.0, "centim
             "metre": 1000.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "nm": 1e-6,
             "in": 25.4, "inch": 25.4, "inche": 25.4}  # fmt: skip
 DAMAGED = "The header is damaged."
+SLICER = (
+    "In 3D Slicer, open the module Segmentations, then Export/import models and labelmaps: export to a Labelmap with the CT as Reference volume, "
+    "liver first and tumors after it, and save that as .nii.gz."
+)
 
 
 def list_cases(path: str | Path) -> list[Path]:
@@ -48,7 +52,7 @@ def list_cases(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name.lower().endswith(SUFFIXES) else []
     words = ("label", "mask", "seg", "liver", "tumor", "tumour", "lesion", "vessel")
-    files = (p for p in gates.walk(path) if p.name.lower().endswith(SUFFIXES))
+    files = (p for p in walk.files(path) if p.name.lower().endswith(SUFFIXES))
     return sorted((p for p in files if not p.name.lower().startswith(words)), key=gates.natural)
 
 
@@ -75,13 +79,53 @@ def read_labels(
 ) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
     array, affine = voxels(path)
-    return gates.labels(array, gates.placed(affine, Path(path), orientation, spacing_mm), path, allowed)
+    affine = gates.placed(affine, Path(path), orientation, spacing_mm)
+    if allowed is not None and 2 in allowed and (names := segment_names(Path(path))):
+        array = _by_name(array, names, path, abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
+    return gates.labels(array, affine, path, allowed)
+
+
+def segment_names(path: Path) -> dict[int, str]:
+    """{value: name} of the segments that 3D Slicer tells of in a .seg.nrrd; empty for any other file."""
+    if path.suffix.lower() != ".nrrd":
+        return {}
+    with open(path, "rb") as file:
+        fields, _ = _nrrd_fields(file.read(HEADER_BYTES), path)
+    return _segments(fields)
+
+
+def _segments(fields: dict[str, str]) -> dict[int, str]:
+    """By its terminology where that means something, else by its name."""
+    found = {}
+    for key, number in fields.items():
+        if (match := re.fullmatch(r"(segment\d+_)labelvalue", key)) and (number := number.lstrip("=")).isdigit():
+            name = fields.get(f"{match[1]}name", "").lstrip("=").strip()
+            codes = re.findall(r"SCT\^(\d+)\^", fields.get(f"{match[1]}tags", ""))
+            coded = [meanings.CODES[code] for code in codes if code in meanings.CODES]
+            found[int(number)] = coded[0] if meanings.unnamed(name) and coded else name
+    return found
+
+
+def _by_name(array: np.ndarray, names: dict[int, str], path: str | Path, voxel_ml: float) -> np.ndarray:
+    """Slicer's segments in the coding 1 liver, 2 tumor, by what they are called."""
+    from workbench.data.readers import scans
+
+    held, meant = array.ravel(), {value: meanings.meaning(name) for value, name in names.items()}
+    unnamed = [name for value, name in names.items() if meanings.unnamed(name) and (held == value).any()]
+    if unnamed or not {meanings.LIVER, meanings.TUMOR} & set(meant.values()):
+        raise Refused(path, f"segments called {', '.join(unnamed or names.values())}", "names such as liver and tumor",
+                      "Rename the segments in 3D Slicer's Segment Editor, and save again.")  # fmt: skip
+    structures = [scans.Structure(meant[v], name, np.flatnonzero(held == v)) for v, name in names.items()]
+    made, done = scans.composed(structures, array.shape, voxel_ml, apart=True)
+    if done:
+        gates.warn(path, done)
+    return made
 
 
 def parts(path: Path) -> list[Path]:
     """What an input consists of: all in a folder; else its file and, where an image's voxels lie apart, theirs beside it."""
     if path.is_dir():
-        return sorted(gates.walk(path))
+        return walk.below(path).files
     if path.suffix.lower() not in SUFFIXES:
         return [path]
     try:
@@ -108,6 +152,8 @@ def voxels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def _nrrd(path: Path, head: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Voxels of an NRRD and their affine -> LPS mm, by SimpleITK once its header is found sound."""
     fields, start = _nrrd_fields(head, path)
+    if _segments(fields) and fields.get("dimension") == "4":
+        raise Refused(path, "a 3D Slicer segmentation with several layers, since its segments overlap", "one layer", SLICER)
     shape = _shape(fields.get("sizes", ""), fields.get("dimension", "none"), path)
     if "spacedirections" not in fields:
         raise Refused(path, "no space directions in the NRRD header, so left and right are unknown", "space directions",

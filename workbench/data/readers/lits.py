@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from workbench.data import readers
-from workbench.data.readers import gates, nifti, scans
+from workbench.data.readers import gates, nifti, scans, walk
 from workbench.data.readers.scans import Reading, Scan
 from workbench.volume import Refused
 
@@ -33,7 +33,7 @@ def list_cases(root: str | Path) -> list[Scan]:
     gates.existing(root)
     labels: dict[str, Path] = {}
     volumes = []
-    for path in gates.walk(root):
+    for path in walk.below(root).files:
         part, number = _parts(path)
         if part == "volume":
             volumes.append((number, path))

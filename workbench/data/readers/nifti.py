@@ -16,7 +16,7 @@ import torch
 from isal import igzip, isal_zlib
 
 from workbench.data.files import whole
-from workbench.data.readers import gates
+from workbench.data.readers import gates, walk
 from workbench.volume import Refused, Volume
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -32,7 +32,7 @@ def list_cases(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path] if path.name.lower().endswith(SUFFIXES) else []
-    files = (p for p in gates.walk(path) if p.name.lower().endswith(SUFFIXES))
+    files = (p for p in walk.files(path) if p.name.lower().endswith(SUFFIXES))
     return sorted((p for p in files if not _is_label(p)), key=gates.natural)
 
 
@@ -60,7 +60,7 @@ def read_labels(
 ) -> Volume:
     """A label map as canonical `[z y x]` uint8, int32 where a value is above 255."""
     array, affine, _ = voxels(path, None, orientation, spacing_mm)
-    return gates.labels(array, affine, path, allowed)
+    return gates.labels(_unscaled(array, path), affine, path, allowed)
 
 
 def grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray | None]:
@@ -304,6 +304,20 @@ def _scaled(array: np.ndarray, header, path: Path) -> np.ndarray:
         for k in range(array.shape[-1]):
             out[..., k] = array[..., k] * np.float64(slope) + np.float64(inter)
     return out
+
+
+def _unscaled(array: np.ndarray, path: str | Path) -> np.ndarray:
+    """Label values that were stored through a scale, as whole numbers again: no value is further off than half of the scale's step."""
+    if array.dtype.kind != "f" or not np.isfinite(array).all() or not (off := float(np.abs(array - np.rint(array)).max())):
+        return array
+    slope = _header(Path(path)).get_slope_inter()[0]
+    if slope in (None, 1):
+        return array
+    if off > 0.51 * abs(slope) or abs(slope) > 0.1:
+        raise Refused(path, f"label values up to {off:.3g} from whole numbers, stored with a scale (scl_slope {slope:.3g})", "whole numbers",
+                      "Save them as integers without a scale: nibabel.Nifti1Image(array.astype('uint8'), affine).")  # fmt: skip
+    gates.warn(path, f"label values up to {off:.3g} from whole numbers, since they are stored with a scale (scl_slope {slope:.3g}), were rounded")
+    return np.rint(array)
 
 
 def _storable(array: torch.Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""nnU-Net v2's raw layout, as `workbench export nnunet` writes it: `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, dataset.json.
+"""nnU-Net's raw layout, v2 as `workbench export nnunet` writes it and v1: `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, dataset.json.
 
 What stands in `imagesTs` was held out and stays so, where there is a `labelsTs` for it. `cases.csv`, which our own export leaves beside
 dataset.json, gives cases and patients their names back.
@@ -7,46 +7,59 @@ dataset.json, gives cases and patients their names back.
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
-from workbench.data.files import read_json
-from workbench.data.readers import gates, scans
-from workbench.data.readers.msd import folder, read_coded
+from workbench.data.readers import gates, scans, walk
+from workbench.data.readers.msd import coded, described, folder, names, read_coded
 from workbench.data.readers.scans import Reading, Scan
 from workbench.volume import Refused
 
-LAYOUT = "DatasetNNN_Name with dataset.json, imagesTr and labelsTr"
+LAYOUT = "DatasetNNN_Name (v1: TaskNNN_Name) with dataset.json, imagesTr and labelsTr"
 SIDES = {"train": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
+V1_ENDING = ".nii.gz"  # fixed: v1 has no other
 
 
 def list_cases(root: str | Path) -> list[Scan]:
     """A scan for each image of channel 0."""
     root = folder(root, LAYOUT)
-    about = read_json(root / "dataset.json", "labels", "file_ending")
-    ending, names = str(about["file_ending"]), about["labels"]
-    if ending.lower() not in gates.SUFFIXES:
-        raise Refused(root / "dataset.json", f"files that end in {ending}", f"one of {', '.join(gates.SUFFIXES)}")
-    if not isinstance(names, dict):
-        raise Refused(root / "dataset.json", f"labels {names!r}", "a value for each name")
-    values, _ = scans.coding({k: v for k, v in names.items() if k != "ignore"}, root / "dataset.json")
-    known = _names(root / "cases.csv")
-    found = []
+    about, path = described(root, LAYOUT, "labels")
+    ending = str(about.get("file_ending", V1_ENDING)).lower()
+    if ending not in gates.SUFFIXES:
+        raise Refused(path, f"files that end in {ending}", f"one of {', '.join(gates.SUFFIXES)}")
+    values = scans.coding(names(about, path), path)
+    known = _names(walk.named(root, "cases.csv"))
+    found, plain = [], 0
     for split, (images, masks) in SIDES.items():
-        for path in sorted((root / images).glob(f"*_????{ending}")):
-            name, channel = path.name[: -len(ending)].rsplit("_", 1)
+        labels = {name.lower(): file for name, file in _files(walk.named(root, masks), ending)}
+        for stem, image in _files(walk.named(root, images), ending):
+            match = re.fullmatch(r"(.+)_(\d{4})", stem)
+            if not match:
+                plain += 1
+                continue
+            name, channel = match.groups()
             if channel != "0000":
-                raise Refused(root, f"a channel {path.name}", "one channel, CT", "Give the CT's channel alone.")
-            label = root / masks / f"{name}{ending}"
-            sources = (label,) if label.is_file() else ()
+                raise Refused(root, f"a channel {image.name}", "one channel, CT", "Give the CT's channel alone.")
             case, patient = known.get(name, (name, name))
-            plain = label if sources and scans.is_plain(values) else None
-            found.append(Scan(case, patient, path, path, sources, plain, split, values=values))
+            label = labels.get(name.lower())
+            found.append(coded(case, patient, image, (label,) if label else (), values, split))
+    if plain and not found:
+        raise Refused(root, f"{plain} images without a channel number (_0000)", LAYOUT, "Is this of kind msd? Or rename them to CASE_0000.")
+    if isinstance(about.get("dataset"), dict) and not found:
+        raise Refused(path, "a list `dataset` of images elsewhere", LAYOUT, "Use `workbench import csv` with the same paths.")
     return scans.unique(found, root, LAYOUT)
 
 
 def read(scan: Scan) -> Reading:
     """CT as it is; labels as they are, or in LiTS's coding."""
     return read_coded(scan)
+
+
+def _files(folder: Path, ending: str) -> list[tuple[str, Path]]:
+    """(name without the ending, path) of the images in a folder."""
+    if not folder.is_dir():
+        return []
+    return [(p.name[: -len(ending)], p) for p in walk.below(folder).files if p.parent == folder and p.name.lower().endswith(ending)]
 
 
 def _names(path: Path) -> dict[str, tuple[str, str]]:

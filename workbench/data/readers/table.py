@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from workbench.data import columns, readers
-from workbench.data.readers import gates, scans
+from workbench.data.readers import gates, itk, meanings, scans
 from workbench.data.readers.msd import read_coded
 from workbench.data.readers.scans import LIVER, TUMOR, Reading, Scan
 from workbench.volume import Refused
@@ -32,14 +34,16 @@ def list_cases(root: str | Path) -> list[Scan]:
 def read(scan: Scan) -> Reading:
     """CT as it is; labels as they are, in LiTS's coding, or joined from masks."""
     if not scan.masks:
-        return read_coded(scan)
+        return read_coded(scan, all_named=False)
     ct = readers.read(scan.ct)
-    held = {LIVER: None, TUMOR: None}
+    structures = []
     for path, meant in scan.masks:
-        mask = readers.read_labels(path, like=ct, allowed=None).array.numpy() > 0
-        held[meant] = mask if held[meant] is None else held[meant] | mask
-    labels, outside = scans.joined(ct, held[LIVER], held[TUMOR])
-    return ct, labels, scans.said(f"labels written from {scans.count(len(scan.masks), 'mask')}", outside)
+        mask = readers.read_labels(path, like=ct, allowed=None).array.numpy()
+        named = itk.segment_names(path)
+        values = [value for value, name in named.items() if meanings.meaning(name) == meant] if len(named) > 1 else []
+        structures.append(scans.Structure(meant, path.name, np.flatnonzero(np.isin(mask, values) if values else mask > 0)))
+    labels, done = scans.joined(ct, structures)
+    return ct, labels, scans.said(f"labels written from {scans.count(len(scan.masks), 'mask')}", done)
 
 
 def _scan(path: Path, row: dict[str, str], number: int) -> Scan:
@@ -63,7 +67,8 @@ def _scan(path: Path, row: dict[str, str], number: int) -> Scan:
     numbers = [v for names in meant.values() for v in names]
     if not all(v.isdigit() and len(v) < 6 for v in numbers):
         raise Refused(subject, f"liver and tumor {' '.join(numbers)}", "their values in labels, as 127 and 255")
-    values = tuple((int(v), label) for label, names in meant.items() for v in names) or ((1, LIVER), (2, TUMOR))
+    names = {LIVER: "liver", TUMOR: "tumor"}
+    values = tuple((int(v), label, names[label]) for label in meant for v in meant[label]) or ((1, LIVER, "liver"), (2, TUMOR, "tumor"))
     plain = labels if scans.is_plain(values) else None
     return Scan(**about, ct=columns.located(at, row["ct"]), sources=(labels,), labels=plain, values=values)
 

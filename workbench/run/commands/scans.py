@@ -65,10 +65,24 @@ def implant(
     print(f"{len(made.lesions)} tumors: {', '.join(made.lesions.kind)} -> {out}")
 
 
+def _labels(wanted: bool) -> None:
+    if wanted:
+        from workbench.data.readers import meanings
+
+        print(*meanings.lines(), sep="\n")
+        raise typer.Exit()
+
+
 def take(
     kind: Annotated[str, typer.Argument(help="lits, msd, ircadb, nnunet, chaos, dicom or csv")],
     root: Annotated[Path, typer.Argument(help="Where the collection lies; of csv, the CSV.")],
     out: Annotated[Path, typer.Option("-o", help="Folder for the manifest and what must be written.")],
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels", callback=_labels, is_eager=True, help="Print what names, codes and numbers of labels mean."
+        ),
+    ] = False,
 ) -> None:
     """Read a public collection whole and write its manifest; into the same folder, add to it. Exit status 2 when a case is refused."""
     from workbench.data import intake
