@@ -835,7 +835,9 @@ def test_voxels_beside_their_header_are_part_of_a_case(tmp_path, monkeypatch):
     root = tmp_path / "root"
     root.mkdir()
     for name, array in (("ct.nhdr", hu), ("labels.mhd", labels.astype(np.uint8))):
-        sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0))), root / name)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+        image.SetOrigin((-30.0, -40.0, 50.0))
+        sitk.WriteImage(image, root / name)
     (root / "list.csv").write_text("case,ct,labels\none,ct.nhdr,labels.mhd\n")
     table, *_ = take("csv", root / "list.csv", tmp_path / "data")
     assert float(table.tumor_ml["one"]) > 0

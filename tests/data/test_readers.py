@@ -815,7 +815,7 @@ def test_what_cannot_be_read_is_named_by_every_way_through_a_folder(tmp_path, mo
     """As for a user without the right to: root has it."""
     folder = dicoms.series(tmp_path / "s", dicoms.abdomen()[0], names="{}.dcm")
     (folder / "link.dcm").symlink_to("nowhere.dcm")
-    with pytest.raises(Refused, match="link.dcm: found no such file"):
+    with pytest.raises(Refused, match="link.dcm: found a link to nowhere.dcm, which is not there"):
         readers.read(folder)
     (folder / "link.dcm").unlink()
     (folder / "part").mkdir()
@@ -828,7 +828,7 @@ def test_what_cannot_be_read_is_named_by_every_way_through_a_folder(tmp_path, mo
 
     monkeypatch.setattr(os, "scandir", locked)
     for look in (readers.read, readers.list_cases):
-        with pytest.raises(Refused, match="part: found permission denied; expected a folder that can be read"):
+        with pytest.raises(Refused, match=r"part: found what cannot be read .permission denied."):
             look(folder)
 
 
