@@ -53,7 +53,7 @@ def importance(
         for column, name in enumerate(forest.names):
             copies = np.tile(table, (repeats, 1))
             copies[:, column] = np.concatenate([table[order, column] for order in orders])
-            says = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
+            says = forest.judge(copies).reshape(repeats, -1)
             scores[names.index(name)][:, held] = says
 
     side_by_side(work, range(len(folds)), lambda *_: None, CPU)
