@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 
 from workbench.stages.forest.measures import RecallThreshold
@@ -67,7 +67,7 @@ class Forest:
             return self.model.predict_proba(table)[:, 1]
         return torch.cat([self.model(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
-    def keeps(self, scores: ArrayLike, volume_ml: ArrayLike) -> Bool[np.ndarray, " candidate"]:
+    def keeps(self, scores: ArrayLike, volume_ml: ArrayLike) -> np.ndarray:
         """Which candidates stay, bool `[candidate]`: those that reach the threshold, and those larger than all that it learned from, which it
         cannot judge (docs/decisions/0017)."""
         if self.threshold is None:
@@ -96,7 +96,7 @@ class Forest:
         )
 
 
-def chances(scores: ArrayLike, volume_ml: ArrayLike, largest_ml: float) -> Float[np.ndarray, " candidate"]:
+def chances(scores: ArrayLike, volume_ml: ArrayLike, largest_ml: float) -> Float[np.ndarray, ...]:
     """P(lesion) of scored candidates as the boundary stage takes it, `[candidate]`: 1, no doubt, for what is larger than all that the
     forest learnt from."""
     return np.where(np.asarray(volume_ml, float) > largest_ml, 1.0, np.asarray(scores, float))
