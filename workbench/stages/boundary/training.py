@@ -165,7 +165,9 @@ def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tupl
 
 
 def _objective(net: Any, batch: tuple[Tensor, Tensor, Tensor, list[int]]) -> Tensor:
-    """Cross entropy over the band, the mean over tiles, for a PatchNet (which `fit` takes as any Module): a large lesion's tile holds more of the band than a small one's."""
+    """Cross entropy over the band, the mean over tiles, for a PatchNet, which `fit` takes as any Module.
+
+    A large lesion's tile holds more of the band than a small one's."""
     block, target, weight, seeds = batch
     loss = F.binary_cross_entropy_with_logits(net.dense(block, seeds).float(), target, reduction="none")
     return ((loss * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1)).mean()
