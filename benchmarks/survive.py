@@ -112,6 +112,8 @@ def whole(folder: Path) -> int:
             about = json.loads(path.read_text())
             if isinstance(about, dict) and "file" in about and "sha256" in about:
                 fit.load_tensors(path.with_suffix(""))
+            elif path.name == "forest.json":
+                forest.load(path.parent)
         elif path.suffix == ".npy":
             np.load(path, allow_pickle=False)
         elif path.suffix == ".csv" and path.stat().st_size > 1:
@@ -120,8 +122,6 @@ def whole(folder: Path) -> int:
             readers.nifti.voxels(path)
         elif path.suffix == ".ipynb":
             nbformat.read(path, as_version=4)
-        elif path.suffix == ".skops" and path.with_suffix(".json").is_file():
-            _trees(path.parent)
         elif path.suffix == ".png" and not path.read_bytes().endswith(b"IEND\xaeB\x60\x82"):
             raise ValueError(f"{path}: a picture cut short")
         elif path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
@@ -129,15 +129,6 @@ def whole(folder: Path) -> int:
         elif path.name == "result.json":
             reading.result(path.parent).volume("labels")
     return count
-
-
-def _trees(folder: Path) -> str:
-    """A digest of a stored forest's trees; the archive itself holds dates and addresses."""
-    digest = hashlib.sha256()
-    for tree in forest.load(folder).model.estimators_:
-        for part in (tree.tree_.feature, tree.tree_.threshold, tree.tree_.value, tree.tree_.children_left):
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
 
 
 def _timeless(value: object, own: str) -> object:
@@ -160,14 +151,10 @@ def facts(folder: Path) -> dict[str, str]:
             continue
         if path.suffix == ".json":
             value = _timeless(json.loads(path.read_text()), own)
-            if path.name == "forest.json":
-                value.pop("sha256", None)
             text = json.dumps(value, sort_keys=True)
         elif path.suffix == ".csv" and path.stat().st_size > 1:
             table = pd.read_csv(path)
             text = table.drop(columns=[c for c in ("seconds",) if c in table]).to_csv(index=False)
-        elif path.suffix == ".skops":
-            text = _trees(path.parent)
         elif path.suffix == ".ipynb":
             cells = [
                 [

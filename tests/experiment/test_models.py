@@ -56,11 +56,6 @@ def test_it_holds_no_scan_and_no_pickle(packed):
     assert kinds == {".json", ".csv", ".safetensors"}
 
 
-def test_a_forest_that_was_packed_has_no_model_of_scikit_learn(packed):
-    with pytest.raises(Refused, match="forest.skops: found no file"):
-        _ = forest.load(packed / "forest").model
-
-
 def test_names_and_folders(shipped, tmp_path, monkeypatch):
     assert models.names() == ["toy"] and models.find("toy") == shipped == models.find(shipped)
     assert "toy 3 (" in models.words(next(models.listed())) and "2 toys: Dice .9" in models.as_json()

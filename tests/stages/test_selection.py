@@ -12,8 +12,6 @@ from workbench.stages import selection
 from workbench.stages.selection import (
     STEPS,
     SelectionSettings,
-    _clusters,
-    _medians,
     icc,
     icc_table,
     mutual_information,
@@ -26,6 +24,7 @@ from workbench.stages.selection import (
     resamples,
     select,
 )
+from workbench.stages.selection.choice import _clusters, _medians
 from workbench.volume import Refused
 
 ICC_COLUMNS = ["icc21", "icc21_low", "icc21_high", "icc11", "icc11_low", "icc11_high"]
@@ -222,7 +221,7 @@ def test_mrmr_takes_off_the_mean_of_what_is_shared_with_those_before(monkeypatch
     shared = np.array([[0, 0.1, 0.1, 0], [0.1, 0, 0.3, 0.1], [0.1, 0.3, 0, 0], [0, 0.1, 0, 0]])
     tells = np.array([0.9, 0.6, 0.5, 0.33])
     known = np.block([[shared, tells[:, None]], [tells, np.zeros(1)]])
-    monkeypatch.setattr(selection, "mutual_information", lambda *_: known)
+    monkeypatch.setattr(selection.relevance, "mutual_information", lambda *_: known)
     assert rank_mutual(np.zeros((8, 4)), np.zeros(8, bool), SMALL).tolist() == [1, 2, 3, 4]
 
 
@@ -256,7 +255,7 @@ def test_borda_adds_the_points_of_the_three_ranks():
 
 def test_of_two_with_as_many_points_the_more_stable_comes_first(monkeypatch):
     for name in ("rank_mutual", "rank_l1", "rank_forest"):
-        monkeypatch.setattr(selection, name, lambda values, *_: np.ones(values.shape[1]))
+        monkeypatch.setattr(selection.choice, name, lambda values, *_: np.ones(values.shape[1]))
     ranked = select(*cohort(), SMALL).table.dropna(subset=["rank"]).sort_values("rank")
     lowest = ranked[["icc21_low", "icc11_low"]].min(axis=1)
     assert len(ranked) > 3 and lowest.is_monotonic_decreasing and lowest.is_unique
@@ -441,14 +440,14 @@ def test_the_same_selection_every_time_has_index_one():
 
 def test_nogueira_by_hand():
     """Two selections {a, b} and {a, c} of 4: s2 = (0, 1/2, 1/2, 0), so 1 - (1/4) / (1/2 * 1/2) = 0."""
-    assert nogueira([["a", "b"], ["a", "c"]], 4).index == pytest.approx(0)
-    assert nogueira([["a", "b"], ["c", "d"]], 4).index == pytest.approx(-1)
+    assert nogueira([["a", "b"], ["a", "c"]], 4).value == pytest.approx(0)
+    assert nogueira([["a", "b"], ["c", "d"]], 4).value == pytest.approx(-1)
 
 
 def test_nogueira_of_chance_is_near_zero_and_its_interval_holds_it():
     rng = np.random.default_rng(0)
     found = nogueira([rng.choice(100, 20, replace=False).astype(str) for _ in range(60)], 100)
-    assert abs(found.index) < 0.02 and found.low < 0 < found.high
+    assert abs(found.value) < 0.02 and found.low < 0 < found.high
 
 
 def test_nogueira_interval_against_the_formula_term_by_term():
@@ -484,7 +483,7 @@ def test_resamples_take_patients_whole_and_are_large_enough():
 
 
 def test_nogueira_without_a_choice_is_nan_and_one_selection_is_refused():
-    assert math.isnan(nogueira([["a"], ["a"]], 1).index)
+    assert math.isnan(nogueira([["a"], ["a"]], 1).value)
     with pytest.raises(Refused, match="at least 2"):
         nogueira([["a"]], 3)
     with pytest.raises(Refused, match="at most n_features"):

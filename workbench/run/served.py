@@ -1,4 +1,4 @@
-"""The models of an experiment as MLflow keeps and serves them: safetensors, skops and JSON, nothing pickled.
+"""The models of an experiment as MLflow keeps and serves them: safetensors and JSON, nothing pickled.
 
 Chooses: one model a stage (all its folds together), with the settings of its experiment beside its files; MLflow finds the
 code by the package's name and calls `_load_pyfunc` there. A net takes a whole volume and is asked as the pipeline asks it.
@@ -20,7 +20,6 @@ from workbench.experiment import Settings, pick_device, reading
 from workbench.nets import cascade
 from workbench.stages import boundary, forest, liver, tumor
 
-WEIGHTS = (".safetensors", ".skops")
 # What goes in, all `[z y x]` on one grid but the spacing `[3]`, and what comes out; the forest reads a table instead
 VOLUMES = {
     "liver": {"hu": "float32", "spacing_mm": "float64"},
@@ -38,7 +37,7 @@ GIVES = {"liver": "float32", "tumor": "float32", "boundary": "bool", "forest": "
 
 def weights(stage: reading.StageFolder) -> list[Path]:
     """The model files that a stage left; empty for a stage that is no model."""
-    return [stage.path / name for name in sorted(stage.info.get("outputs", {})) if Path(name).suffix in WEIGHTS]
+    return [stage.path / name for name in sorted(stage.info.get("outputs", {})) if name.endswith(".safetensors")]
 
 
 def gather(stage: reading.StageFolder, settings: dict, to: Path) -> None:

@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Shaped
+from numpy.typing import ArrayLike
 from scipy import ndimage, spatial, special
 
 from workbench.volume import Refused, Spacing
@@ -168,7 +168,7 @@ def match_lesions(
         if inside / union > OVERLAPS["iou50"]:
             measures = {}
             if measured:
-                one, other = _among(t, members + 1, n_t), _among(p, pieces + 1, n_p)
+                one, other = np.isin(t, members + 1), np.isin(p, pieces + 1)
                 box = _box(one | other)
                 measures = compare(one[box], other[box], spacing_mm, tolerance_mm)
             matches.append({"lesions": [int(m) + 1 for m in members], "pieces": len(pieces), **measures})
@@ -229,9 +229,8 @@ def breakdown(cases: list[dict]) -> pd.DataFrame:
     rows = []
 
     def row(structure: str, measure: str, over: str, values: list[float], size: str = "all") -> None:
-        good = [v for v in values if not math.isnan(v)]
-        mean = float(np.mean(good)) if good else math.nan
-        rows.append((structure, measure, over, size, mean, len(good), len(values) - len(good)))
+        undefined = sum(map(math.isnan, values))
+        rows.append((structure, measure, over, size, _mean(values), len(values) - undefined, undefined))
 
     for structure in ("liver", "tumor"):
         for measure in ("dice", *MEASURES, "surface_dice"):
@@ -256,7 +255,7 @@ def breakdown(cases: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["structure", "measure", "over", "size", "mean", "n", "undefined"])
 
 
-def bootstrap(values: Sequence[float], groups: Sequence | None = None) -> tuple[float, float, float]:
+def bootstrap(values: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, float, float]:
     """Mean with its 95 % interval over cases, or over `groups` (patients) as a whole.
 
     Percentiles of resampled groups; below `FEW` groups Student's t of the mean's linearised error, since percentiles of so few
@@ -284,7 +283,7 @@ def bootstrap(values: Sequence[float], groups: Sequence | None = None) -> tuple[
     return mean, float(low), float(high)
 
 
-def paired(a: Sequence[float], b: Sequence[float], groups: Sequence | None = None) -> dict:
+def paired(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> dict:
     """b against a on the same cases: mean difference with its interval, p of a sign-flip permutation test, n.
 
     Two-sided, exact up to 12 pairs (or patients, with `groups`). Pairs with an undefined value are left out and `n`
@@ -311,7 +310,7 @@ def paired(a: Sequence[float], b: Sequence[float], groups: Sequence | None = Non
     return {"difference": mean, "low": low, "high": high, "p": p, "n": len(difference)}
 
 
-def paired_median(a: Sequence[float], b: Sequence[float], groups: Sequence | None = None) -> dict:
+def paired_median(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> dict:
     """b against a for the typical patient: the median over patients of their mean difference, its interval, p of Wilcoxon's signed
     ranks (two-sided), n patients.
 
@@ -338,11 +337,11 @@ def paired_median(a: Sequence[float], b: Sequence[float], groups: Sequence | Non
 
 
 def froc(
-    scores: Sequence[float],
-    is_lesion: Sequence[bool],
+    scores: ArrayLike,
+    is_lesion: ArrayLike,
     lesions_total: int,
     cases: int,
-    lesion_ids: Sequence | None = None,
+    lesion_ids: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Sensitivity against false positives per case as the threshold on candidates falls.
 
@@ -413,13 +412,6 @@ def _surface(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
     inside = mask[box].astype(bool)
     edge = inside & ~ndimage.binary_erosion(inside, FACES_AND_EDGES, border_value=0)
     return (np.argwhere(edge) + [axis.start for axis in box]) * np.asarray(spacing_mm, float)
-
-
-def _among(labels: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
-    """isin for labels 0..most, by a table."""
-    table = np.zeros(most + 1, bool)
-    table[values] = True
-    return table[labels]
 
 
 def _share(labels: np.ndarray) -> float:

@@ -100,7 +100,7 @@ def run_selection(experiment: Experiment, folder: Path) -> dict:
         "kept": len(names[-1]),
         **{f"nogueira{k}": v for k, v in zip(("", "_low", "_high"), index)},
         "resamples": len(again),
-        "nogueira_folds": selection.nogueira(names[: len(folds)], given.features.shape[1]).index,
+        "nogueira_folds": selection.nogueira(names[: len(folds)], given.features.shape[1]).value,
         "stable": int((~chosen.table.step.isin(["undefined", "unstable"])).sum()),
     }
 

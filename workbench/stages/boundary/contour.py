@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 from scipy import ndimage
 from torch import Tensor
@@ -110,10 +110,10 @@ def _one_for_one(old: Tensor, new: Tensor, spacing_mm: Spacing) -> tuple[Tensor,
 @torch.no_grad()
 def relabel(
     model: BoundaryModel,
-    image: Tensor,
-    tumor_probability: Tensor,
-    mask: Tensor,
-    liver: Tensor | None,
+    image: Shaped[Tensor, "_ _ _"],
+    tumor_probability: Shaped[Tensor, "_ _ _"],
+    mask: Shaped[Tensor, "_ _ _"],
+    liver: Shaped[Tensor, "_ _ _"] | None,
     spacing_mm: Spacing,
     settings: BoundarySettings | None = None,
 ) -> Relabelled:
@@ -143,7 +143,7 @@ def relabel(
     nothing = torch.zeros_like(mask)
     probability = tumor_probability.float().clone()
     liver = None if liver is None else liver.bool()
-    part = onto_grid(image, probability, mask, liver, spacing_mm, own, tuple(p // 2 for p in own.patch), device)
+    part = onto_grid(image, probability, mask, liver, spacing_mm, own, own.reach, device)
     if part is None:
         lesions = _one_for_one(mask, mask, spacing_mm)[1]
         return Relabelled(mask.clone(), probability, nothing, nothing.clone(), nothing.clone(), 0.0, lesions)
@@ -174,7 +174,7 @@ def relabel(
     return Relabelled(final, probability, final & ~mask, mask & ~final, whole_band, smoothing_ml, lesions)
 
 
-def chances(labels: Tensor, numbers: ArrayLike, scores: ArrayLike) -> Float[Tensor, "z y x"]:
+def chances(labels: Shaped[Tensor, "z y x"], numbers: ArrayLike, scores: ArrayLike) -> Float[Tensor, "z y x"]:
     """P(lesion) in the voxels of some numbered pieces `[z y x]`, never 0 there; 0 elsewhere."""
     of = torch.zeros(int(labels.max()) + 1)
     of[torch.tensor(np.asarray(numbers, np.int64))] = torch.tensor(np.asarray(scores, np.float32)).clamp_min(1e-6)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from workbench.stages.boundary.settings import BoundarySettings, Size
@@ -26,7 +26,9 @@ def _weights(n_in: int, start_in: int, n_out: int, start_out: int, scale: float,
     return (weight / weight.sum(1, keepdim=True)).float().to(device)  # small: many steps on a GPU would take longer
 
 
-def carry(array: Tensor, box_in: Box, spacing_in: Spacing, box_out: Box, spacing_out: Spacing) -> Tensor:
+def carry(
+    array: Shaped[Tensor, "*c z y x"], box_in: Box, spacing_in: Spacing, box_out: Box, spacing_out: Spacing
+) -> Float[Tensor, "*c oz oy ox"]:
     """The part `array` `[.. z y x]` (voxels `box_in` of one grid) at the voxels `box_out` of another grid in mm; float32."""
     out = array.float()
     for axis in (-3, -2, -1):
@@ -52,10 +54,10 @@ class OnGrid(NamedTuple):
 
 
 def onto_grid(
-    image: Tensor,
-    tumor_probability: Tensor,
-    mask: Tensor,
-    liver: Tensor | None,
+    image: Shaped[Tensor, "z y x"],
+    tumor_probability: Float[Tensor, "z y x"],
+    mask: Bool[Tensor, "z y x"],
+    liver: Bool[Tensor, "z y x"] | None,
     spacing_mm: Spacing,
     settings: BoundarySettings,
     reach: Size,
@@ -76,10 +78,11 @@ def onto_grid(
     near = distance.abs() <= settings.band_mm
     if not bool(near.any()):
         return None
-    box = tuple(
+    z, y, x = (
         slice(min(max(0, math.floor(b.start * s / g)), n - 1), max(1, min(n, math.ceil(b.stop * s / g))))
         for b, s, g, n in zip(native, spacing_mm, grid, full)
     )
+    box = (z, y, x)
     low, high = settings.window_hu
     nearest = nearest_voxel(mask, spacing_mm)
     contrast = relative_contrast(image, mask, around, spacing_mm, far, nearest)

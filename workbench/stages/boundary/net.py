@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from workbench.stages.boundary.settings import DEMO, BoundarySettings, Size
 from workbench.volume import Box
 
 CHANNELS = 4  # CT, tumor probability, signed distance to the mask, contrast relative to the lesion's own
+EPSILON = 1e-5  # fixed: of the batch norms, torch's own
 MIDDLE = 8  # features of the unpooled middle of a patch
 
 
@@ -30,7 +31,9 @@ class PatchNet(nn.Module):
         self.conv = nn.ModuleList(
             nn.Conv3d(a, b, k, bias=False) for a, b, k in zip(widths, widths[1:], settings.kernels)
         )
-        self.norm = nn.ModuleList(nn.BatchNorm3d(b) for b in (*settings.widths, *settings.dense_widths, MIDDLE))
+        self.norm = nn.ModuleList(
+            nn.BatchNorm3d(b, EPSILON) for b in (*settings.widths, *settings.dense_widths, MIDDLE)
+        )
         a, b = settings.dense_widths
         self.fc6 = nn.Conv3d(widths[-1], a, settings.fc6_kernel(), bias=False)
         self.middle = nn.Conv3d(CHANNELS, MIDDLE, 3, bias=False)
@@ -39,6 +42,7 @@ class PatchNet(nn.Module):
         self.trust = nn.Parameter(torch.ones(()))  # in the cascade's own log odds
         for layer in (*self.conv, self.fc6, self.fc7, self.middle):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        assert self.fc8.bias is not None  # Conv3d has one unless told otherwise
         nn.init.zeros_(self.fc8.bias)
 
     def forward(self, patches: Float[Tensor, "n c pz py px"]) -> Float[Tensor, " n"]:
@@ -63,7 +67,8 @@ class PatchNet(nn.Module):
             if i < 2:
                 size, stride = self.settings.pools()[i]
                 x = F.max_pool3d(x, size, 1, dilation=step) if dense else F.max_pool3d(x, size, stride)
-                step = tuple(a * b for a, b in zip(step, stride)) if dense else step
+                if dense:
+                    step = (step[0] * stride[0], step[1] * stride[1], step[2] * stride[2])
         x = torch.cat([F.relu(fc6(x, step)), middle], 1)
         x = F.relu(fc7(self._drop(x, seeds, 0), step), inplace=True)
         return self.fc8(self._drop(x, seeds, 1)) + odds
@@ -94,8 +99,8 @@ class PatchNet(nn.Module):
             return [partial(_normed, weight=conv.weight, norm=norm) for conv, norm in zip(convolutions, self.norm)]
         names = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (torch.cat([getattr(norm, name) for norm in self.norm]) for name in names)
-        scale = weight * torch.rsqrt(variance + self.norm[0].eps)
-        each = [len(norm.weight) for norm in self.norm]
+        scale = weight * torch.rsqrt(variance + EPSILON)
+        each = [*self.settings.widths, *self.settings.dense_widths, MIDDLE]
         return [
             partial(_convolved, weight=conv.weight * one[:, None, None, None, None], bias=shift)
             for conv, one, shift in zip(convolutions, scale.split(each), (bias - mean * scale).split(each))
@@ -106,11 +111,13 @@ def _convolved(x: Tensor, step: Size, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv3d(x, weight, bias, dilation=step)
 
 
-def _normed(x: Tensor, step: Size, weight: Tensor, norm: nn.BatchNorm3d) -> Tensor:
+def _normed(x: Tensor, step: Size, weight: Tensor, norm: nn.Module) -> Tensor:
     return norm(F.conv3d(x, weight, dilation=step))
 
 
-def block_at(array: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+def block_at(
+    array: Shaped[Tensor, "*c z y x"], start: Sequence[int], size: Sequence[int]
+) -> Shaped[Tensor, "*c bz by bx"]:
     """Voxels `[... size]` from `start` on, the border's repeated beyond it."""
     for axis, (a, n) in enumerate(zip(start, size)):
         axis -= 3
@@ -119,7 +126,9 @@ def block_at(array: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor
     return array
 
 
-def patches_at(channels: Tensor, at: Tensor, patch: Size) -> Tensor:
+def patches_at(
+    channels: Float[Tensor, "c z y x"], at: Int[Tensor, "n 3"], patch: Size
+) -> Float[Tensor, "n c pz py px"]:
     """The patch around each voxel `at` `[n 3]` of `channels` `[c z y x]`, border voxels repeated: `[n c pz py px]`."""
     index = []
     for axis, p in enumerate(patch):

@@ -53,28 +53,34 @@ class BoundarySettings:
             )
         self.fc6_kernel()
 
+    @property
+    def reach(self) -> Size:
+        """Voxels from a patch's middle to its border."""
+        z, y, x = self.patch
+        return z // 2, y // 2, x // 2
+
     def pools(self) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
         """(kernel, stride) of pool1 and pool2."""
         return ((1, 3, 3), (1, 2, 2)), ((1, 2, 2), (1, self.pool2_stride, self.pool2_stride))
 
     def fc6_kernel(self) -> Size:
         """What is left of the patch after conv5."""
-        left = list(self.patch)
+        z, y, x = self.patch
         for i, kernel in enumerate(self.kernels):
-            left = [n - k + 1 for n, k in zip(left, kernel)]
+            z, y, x = (n - k + 1 for n, k in zip((z, y, x), kernel))
             if i < 2:
                 size, stride = self.pools()[i]
-                if any((n - k) % s for n, k, s in zip(left, size, stride)):
+                if any((n - k) % s for n, k, s in zip((z, y, x), size, stride)):
                     raise Refused(
                         "boundary settings",
                         f"patch {self.patch}",
                         "one that the pools divide evenly",
                         "Change the patch by 2 in the plane.",
                     )
-                left = [(n - k) // s + 1 for n, k, s in zip(left, size, stride)]
-        if min(left) < 1:
+                z, y, x = ((n - k) // s + 1 for n, k, s in zip((z, y, x), size, stride))
+        if min(z, y, x) < 1:
             raise Refused("boundary settings", f"patch {self.patch}", f"one larger than the kernels {self.kernels}")
-        return tuple(left)
+        return z, y, x
 
 
 DEMO = BoundarySettings()

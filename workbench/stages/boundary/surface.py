@@ -17,7 +17,7 @@ CORE_MM, AROUND_MM, LEAST_HU = 1.5, (4.0, 12.0), 8.0  # choices: where a lesion 
 CONTRAST_MM = AROUND_MM[1] + 1  # how far distances are known for that
 
 
-def distance_to(on: Tensor, spacing_mm: Spacing, limit_mm: float) -> Tensor:
+def distance_to(on: Bool[Tensor, "*n z y x"], spacing_mm: Spacing, limit_mm: float) -> Float[Tensor, "*n z y x"]:
     """mm from each voxel's centre to the nearest point of a voxel that is on, for masks `[.. z y x]`; inf beyond `limit_mm`.
 
     Per axis a voxel k steps away begins (k - 1/2) spacings away, and squares add up: three passes of running minima.
@@ -90,6 +90,6 @@ def relative_contrast(
     return torch.as_tensor(out, device=image.device)
 
 
-def nearest_voxel(mask: Tensor, spacing_mm: Spacing) -> Int[np.ndarray, "3 z y x"]:
+def nearest_voxel(mask: Bool[Tensor, "z y x"], spacing_mm: Spacing) -> Int[np.ndarray, "3 z y x"]:
     """Everywhere the indices of the nearest voxel of the mask."""
     return ndimage.distance_transform_edt(~mask.cpu().numpy(), spacing_mm, return_distances=False, return_indices=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,8 +46,9 @@ def load(folder: Path, settings: BoundarySettings | None = None, device: torch.d
     about = about.get("config") or about
     if about.get("format") not in (2, FORMAT):
         raise Refused(path, f"format {about.get('format')}", f"format {FORMAT}", "Train the boundary stage again.")
-    stored = from_dict(BoundarySettings, about.get("settings"), path)
-    unknown = set(about["settings"]) - {f.name for f in fields(BoundarySettings)}
+    stated: Any = about.get("settings")
+    stored = from_dict(BoundarySettings, stated, path)
+    unknown = set(stated) - {f.name for f in fields(BoundarySettings)}
     if unknown:
         raise Refused(path, f"settings {sorted(unknown)}", "those of this version", "Train the boundary stage again.")
     if settings is not None and settings != stored:
@@ -100,7 +101,7 @@ class _Bank(NamedTuple):
 def _bank(cases: Sequence[Case], settings: BoundarySettings, device: torch.device | str) -> tuple[_Bank, int]:
     """The cases that have a band, and how many have none."""
     bank, skipped = _Bank([], [], []), 0
-    reach = tuple(p // 2 + t // 2 for p, t in zip(settings.patch, settings.tile))
+    z, y, x = (r + t // 2 for r, t in zip(settings.reach, settings.tile))
     for case in cases:
         shapes = {tuple(torch.as_tensor(a).shape) for a in case[:4]}
         if len(shapes) != 1:
@@ -110,7 +111,7 @@ def _bank(cases: Sequence[Case], settings: BoundarySettings, device: torch.devic
         image, probability, mask, truth = (torch.as_tensor(a).to(device) for a in case[:4])
         liver = None if case.liver is None else torch.as_tensor(case.liver).to(device).bool()
         mask = _touching(mask.bool(), truth > 0)
-        part = onto_grid(image, probability, mask, liver, case.spacing_mm, settings, reach)
+        part = onto_grid(image, probability, mask, liver, case.spacing_mm, settings, (z, y, x))
         if part is None:
             skipped += 1
             continue
@@ -163,8 +164,10 @@ def _draw(bank: _Bank, settings: BoundarySettings, seed: int, step: int) -> tupl
     return torch.stack(blocks), torch.stack(targets), torch.stack(weights), seeds
 
 
-def _objective(net: PatchNet, batch: tuple[Tensor, Tensor, Tensor, list[int]]) -> Tensor:
-    """Cross entropy over the band, the mean over tiles: a large lesion's tile holds more of the band than a small one's."""
+def _objective(net: Any, batch: tuple[Tensor, Tensor, Tensor, list[int]]) -> Tensor:
+    """Cross entropy over the band, the mean over tiles, for a PatchNet, which `fit` takes as any Module.
+
+    A large lesion's tile holds more of the band than a small one's."""
     block, target, weight, seeds = batch
     loss = F.binary_cross_entropy_with_logits(net.dense(block, seeds).float(), target, reduction="none")
     return ((loss * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1)).mean()
@@ -215,7 +218,7 @@ def train(
         net = PatchNet(settings)
     if start is not None:
         net.load_state_dict(_weights_of(start, settings))
-    net.to(device, memory_format=torch.channels_last_3d)
+    net.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
     curves = fit(
         net,
         lambda step: _draw(training, settings, seed, step),
@@ -232,7 +235,7 @@ def train(
         folder,
         "model",
         {"format": FORMAT, "settings": asdict(settings), "skipped": skipped + none},
-        (lambda net, _: _errors(net, checking)) if checking.parts else None,
+        (lambda *_: _errors(net, checking)) if checking.parts else None,
         device,
         progress,
         defaults={"settings": asdict(BoundarySettings())},

@@ -11,9 +11,8 @@ told together with what it loses. Simpler filters stand beside the selected feat
 2022 found that these carry much of the gain), and all of shape and boundary. A fitted forest also runs as tensors, on any device, with
 scikit-learn's probabilities to 1e-6.
 
-Stored as skops, as safetensors and JSON. Nothing is unpickled: the files must have the checksums that the JSON states, skops may
-name only the types listed here, and both must give the stored scores of the stored rows again, whatever versions read
-them. The tensors score; scikit-learn's model is built when somebody asks for it.
+Stored once, as safetensors and JSON; nothing is unpickled. The file must have the checksum that the JSON states, and must give the
+stored scores of the stored rows again, whatever versions read it. scikit-learn is needed to fit a forest, not to use one.
 """
 
 from workbench.stages.forest.disk import load, pack, save

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.stages.forest import Forest, TensorForest, single
@@ -50,7 +51,7 @@ def _way(forest: Forest, row: pd.DataFrame) -> tuple[TensorForest, Tensor]:
     return forest.flat, forest.flat.paths(torch.from_numpy(forest.table(row)))[0]
 
 
-def votes(forest: Forest, row: pd.DataFrame) -> np.ndarray:
+def votes(forest: Forest, row: pd.DataFrame) -> Float[np.ndarray, " tree"]:
     """What each tree says of one candidate, `[tree]` in [0, 1]: the share of lesions in its leaf. Their mean is the score."""
     flat, path = _way(forest, row)
     return flat.value[torch.arange(len(path)), path[:, -1]].numpy()
@@ -134,7 +135,7 @@ def _reached(flat: TensorForest, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return low, high
 
 
-def leaves(forest: Forest, features: pd.DataFrame) -> Tensor:
+def leaves(forest: Forest, features: pd.DataFrame) -> Int[Tensor, "candidate tree"]:
     """The leaf in which each row ends, `[candidate tree]`. The share of trees in which two end in one says how alike they are (Breiman's
     proximity)."""
     return forest.flat.leaves(torch.from_numpy(forest.table(features)))

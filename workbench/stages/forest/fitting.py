@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Int
 from numpy.typing import ArrayLike
 
 from workbench.data.threads import Tell, side_by_side
@@ -99,7 +100,7 @@ class OutOfFold(NamedTuple):
     forests: tuple[Forest, ...]
 
 
-def grouped_folds(target: ArrayLike, patients: ArrayLike, folds: int, seed: int = 0) -> np.ndarray:
+def grouped_folds(target: ArrayLike, patients: ArrayLike, folds: int, seed: int = 0) -> Int[np.ndarray, " candidate"]:
     """A fold 0.. for every row: all of a patient in one, lesions and look-alikes spread as evenly as that allows."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -154,12 +155,12 @@ def out_of_fold(
     return OutOfFold(scores, fold, tuple(forests[number] for number in numbers))
 
 
-def numbered(patients: ArrayLike) -> np.ndarray:
+def numbered(patients: ArrayLike) -> Int[np.ndarray, " candidate"]:
     """Patients as numbers 0.., in the order of their names."""
     return pd.factorize(pd.Series(np.asarray(patients)).astype(str), sort=True)[0]
 
 
-def checked(target: ArrayLike, rows: int, settings: ForestSettings) -> np.ndarray:
+def checked(target: ArrayLike, rows: int, settings: ForestSettings) -> Bool[np.ndarray, " candidate"]:
     """The target as bool `[candidate]`; refused where it does not fit the rows, or one class is too small."""
     given = np.asarray(target)
     if given.shape != (rows,):

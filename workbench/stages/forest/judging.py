@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 from workbench.data.threads import Tell, side_by_side
@@ -53,7 +54,7 @@ def importance(
         for column, name in enumerate(forest.names):
             copies = np.tile(table, (repeats, 1))
             copies[:, column] = np.concatenate([table[order, column] for order in orders])
-            says = forest.model.predict_proba(copies)[:, 1].reshape(repeats, -1)
+            says = forest.judge(copies).reshape(repeats, -1)
             scores[names.index(name)][:, held] = says
 
     side_by_side(work, range(len(folds)), lambda *_: None, CPU)
@@ -141,8 +142,12 @@ def baselines(
 
 
 def again(
-    scores: np.ndarray, truth: np.ndarray, lesions: ArrayLike | None, recall: float, weights: np.ndarray
-) -> np.ndarray:
+    scores: Float[np.ndarray, " candidate"],
+    truth: Bool[np.ndarray, " candidate"],
+    lesions: ArrayLike | None,
+    recall: float,
+    weights: Float[np.ndarray, "draw candidate"],
+) -> Float[np.ndarray, "3 draw"]:
     """AUC, share of false positives removed, and the threshold that each draw of patients (`weights` `[draw candidate]`) would choose,
     `[3 draw]`."""
     names = np.arange(len(scores)) if lesions is None else np.asarray(lesions)

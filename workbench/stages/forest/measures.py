@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy  # its parts are imported when they are asked for
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import ArrayLike
 
 from workbench.volume import Refused
@@ -63,9 +64,9 @@ FALSE_ML = math.pi / 6 * 5.0**3 / 1000  # a ball of 5 mm; smaller false positive
 
 
 def operating_points(
-    scores: np.ndarray,
-    truth: np.ndarray,
-    lesions: np.ndarray,
+    scores: Float[np.ndarray, " candidate"],
+    truth: Bool[np.ndarray, " candidate"],
+    lesions: Shaped[np.ndarray, " candidate"],
     recall: float,
     volumes: pd.DataFrame | None = None,
     reference_ml: pd.Series | None = None,
@@ -126,7 +127,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def auc(scores: np.ndarray, target: np.ndarray) -> float:
+def auc(scores: ArrayLike, target: ArrayLike) -> float:
     """Area under the ROC curve: the chance that a lesion outscores a look-alike, ties half. NaN with one class."""
     truth = np.asarray(target).astype(bool)
     lesions, alike = int(truth.sum()), int((~truth).sum())
@@ -135,7 +136,11 @@ def auc(scores: np.ndarray, target: np.ndarray) -> float:
     return float((scipy.stats.rankdata(scores)[truth].sum() - lesions * (lesions + 1) / 2) / (lesions * alike))
 
 
-def areas(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def areas(
+    scores: Float[np.ndarray, " candidate"],
+    truth: Bool[np.ndarray, " candidate"],
+    weights: Float[np.ndarray, "draw candidate"],
+) -> Float[np.ndarray, " draw"]:
     """`auc` with each candidate counted as often as `weights` `[draw candidate]` says, `[draw]`."""
     order = np.argsort(scores, kind="stable")
     ordered, lesion, weights = scores[order], truth[order], weights[:, order]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 
 from workbench.stages.forest.measures import RecallThreshold
@@ -18,7 +18,7 @@ from workbench.stages.forest.settings import ForestSettings
 from workbench.stages.forest.trees import TensorForest
 from workbench.volume import Refused
 
-if TYPE_CHECKING:  # scikit-learn and skops take longer to import than a case takes to judge
+if TYPE_CHECKING:  # scikit-learn takes longer to import than a case takes to judge
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 
@@ -27,21 +27,20 @@ AT_ONCE = 256  # rows whose ways through all trees are followed together
 
 @dataclass(frozen=True)
 class Forest:
-    """A forest: the names and medians of its features, its settings, the threshold once chosen, and what decides: scikit-learn's
-    model where it was fitted, tensors where it was read from a folder that holds both (`fitted` then reads the model). `largest_ml`: of the candidates that it learnt
-    from; what is larger it has never seen (decision 0015). `points`: the thresholds of `PURPOSES`; `point`: the name of the one in use, None of another threshold."""
+    """A forest: the names and medians of its features, what decides (scikit-learn's model where it was fitted, tensors where it was
+    read from a folder), its settings and the threshold once chosen. `largest_ml`: of the candidates that it learnt from; what is larger
+    it has never seen (decision 0015). `points`: the thresholds of `PURPOSES`; `point`: the name of the one in use, None of another threshold."""
 
     names: tuple[str, ...]
-    medians: np.ndarray  # [feature], float32
-    fitted: RandomForestClassifier | HistGradientBoostingClassifier | Callable[[], RandomForestClassifier]
+    medians: Float32[np.ndarray, " feature"]
+    model: RandomForestClassifier | HistGradientBoostingClassifier | TensorForest
     settings: ForestSettings = field(default_factory=ForestSettings)
     threshold: RecallThreshold | None = None
-    stored: TensorForest | None = None
     largest_ml: float = math.inf
     points: dict[str, RecallThreshold] = field(default_factory=dict)
     point: str | None = None
 
-    def table(self, features: pd.DataFrame) -> np.ndarray:
+    def table(self, features: pd.DataFrame) -> Float32[np.ndarray, "candidate feature"]:
         """The columns that the forest reads, in its order, filled: `[candidate feature]` float32."""
         absent = [name for name in self.names if name not in features.columns]
         if absent:
@@ -56,14 +55,17 @@ class Forest:
             raise Refused("forest", "a column twice", "unique names")
         return np.where(np.isfinite(values), values, self.medians)
 
-    def score(self, features: pd.DataFrame) -> np.ndarray:
+    def score(self, features: pd.DataFrame) -> Float[np.ndarray, " candidate"]:
         """P(lesion) of every row, `[candidate]` in [0, 1]. A table that lacks a feature is refused."""
-        table = self.table(features)
+        return self.judge(self.table(features))
+
+    def judge(self, table: Float[np.ndarray, "candidate feature"]) -> Float[np.ndarray, " candidate"]:
+        """P(lesion) of every row that `table` gave."""
         if not len(table):
             return np.zeros(0)
-        if self.stored is None:
+        if not isinstance(self.model, TensorForest):
             return self.model.predict_proba(table)[:, 1]
-        return torch.cat([self.stored(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
+        return torch.cat([self.model(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
     def keeps(self, scores: ArrayLike, volume_ml: ArrayLike) -> np.ndarray:
         """Which candidates stay, bool `[candidate]`: those that reach the threshold, and those larger than all that it learned from, which it
@@ -85,23 +87,22 @@ class Forest:
         return replace(self, threshold=self.points[point], point=point)
 
     @cached_property
-    def model(self) -> RandomForestClassifier | HistGradientBoostingClassifier:
-        """scikit-learn's; read from its folder when it is asked for."""
-        return self.fitted() if callable(self.fitted) else self.fitted
-
-    @cached_property
     def flat(self) -> TensorForest:
         """The forest as flat tensors on the CPU, made once."""
-        return self.stored or TensorForest.of(self.model, self.names, self.medians)
+        return (
+            self.model
+            if isinstance(self.model, TensorForest)
+            else TensorForest.of(self.model, self.names, self.medians)
+        )
 
 
-def chances(scores: ArrayLike, volume_ml: ArrayLike, largest_ml: float) -> np.ndarray:
+def chances(scores: ArrayLike, volume_ml: ArrayLike, largest_ml: float) -> Float[np.ndarray, ...]:
     """P(lesion) of scored candidates as the boundary stage takes it, `[candidate]`: 1, no doubt, for what is larger than all that the
     forest learnt from."""
     return np.where(np.asarray(volume_ml, float) > largest_ml, 1.0, np.asarray(scores, float))
 
 
-def single(features: pd.DataFrame) -> np.ndarray:
+def single(features: pd.DataFrame) -> Float32[np.ndarray, "row feature"]:
     """float32, as the forest reads it; what float32 cannot hold becomes infinite, and so missing."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(features.to_numpy(dtype=np.float64).astype(np.float32))

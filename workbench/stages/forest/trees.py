@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from safetensors import SafetensorError
 from safetensors import torch as tensors
 from torch import Tensor
@@ -98,14 +99,14 @@ class TensorForest:
         return TensorForest(names, torch.from_numpy(medians), feature, threshold, left, right, value, int(depth.max()))
 
     def to(self, device: torch.device | str) -> TensorForest:
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
-    def paths(self, features: Tensor) -> Tensor:
+    def paths(self, features: Float[Tensor, "candidate feature"]) -> Int[Tensor, "candidate tree step"]:
         """The nodes that every row passes, `[candidate tree step]`; a leaf repeats to the end."""
         return torch.stack([*self._steps(features)], dim=-1) - self._first[:, None]
 
-    def leaves(self, features: Tensor) -> Tensor:
+    def leaves(self, features: Float[Tensor, "candidate feature"]) -> Int[Tensor, "candidate tree"]:
         """The leaf in which every row ends, `[candidate tree]`."""
         *_, last = self._steps(features)
         return last - self._first
@@ -128,7 +129,7 @@ class TensorForest:
             node = children.take(2 * node + goes_right)
             yield node
 
-    def __call__(self, features: Tensor) -> Tensor:
+    def __call__(self, features: Shaped[Tensor, ...]) -> Float[Tensor, " candidate"]:
         """P(lesion) `[candidate]` of `features [candidate feature]`, columns as in `names`, NaN where missing."""
         if features.ndim != 2 or features.shape[1] != len(self.names):
             raise Refused("forest", f"a tensor of shape {tuple(features.shape)}", f"(candidate, {len(self.names)})")
