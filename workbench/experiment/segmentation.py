@@ -431,7 +431,7 @@ def segment(
         liver_mask,
         numbers,
         decided.lesions,
-        models.forest.threshold.threshold,
+        models.forest.cut,
         timings,
         s,
         str(models.device),
@@ -456,7 +456,7 @@ def _judge(
         return pd.DataFrame(columns=columns).astype({"kept": bool, "candidate": int})
     described = memory.describe(pieces.labels, maps, models)
     score = models.forest.score(described)
-    threshold = models.forest.threshold.threshold
+    threshold = models.forest.cut
     table, largest = pieces.table.reset_index(drop=True), models.forest.largest_ml
     kept = models.forest.keeps(score, table.volume_ml)
     reason = [

@@ -64,11 +64,11 @@ class WhatIf:
         """The experiment's own settings."""
         s = self.models.settings
         c = s.consistency
-        return Choice(c.threshold, c.low, c.keep, self.models.forest.threshold.threshold, s.boundary.band_mm)
+        return Choice(c.threshold, c.low, c.keep, self.models.forest.cut, s.boundary.band_mm)
 
     def at(self, point: str) -> Choice:
         """The experiment's own settings, at one of the forest's operating points."""
-        return replace(self.start, score=self.models.forest.at(point).threshold.threshold)
+        return replace(self.start, score=self.models.forest.at(point).cut)
 
     def __call__(self, choice: Choice | None = None) -> Outcome:
         began = time.monotonic()
@@ -80,8 +80,7 @@ class WhatIf:
             consistency=replace(s.consistency, threshold=choice.threshold, low=low, keep=keep),
             boundary=replace(s.boundary, band_mm=choice.band_mm),
         )
-        cut = self.models.forest.threshold._replace(threshold=choice.score)
-        models = replace(self.models, settings=settings, forest=self.models.forest.with_threshold(cut))
+        models = replace(self.models, settings=settings, forest=self.models.forest.deciding_at(choice.score))
         decided = segmentation.decide(self._there, models, memory=self._memory)
         masks = {stage: mask.cpu() for stage, mask in zip(ABLATION, decided.masks)}
         return Outcome(

@@ -110,7 +110,7 @@ def make(
     """Plain values, for JSON: threshold (of the forest) and cascade_threshold, `training` (lesions, look_alikes), `cards`,
     one a candidate of `pieces` `[z y x]` and row of `lesions` (`beyond_ml`: the largest that the forest learnt from, where this one is larger), and `appearing`: pieces that a lower threshold would add, with their
     places on a grid of `own_mm` (by default the work grid)."""
-    known, atlas, threshold = Known.of(models, case), Atlas(maps, models), models.forest.threshold.threshold
+    known, atlas, threshold = Known.of(models, case), Atlas(maps, models), models.forest.cut
     lower, largest, found = atlas.lower(), models.forest.largest_ml, []
     for row in range(len(lesions)):
         one = lesions.iloc[[row]]
@@ -140,7 +140,7 @@ def _judged(model: forest.Forest, one: pd.DataFrame, known: Known | None) -> dic
     shares = np.histogram(says, np.linspace(0, 1, 11))[0].tolist()
     card = {
         "score": float(one.forest_score.iloc[0]),
-        "margin": float(one.forest_score.iloc[0] - model.threshold.threshold),
+        "margin": float(one.forest_score.iloc[0] - model.cut),
         "votes": {"trees": len(says), "for": int((says > 0.5).sum()), "shares": shares},
         "prior": why.attrs["prior"],
         "way": {"tree": way.attrs["tree"], "splits": way.to_dict("records")},

@@ -343,7 +343,7 @@ class Decisions:
     def __init__(self, made: Experiment, neighbours: int = 5):
         self.made, self.neighbours, self.model = made, neighbours, forest.load(made.path("forest"))
         scores = made.table("forest", "scores.csv", dtype=AS_TEXT)
-        self.threshold = self.model.threshold.threshold
+        self.threshold = self.model.cut
         self.features = made.table("radiomics", "features.csv", dtype=AS_TEXT).set_index(["case", "candidate"])
         self.known = scores[scores.split == "train"].reset_index(drop=True)
         held = scores[scores.split == "test"].sort_values("score", ascending=False, kind="stable", ignore_index=True)

@@ -69,7 +69,7 @@ def write(made: Experiment, real_ct: dict | None = None, fresh: dict | None = No
     pictures = {
         "ablation": figures.ablation(whole, last, shown),
         "calibration": figures.calibration(*chances, learned, "the forest's scores, out of fold"),
-        "froc": figures.froc(held, lesions, patients, model.threshold.threshold, "held out, on the work grid"),
+        "froc": figures.froc(held, lesions, patients, model.cut, "held out, on the work grid"),
         "importance": figures.importance(weights, learned, title="what the forests look at"),
         "edges": figures.edge_gain(edges, cut_mm),
     }

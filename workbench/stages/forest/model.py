@@ -67,12 +67,25 @@ class Forest:
             return self.model.predict_proba(table)[:, 1]
         return torch.cat([self.model(rows) for rows in torch.from_numpy(table).split(AT_ONCE)]).numpy()
 
+    @property
+    def _chosen(self) -> RecallThreshold:
+        if self.threshold is None:
+            raise Refused("forest", "no threshold", "one, chosen out of fold", "Train the forest stage.")
+        return self.threshold
+
+    @property
+    def cut(self) -> float:
+        """The lowest score that stays; refused where none was chosen."""
+        return self._chosen.threshold
+
     def keeps(self, scores: ArrayLike, volume_ml: ArrayLike) -> np.ndarray:
         """Which candidates stay, bool `[candidate]`: those that reach the threshold, and those larger than all that it learned from, which it
         cannot judge (docs/decisions/0017)."""
-        if self.threshold is None:
-            raise Refused("forest", "no threshold", "one, chosen out of fold", "Train the forest stage.")
-        return (np.asarray(scores) >= self.threshold.threshold) | (np.asarray(volume_ml) > self.largest_ml)
+        return (np.asarray(scores) >= self.cut) | (np.asarray(volume_ml) > self.largest_ml)
+
+    def deciding_at(self, score: float) -> Forest:
+        """The same forest with another lowest score that stays."""
+        return self.with_threshold(self._chosen._replace(threshold=score))
 
     def with_threshold(self, threshold: RecallThreshold) -> Forest:
         return replace(self, threshold=threshold, point=None)
