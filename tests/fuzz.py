@@ -33,7 +33,7 @@ from test_faults import AFFINE, ct, series
 
 from workbench import experiment
 from workbench.data import cohort, files, readers
-from workbench.data.readers import dicom
+from workbench.data.readers import slices
 from workbench.experiment import reading
 from workbench.nets import cascade, fit
 from workbench.nets.network import SlabNet
@@ -196,7 +196,7 @@ def of_dicom(folder: Path) -> Try:
     sound = {file: file.read_bytes() for file in files}
     values = [b"0.9\\0.7", b"1\\0\\0\\0\\1\\0", b"-10\\-20\\1", b"-1024", b"ORIGINAL\\PRIMARY\\AXIAL", b"MONOCHROME2", b"CT",
               b"1.2.840.10008.1.2.1", b"1.2.826.0.1.3680043.8.498.1", struct.pack("<HHH", 2, 7, 2)]  # fmt: skip
-    tags = [struct.pack("<HH", t.group, t.element) for t in map(pydicom.tag.Tag, dicom.TAGS)]
+    tags = [struct.pack("<HH", t.group, t.element) for t in map(pydicom.tag.Tag, slices.TAGS)]
 
     def one(rng: random.Random) -> object:
         for file in files:

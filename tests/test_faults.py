@@ -30,7 +30,7 @@ from pydicom.uid import JPEGLosslessSV1
 
 from workbench import __main__, experiment
 from workbench.data import cohort, files, readers
-from workbench.data.readers import WorkbenchWarning, dicom
+from workbench.data.readers import WorkbenchWarning, slices
 from workbench.data.readers import nifti as nifti_file
 from workbench.experiment import pipeline
 from workbench.nets import cascade, fit, slabs
@@ -983,7 +983,7 @@ def test_row_45_patients_are_not_named(tmp_path):
     (folder / "2.dcm").unlink()
     for text in (repr(volume), readers.check(folder).message):
         assert "Doe" not in text and "4711" not in text
-    assert "PatientName" not in dicom.TAGS
+    assert "PatientName" not in slices.TAGS
 
 
 def test_row_11_radiomics_of_thick_slices_are_marked():

@@ -407,9 +407,11 @@ def test_a_real_object_of_another_program_and_back(realdata, tmp_path):
     """dcmqi's: its segment is coded in SRT, and its own NRRD has the same voxels."""
     source = realdata / "dcmqi-ct-3slice" / "dicom"
     ct = readers.read(source)
-    ((meant, label, mask),) = reader.segments(realdata / "dcmqi-ct-3slice" / "liver.dcm", ct)
+    (found,) = reader.segments(realdata / "dcmqi-ct-3slice" / "liver.dcm", ct)
+    mask = np.zeros(ct.shape, bool)
+    mask.flat[found.voxels] = True
     nrrd = readers.read_labels(realdata / "dcmqi-ct-3slice" / "liver_seg.nrrd", like=ct, allowed=None).array.numpy()
-    assert (meant, label) == (scans.LIVER, "Liver") and np.array_equal(mask, nrrd > 0)
+    assert (found.meant, found.name) == (scans.LIVER, "Liver") and np.array_equal(mask, nrrd > 0)
     nifti.write(ct.with_array(torch.from_numpy(mask.astype(np.uint8))), tmp_path / "labels.nii.gz")
     seg = highdicom.seg.segread(dicomseg.export(tmp_path / "labels.nii.gz", source, tmp_path / "seg.dcm"))
     uids = [pydicom.dcmread(p, stop_before_pixels=True) for p in source.iterdir()]

@@ -23,7 +23,7 @@ import torch
 import workbench
 from workbench.data import cohort
 from workbench.data.files import read_json, write_atomic
-from workbench.data.readers import dicom, dicomseg, gates, read_labels, scans
+from workbench.data.readers import dicom, dicomseg, gates, read_labels, scans, slices
 from workbench.volume import Refused, Volume
 
 # type 2 of the standard: present, and empty where unknown
@@ -118,7 +118,7 @@ def encode(labels: torch.Tensor, ct: Volume, files: list[Path], model: str = "")
         TypeError,
         AttributeError,
     ) as error:  # highdicom has no type of its own for what it will not encode
-        raise Refused(files[0].parent, f"headers that cannot be carried over ({dicom.first_line(error)})", "valid DICOM",
+        raise Refused(files[0].parent, f"headers that cannot be carried over ({slices.first_line(error)})", "valid DICOM",
                       "Correct the source's headers first.") from error  # fmt: skip
     return held.getvalue()
 
@@ -169,7 +169,7 @@ def _source(file: Path):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = dicom.dataset(file, stop_before_pixels=True)
+        image = slices.dataset(file, stop_before_pixels=True)
         lacking = [tag for tag in NEEDED if not image.get(tag)]
         if lacking:
             raise Refused(

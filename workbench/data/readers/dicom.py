@@ -24,6 +24,8 @@ import numpy as np
 from scipy import ndimage
 
 from workbench.data.readers import gates, walk
+from workbench.data.readers.pixels import decodable, hu_of, voxels_of
+from workbench.data.readers.slices import GREY, HIDDEN, ONE, Slice, TIMES, headers_of, is_dicom
 from workbench.volume import Refused, Volume
 
 if TYPE_CHECKING:
@@ -37,20 +39,7 @@ ROTATION_MM = 40.0  # rule: what the detector of a common scanner covers in one 
 PAUSE_S = 20.0  # rule: less lies between two slices of one scan, more between two phases of contrast
 ROUNDED_MM = (1.0, 0.1)  # rule: what anonymizers and exports round positions to
 ALL = "all"  # in place of a series or a phase: take them for one
-HIDDEN = ("PatientID", "PatientBirthDate", "PatientSex")  # compared, never told
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber")
-# what the slices of one volume agree in; what a list of several always tells comes first
-ONE = (
-    "Modality", "SeriesNumber", "Rows", "Columns", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", *HIDDEN,
-    "SOPClassUID", "ImageType", "RescaleType", "TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfCardiacPhase",
-    "PatientPosition", "ConvolutionKernel", "KVP", "SeriesDescription",
-)  # fmt: skip
-BITS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-TIMES = ("AcquisitionTime", "ContentTime")
-TAGS = [
-    *ONE, *TIMES, "AcquisitionNumber", "SOPInstanceUID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing",
-    "ImageOrientationPatient", "ImagePositionPatient", "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "TransferSyntaxUID",
-]  # fmt: skip
 HU_TYPES = ("", "HU", "US", "HU_MOD")  # fixed: US is what is not specified
 # words of ImageType beyond its first two values, and what such images are
 NO_PLAIN_CT = (
@@ -60,16 +49,9 @@ NO_PLAIN_CT = (
     (r"MONO|KEV|OPTIMUM_?CONTRAST|NONLINEAR", "a virtual image of one energy"),
     (r"OVERLAY|FUSED|FUSION|COLOU?R|SCREEN|BONE_?REMOV", "a picture drawn from a CT"),
 )  # fmt: skip
-GREY = "MONOCHROME2"
-ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
-CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, "1.2.840.10008.5.1.4.1.1.2.2")
-# what pydicom raises on damaged files; it has no type of its own for most of it
-DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError,
-          struct.error)  # fmt: skip
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 BESIDE = {"SEG", "RTDOSE", "OT"}  # rule: made from a CT, or of a screen; any other image may be the one meant
 MAX_TOLD = 4  # rule: faults named in one line
-AIR, MOST_HU = -1024, 3071  # fixed: the range of CT numbers in 12 bits
 
 
 def list_cases(path: str | Path) -> list[Path]:
@@ -77,7 +59,7 @@ def list_cases(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return []
-    return sorted({p.parent for p in walk.files(path) if _is_dicom(p)}, key=gates.natural)
+    return sorted({p.parent for p in walk.files(path) if is_dicom(p)}, key=gates.natural)
 
 
 def read(
@@ -103,7 +85,7 @@ def read(
                       "These are values of another kind than CT numbers: give the CT series itself.")  # fmt: skip
     if rescale is not None and (len(rescale) != 2 or not np.isfinite(rescale).all() or rescale[0] == 0):
         raise Refused(path, f"a rescale of {rescale}", "a slope other than 0 and an intercept")
-    return gates.ct(_pixels(order, path, rescale), affine, path, fill_nonfinite, as_stored=as_stored)
+    return gates.ct(hu_of(order, path, rescale), affine, path, fill_nonfinite, as_stored=as_stored)
 
 
 def stack(path: Path, series: str | None = None) -> tuple[list[Slice], np.ndarray]:
@@ -117,7 +99,7 @@ def _stack(path: Path, series: str | None, phase: str | None) -> tuple[list[Slic
     gates.existing(path)
     if path.is_file():
         raise Refused(path, "a single DICOM file", "the folder that holds the whole series", f"Give {path.parent}.")
-    order, affine = _geometry(_one_series(_headers(path), path, series, phase), path, phase)
+    order, affine = _geometry(_one_series(headers_of(path), path, series, phase), path, phase)
     _plain_ct(order[0], path)
     return order, affine
 
@@ -127,15 +109,15 @@ def read_mask(folder: Path, order: list[Slice]) -> np.ndarray:
 
     The images are matched by their positions; where they tell of none, by the names of their files.
     """
-    found = _headers(folder)
+    found = headers_of(folder)
     if len(found) != len(order) or {(s.rows, s.columns) for s in found} != {(order[0].rows, order[0].columns)}:
         raise Refused(folder, f"{len(found)} images of {found[0].columns} x {found[0].rows}",
                       f"{len(order)} of {order[0].columns} x {order[0].rows}, as the CT has")  # fmt: skip
-    _decoders(found, folder)
+    decodable(found, folder)
     mask = np.empty((len(order), order[0].rows, order[0].columns), bool)
     values: set[int] = set()
     for k, s in enumerate(_matched(found, order, folder)):
-        stored, *_ = _stored(s, mask=True)
+        stored, *_ = voxels_of(s, mask=True)
         values.update(np.unique(stored).tolist())
         mask[k] = stored > 0
     if len(values - {0}) > 1 or min(values) < 0:
@@ -160,155 +142,6 @@ def _matched(found: list[Slice], order: list[Slice], folder: Path) -> list[Slice
         raise Refused(folder, "images that tell neither their positions nor, by their names, their slices",
                       "one of the two")  # fmt: skip
     return [names[s.file.name] for s in order]
-
-
-def dataset(path: Path, **how):
-    """A DICOM file as pydicom reads it, also without preamble and file meta information; its transfer syntax is told in either case."""
-    import pydicom
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    held = pydicom.dcmread(path, force=_bare(gates.bytes_of(path, 132)), **how)
-    if not held.file_meta.get("TransferSyntaxUID"):
-        implicit, little = held.original_encoding
-        held.file_meta = held.file_meta or FileMetaDataset()
-        held.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        )
-    return held
-
-
-def _is_dicom(path: Path) -> bool:
-    first = gates.bytes_of(path, 132)
-    return first[128:] == b"DICM" or path.suffix.lower() == ".dcm" or _bare(first)
-
-
-def _bare(first: bytes) -> bool:
-    """Whether a file begins as a data set without preamble: with an element of group 2 or 8, as older archives wrote them."""
-    if first[128:] == b"DICM" or len(first) < 132:
-        return False
-    for order in ("<", ">"):
-        group, element = struct.unpack(f"{order}HH", first[:4])
-        if group in (2, 8) and element <= 0x18:
-            explicit = first[4:6] in (b"UL", b"CS", b"UI", b"DA", b"TM", b"OB", b"SH", b"LO")
-            return explicit or struct.unpack(f"{order}I", first[4:8])[0] <= 256
-    return False
-
-
-def _form(path: Path) -> str:
-    """What files of one series have in common in their names, whatever they count."""
-    return re.sub(r"\d+", "0", path.name.lower())
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What one file's header says, as plain values; None where it says nothing."""
-
-    file: Path
-    sop: str
-    modality: str
-    rows: int
-    columns: int
-    told: dict[str, str]  # of ONE and what tells of acquisitions
-    between_mm: tuple[float, ...]  # what the header says of the distance of slices
-    one_frame: bool
-    colours: str
-    spacing_mm: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    position_mm: tuple[float, ...] | None
-    tilt: float
-    syntax: str
-
-    @property
-    def scout(self) -> bool:
-        return "LOCALIZER" in self.told["ImageType"].upper()
-
-
-def _slice(file: Path, header) -> Slice:
-    """The record of a header; every value is converted here, where a damaged one can be named."""
-
-    def numbers(tag: str, count: int) -> tuple[float, ...] | None:
-        value = header.get(tag)
-        if not value:
-            return None
-        found = tuple(float(v) for v in value)
-        if len(found) != count or not np.isfinite(found).all():
-            raise ValueError(f"{tag} {value}")
-        return found
-
-    def words(tag: str) -> str:
-        value = header.get(tag)
-        text = (
-            ""
-            if value is None
-            else "\\".join(map(str, value))
-            if isinstance(value, Sequence) and not isinstance(value, str)
-            else str(value)
-        )
-        text = f"{value:g}" if isinstance(value, float) else text.strip("\\ \0")
-        return hashlib.sha256(text.encode()).hexdigest() if text and tag in HIDDEN else text
-
-    told = {tag: words(tag) for tag in (*ONE, *TIMES, "AcquisitionNumber")}
-    grey = int(header.get("SamplesPerPixel") or 1) == 1
-    return Slice(
-        file=file,
-        sop=str(header.get("SOPInstanceUID") or ""),
-        modality=told["Modality"] or "?",
-        rows=int(header.Rows),
-        columns=int(header.Columns),
-        told=told,
-        between_mm=tuple(float(header[t].value) for t in ("SpacingBetweenSlices", "SliceThickness") if header.get(t)),
-        one_frame=int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != ENHANCED_CT,
-        colours=str(header.get("PhotometricInterpretation", GREY)) if grey else "colour",
-        spacing_mm=numbers("PixelSpacing", 2),
-        orientation=numbers("ImageOrientationPatient", 6),
-        position_mm=numbers("ImagePositionPatient", 3),
-        tilt=float(header.get("GantryDetectorTilt") or 0),
-        syntax=str(header.file_meta.get("TransferSyntaxUID", "")),
-    )
-
-
-def _headers(folder: Path) -> list[Slice]:
-    """Header of every DICOM image below a folder. DICOMDIR, objects without pixels and other files are passed over, but not
-    what was a slice: an empty file, a CT's header without its end, what is named like the slices and is no DICOM."""
-    from pydicom.errors import BytesLengthException, InvalidDicomError
-
-    found, others = [], []
-    for file in sorted(walk.files(folder)):
-        if file.name.upper() == "DICOMDIR":
-            continue
-        if not _is_dicom(file):
-            others.append(file)
-            continue
-        gates.existing(file)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of values that are no valid DICOM; what matters is checked here
-                header = dataset(file, stop_before_pixels=True, specific_tags=TAGS)
-                if "Rows" in header and "Columns" in header:
-                    found.append(_slice(file, header))
-                elif _cut_short(header):
-                    raise ValueError("a header without Rows and Columns, as of a truncated file")
-        except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
-            raise Refused(file, f"damaged DICOM ({first_line(error)})", "a DICOM image",
-                          "Fetch the series again.") from None  # fmt: skip
-    if not found:
-        raise Refused(folder, "no DICOM image in the folder", "a folder with the slices of one CT series",
-                      "Give the folder that holds them, or a NIfTI file.")  # fmt: skip
-    forms, suffixes = {_form(s.file) for s in found}, {s.file.suffix.lower() for s in found}
-    for file in others:
-        empty = file.stat().st_size == 0 and file.suffix and file.suffix.lower() in suffixes
-        if empty or _form(file) in forms:
-            gates.existing(file)
-            raise Refused(file, "no DICOM, under a name like those of the slices", "a slice",
-                          "Fetch it again, or move it away if it is none.")  # fmt: skip
-    return found
-
-
-def _cut_short(header) -> bool:
-    """Whether a header without the size of an image is of a CT image, or ends before it says of what: a UID may be cut too."""
-    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""
-    return any(ct.startswith(kind) for ct in CT_IMAGES) and "CT".startswith(header.get("Modality") or "")
 
 
 def _one_series(slices: list[Slice], folder: Path, series: str | None, phase: str | None) -> list[Slice]:
@@ -603,171 +436,6 @@ def _straightness(
     tilt = slices[0].tilt
     if abs(tilt) > 0.5 and abs(normal[2]) > 0.9999:
         gates.warn(folder, f"the header tells of a gantry tilt of {tilt:g} degrees, the positions of none")
-
-
-def _pixels(slices: list[Slice], folder: Path, rescale: tuple[float, ...] | None = None) -> np.ndarray:
-    """HU `[column row slice]`; slope and intercept are each slice's own. Padding that would be brighter than air becomes air."""
-    _decoders(slices, folder)
-    hu = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
-    bare = untold = 0
-    for k, s in enumerate(slices):
-        stored, whole, padding = _stored(s)
-        if not (padding is None and whole.PixelRepresentation == 0 and whole.BitsStored == 16):
-            pass
-        elif (high := stored >= 0xF000).any() and not ((stored >= 0x8000) & ~high).any():
-            if len(np.unique(stored[high])) > 1:
-                raise Refused(s.file, f"PixelRepresentation 0 (no signs) with {high.mean():.1%} of the pixels from {stored[high].min()} to "
-                              f"{stored[high].max()}, as negative numbers look", "PixelRepresentation 1 for negative values",
-                              "Correct the header, or fetch the original series.")  # fmt: skip
-            padding, untold = high, untold + 1
-        if rescale is None:
-            value, told = _rescaled(stored, whole, s.file)
-            bare += not told
-        else:
-            value = stored.astype(np.float64) * rescale[0] + rescale[1]
-        if padding is not None:
-            value[_outside(padding, value)] = AIR
-        if hu.dtype == np.int16 and gates.smallest(value).dtype != np.int16:
-            hu = hu.astype(np.float32)  # one slice with fractions makes the volume float32
-        hu[k] = value
-    if bare:
-        gates.warn(
-            folder, f"{bare} of {len(slices)} slices have no RescaleIntercept: their stored values are taken for HU"
-        )
-    if untold:
-        gates.warn(
-            folder, f"{untold} of {len(slices)} slices have padding that no PixelPaddingValue tells of: taken for air"
-        )
-    return hu.transpose(2, 1, 0)
-
-
-def _rescaled(stored: np.ndarray, whole, file: Path) -> tuple[np.ndarray, bool]:
-    """HU of stored values by the header's slope and intercept or its Modality LUT, and whether it told of them."""
-    fix = "Say what is right: workbench convert FOLDER -o NEW.nii.gz --rescale 1,-1024 (slope, intercept)."
-    if whole.get("ModalityLUTSequence") and "RescaleSlope" not in whole:
-        (item,) = whole.ModalityLUTSequence
-        count, first, bits = (int(v) for v in item.LUTDescriptor)
-        data = item.LUTData
-        lut = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.array(data).astype(np.uint16)
-        if len(lut) < (count or 65536) or bits not in (8, *range(10, 17)):
-            raise Refused(
-                file, f"a Modality LUT of {len(lut)} values and {bits} bits", f"{count or 65536} of up to 16 bits", fix
-            )
-        if first > 32767 and whole.PixelRepresentation == 1:
-            first -= 65536
-        entry = np.clip(stored.astype(np.int64) - first, 0, (count or 65536) - 1)
-        return lut.view(np.int16)[entry].astype(np.float64), True  # negative HU are written as the twin of 16 bits
-    numbers = []
-    for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-        value = whole.get(tag, default)
-        try:
-            number = np.nan if value is None or value == "" else float(value)
-        except (ValueError, TypeError):
-            number = np.nan
-        if not np.isfinite(number) or tag == "RescaleSlope" and number == 0:
-            shown = "an empty" if value in (None, "") else f"{str(value)[:40]} as"
-            raise Refused(file, f"{shown} {tag}", "a slope other than 0 and an intercept", fix)
-        numbers.append(number)
-    return stored.astype(np.float64) * numbers[0] + numbers[1], "RescaleIntercept" in whole
-
-
-def _outside(padding: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The padded pixels that have to be set to air: brighter than it, and where they could be tissue only those that reach the border."""
-    bright = padding & (value > AIR)
-    if not bright.any() or value[bright].min() > MOST_HU:
-        return bright
-    pieces, count = ndimage.label(bright)
-    edge = np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))
-    return bright & np.isin(pieces, edge[edge > 0])
-
-
-def _stored(s: Slice, mask: bool = False) -> tuple[np.ndarray, Dataset, np.ndarray | None]:
-    """Stored values [row column] of one image, its data set, and which of its pixels its header calls padding."""
-    from pydicom.errors import BytesLengthException, InvalidDicomError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            whole = dataset(s.file)
-            if mask:
-                stored = whole.pixel_array
-            else:
-                allocated, bits, high, signed = (int(whole[tag].value) for tag in BITS)
-                if not 1 <= bits <= allocated or high != bits - 1 or signed not in (0, 1):
-                    raise Refused(s.file, ", ".join(f"{tag} {whole[tag].value}" for tag in BITS),
-                                  f"BitsStored up to BitsAllocated, HighBit one less than it ({bits - 1}), PixelRepresentation 0 or 1",
-                                  "Such a header does not tell the values: fetch the original series, or correct it.")  # fmt: skip
-                stored = whole.pixel_array
-                limits = [whole.get(tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-                pad = [int(v) for v in limits if v not in (None, "")] if limits[0] not in (None, "") else []
-    except Refused:
-        raise
-    except (InvalidDicomError, BytesLengthException, *DAMAGE) as error:
-        raise Refused(s.file, f"pixels that cannot be read ({first_line(error)})", "a whole slice",
-                      "The file is truncated or damaged; fetch it again.") from None  # fmt: skip
-    if stored.shape != (s.rows, s.columns):
-        raise Refused(s.file, f"pixels of shape {stored.shape}", f"{(s.rows, s.columns)} as its header says")
-    if mask:
-        return stored, whole, None
-    if bits < allocated and not whole.file_meta.TransferSyntaxUID.is_compressed:
-        order = "<" if whole.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        words = np.frombuffer(whole.PixelData, f"{order}{'i' if signed else 'u'}{allocated // 8}", stored.size).reshape(stored.shape)
-        stored = words.astype(np.int64)  # pydicom's are without the unused bits
-    twins = [_twin(v, allocated, signed) for v in pad]
-    padding = (stored >= min(twins)) & (stored <= max(twins)) if twins else None
-    if bits < allocated and not whole.file_meta.TransferSyntaxUID.is_compressed:
-        stored = _used_bits(stored, whole, bits, signed, padding, s.file)
-    return stored, whole, padding
-
-
-def _twin(value: int, bits: int, signed: int) -> int:
-    """The number that the same bits are with or without a sign."""
-    value %= 1 << bits
-    return value - (1 << bits) if signed and value >> (bits - 1) else value
-
-
-def _used_bits(stored: np.ndarray, whole, bits: int, signed: int, padding: np.ndarray | None, file: Path) -> np.ndarray:
-    """Values without the bits above the highest, which may hold an overlay or the sign; refused where they hold more of the values."""
-    kept = stored & ((1 << bits) - 1)
-    negative = (kept >> (bits - 1)) & 1 if signed else np.zeros_like(kept)
-    value = kept - (negative << bits)
-    overlay = any(
-        (0x6000 + 2 * n, 0x0102) in whole and int(whole[0x6000 + 2 * n, 0x0102].value or 0) >= bits for n in range(16)
-    )
-    odd = stored != value
-    if padding is not None:
-        odd &= ~padding
-        value = np.where(padding, stored, value)
-    if odd.any() and not overlay:
-        lacking = odd & (stored == kept)  # the sign was not written into the bits above
-        if (odd & ~lacking).any() or (~odd & (negative == 1) & (stored < 0)).any():
-            at = stored[odd].flat[0]
-            raise Refused(file, f"{int(odd.sum())} pixels that BitsStored {bits} and PixelRepresentation {signed} cannot hold, as {at}",
-                          f"values of {bits} bits", "The header does not fit the pixels: fetch the original series, or correct it.")  # fmt: skip
-    return value
-
-
-def _decoders(slices: list[Slice], folder: Path) -> None:
-    """Name the package when the slices are compressed in a way that nothing installed can undo."""
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import UID
-
-    for uid in {UID(s.syntax) for s in slices}:
-        if not uid.is_transfer_syntax or not uid.is_compressed or uid.is_deflated:
-            continue
-        try:
-            decoder = get_decoder(uid)
-        except NotImplementedError:
-            raise Refused(folder, f"slices compressed as {uid.name}", "a syntax that pydicom knows",
-                          "Decompress them with dcmdjpeg or gdcmconv --raw.") from None  # fmt: skip
-        if not decoder.is_available:
-            wanted = "; or ".join(text.split(" - requires ", 1)[-1] for text in decoder.missing_dependencies)
-            raise Refused(folder, f"slices compressed as {uid.name}", "a decoder for it", f"Install {wanted}.")
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, short enough for one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
 
 
 def _told(faults: list[str], between: str = "; ") -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.data.readers import dicom, gates, meanings, scans, walk
+from workbench.data.readers import dicom, gates, meanings, scans, slices, walk
 from workbench.data.readers.meanings import BENIGN, LIVER, OTHER, TUMOR, WITHIN
 from workbench.data.readers.scans import Reading, Scan, Structure
 from workbench.volume import Refused, Volume
@@ -112,8 +112,8 @@ def segments(path: Path, ct: Volume) -> list[Structure]:
                 placed[number].append(_voxels(on, place, across, down, ct, path))
     except Refused:
         raise
-    except dicom.DAMAGE as error:
-        raise Refused(path, f"a damaged segmentation ({dicom.first_line(error)})", "a DICOM segmentation",
+    except slices.DAMAGE as error:
+        raise Refused(path, f"a damaged segmentation ({slices.first_line(error)})", "a DICOM segmentation",
                       "Fetch it again.") from None  # fmt: skip
     none = np.zeros(0, int)
     return [Structure(meant, label, np.unique(np.concatenate([*placed[number], none])), portion) for number, label, meant, portion in described]
@@ -135,8 +135,8 @@ def _whole(path: Path) -> tuple:
             frames = whole.pixel_array.reshape(count, rows, columns)
     except Refused:
         raise
-    except (InvalidDicomError, BytesLengthException, *dicom.DAMAGE) as error:
-        raise Refused(path, f"a damaged segmentation ({dicom.first_line(error)})", "a DICOM segmentation",
+    except (InvalidDicomError, BytesLengthException, *slices.DAMAGE) as error:
+        raise Refused(path, f"a damaged segmentation ({slices.first_line(error)})", "a DICOM segmentation",
                       "Fetch it again.") from None  # fmt: skip
     return whole, frames
 
@@ -218,7 +218,7 @@ def _headers(root: Path) -> tuple[list[_File], dict[Path, str]]:
     found, damaged = [], {}
     for path in walk.below(root).files:
         try:
-            about = _header(path) if path.stat().st_size and dicom._is_dicom(path) else None
+            about = _header(path) if path.stat().st_size and slices.is_dicom(path) else None
         except OSError as error:
             damaged[path] = str(Refused(path, f"what cannot be read ({(error.strerror or str(error)).lower()})", "read permission"))
         except Refused as refused:
@@ -248,7 +248,7 @@ def _header(path: Path) -> _File | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = dicom.dataset(path, stop_before_pixels=True, specific_tags=TAGS)
+            header = slices.dataset(path, stop_before_pixels=True, specific_tags=TAGS)
             refers = None
             if header.get("SOPClassUID") in STORAGE:
                 refers = tuple(str(s.SeriesInstanceUID) for s in header.get("ReferencedSeriesSequence", ()))
@@ -256,8 +256,8 @@ def _header(path: Path) -> _File | None:
                 return None
             series, number, study, patient = (str(header.get(tag, "")) for tag in TOLD)
             return _File(path, series, number, study, patient, refers)
-    except (InvalidDicomError, BytesLengthException, *dicom.DAMAGE) as error:
-        raise Refused(path, f"damaged DICOM ({dicom.first_line(error)})", "a DICOM object", "Fetch it again.") from None
+    except (InvalidDicomError, BytesLengthException, *slices.DAMAGE) as error:
+        raise Refused(path, f"damaged DICOM ({slices.first_line(error)})", "a DICOM object", "Fetch it again.") from None
 
 
 def _folder(files: list[_File]) -> Path:
