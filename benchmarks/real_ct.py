@@ -37,10 +37,11 @@ from workbench.data.threads import in_processes
 from workbench.experiment import Experiment, Settings, pipeline, segmentation
 from workbench.experiment.segmentation import Maps, Memory, Models
 from workbench.experiment.table import before
+from workbench.masks import numbered
 from workbench.run import adapt
 from workbench.stages import candidates, forest, metrics
 from workbench.stages.ledger import ABLATION
-from workbench.volume import Refused, Spacing, numbered
+from workbench.volume import Refused, Spacing
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared/realdata"
 VARIANTS = {

@@ -14,8 +14,9 @@ import pytest
 
 from workbench.experiment import PRESETS
 from workbench.lab import review
+from workbench.masks import components
 from workbench.run import batch, demo, pages
-from workbench.volume import Refused, components
+from workbench.volume import Refused
 
 NUMBERED = [p for p in batch.notebooks() if p.stem[:2].isdigit()]
 

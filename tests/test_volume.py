@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.masks import bounding_box
 from workbench.volume import (
     Refused,
     Source,
     Volume,
-    bounding_box,
     canonical_affine,
     resample,
     resample_labels,

@@ -1,4 +1,4 @@
-"""Connected pieces on the device: voxels that touch (26-connected) and belong together, by gather and scatter.
+"""Masks: connected pieces on the device (voxels that touch, 26-connected, and belong together), and boxes around them.
 
 No loop over voxels or pieces. Each voxel first points to the furthest voxel ahead of it in the raster that
 it belongs with, which makes a forest without cycles; pointer jumping finds the roots; the edges between different trees
@@ -9,12 +9,16 @@ Source: pointer jumping and hooking as Shiloach and Vishkin (1982).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
+
+from workbench.volume import Box, Spacing, three
 
 # The 13 directions of the 26-neighbourhood along (z, y, x), one of each opposite pair; x alone comes first.
 DIRECTIONS = tuple(d for d in ((z, y, x) for z in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)) if d > (0, 0, 0))
@@ -123,3 +127,34 @@ def label(mask: Tensor) -> tuple[Tensor, int]:
         number[first.argsort()] = place + 1  # unused numbers come last
         out[at] = number[piece].int()
     return out.view(inside.shape)[0, 1:-1, 1:-1, 1:-1], count
+
+
+def bounding_box(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Box | None:
+    """Smallest box around a mask, widened by a margin in mm and cut at the volume; None when empty."""
+    on = mask.bool().view(torch.uint8)  # its maximum is found ten times as fast as whether any is
+    if not on.numel():
+        return None
+    flat, box = on.amax(0), []
+    for n, s, line in zip(mask.shape, spacing_mm, (on.amax((1, 2)), flat.amax(1), flat.amax(0))):
+        held = line.nonzero().flatten().tolist()
+        if not held:
+            return None
+        margin = math.ceil(margin_mm / s)
+        box.append(slice(max(0, held[0] - margin), min(n, held[-1] + 1 + margin)))
+    return three(box)
+
+
+TOUCHING = np.ones((3, 3, 3))  # 26-connected
+
+
+def components(mask: Tensor) -> tuple[np.ndarray, int]:
+    """Numbers of the 26-connected pieces [z y x] in the order of their first voxels, and how many there are."""
+    if mask.is_cuda:
+        pieces, count = label(mask)
+        return pieces.cpu().numpy(), count
+    return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
+
+
+def numbered(mask: Tensor) -> Tensor:
+    """The 26-connected pieces of a mask as numbers 1.. on background 0, [z y x]."""
+    return torch.from_numpy(components(mask)[0])

@@ -14,10 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
-
-from workbench import masks
 
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -189,34 +186,3 @@ def resample_labels(array: Tensor, shape: Sequence[int]) -> Tensor:
             at = ((torch.arange(n_out, device=array.device) + 0.5) * (n_in / n_out)).long().clamp(max=n_in - 1)
             array = array.index_select(axis, at)
     return array.contiguous()
-
-
-def bounding_box(mask: Tensor, spacing_mm: Spacing, margin_mm: float) -> Box | None:
-    """Smallest box around a mask, widened by a margin in mm and cut at the volume; None when empty."""
-    on = mask.bool().view(torch.uint8)  # its maximum is found ten times as fast as whether any is
-    if not on.numel():
-        return None
-    flat, box = on.amax(0), []
-    for n, s, line in zip(mask.shape, spacing_mm, (on.amax((1, 2)), flat.amax(1), flat.amax(0))):
-        held = line.nonzero().flatten().tolist()
-        if not held:
-            return None
-        margin = math.ceil(margin_mm / s)
-        box.append(slice(max(0, held[0] - margin), min(n, held[-1] + 1 + margin)))
-    return three(box)
-
-
-TOUCHING = np.ones((3, 3, 3))  # 26-connected
-
-
-def components(mask: Tensor) -> tuple[np.ndarray, int]:
-    """Numbers of the 26-connected pieces [z y x] in the order of their first voxels, and how many there are."""
-    if mask.is_cuda:
-        pieces, count = masks.label(mask)
-        return pieces.cpu().numpy(), count
-    return ndimage.label(mask.cpu().numpy(), structure=TOUCHING)
-
-
-def numbered(mask: Tensor) -> Tensor:
-    """The 26-connected pieces of a mask as numbers 1.. on background 0, [z y x]."""
-    return torch.from_numpy(components(mask)[0])

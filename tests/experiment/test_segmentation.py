@@ -9,7 +9,7 @@ import torch
 
 from workbench.experiment import segmentation
 from workbench.experiment.segmentation import Decided
-from workbench.volume import components
+from workbench.masks import components
 
 
 def row(*values):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from workbench.masks import numbered
 from workbench.nets import slabs
 from workbench.nets.network import NetworkSettings
 from workbench.nets.slabs import BankCase, SlabBank, SlabSettings
-from workbench.volume import numbered
 
 STILL = SlabSettings(window_hu=(-1000.0, 1000.0), crop=(8, 12), scale=0, rotate_degrees=0, shift=0, shift_hu=0,
                      contrast=0, noise_hu=0, blur=0)  # fmt: skip

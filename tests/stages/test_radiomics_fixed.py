@@ -13,9 +13,10 @@ from workbench.data import files, phantom
 from workbench.data.files import from_dict
 from workbench.experiment import Experiment, pipeline, segmentation
 from workbench.experiment.table import before
+from workbench.masks import numbered
 from workbench.stages import radiomics
 from workbench.stages.radiomics import fixed
-from workbench.volume import Refused, numbered, resample, resample_labels, shape_at
+from workbench.volume import Refused, resample, resample_labels, shape_at
 
 GRID = radiomics.RadiomicsSettings(grid_mm=(3.0, 1.5, 1.5))
 

@@ -27,19 +27,10 @@ from workbench.experiment import (
     Settings,
     table,
 )
-from workbench.masks import true_at
+from workbench.masks import bounding_box, components, true_at
 from workbench.nets import cascade
 from workbench.stages import boundary, candidates, consistency, domain, forest, ledger, liver, radiomics, tumor
-from workbench.volume import (
-    Refused,
-    Spacing,
-    Volume,
-    bounding_box,
-    components,
-    resample,
-    resample_labels,
-    resample_part,
-)
+from workbench.volume import Refused, Spacing, Volume, resample, resample_labels, resample_part
 
 SMALL = 200  # rule: voxels of the work grid; a ball of as many loses less than 3 % of its volume
 

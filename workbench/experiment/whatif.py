@@ -17,9 +17,10 @@ from torch import Tensor
 
 from workbench.experiment import Experiment, segmentation, table
 from workbench.experiment.segmentation import Deciders, Maps
+from workbench.masks import bounding_box
 from workbench.stages import metrics
 from workbench.stages.ledger import ABLATION, write
-from workbench.volume import Box, bounding_box
+from workbench.volume import Box
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from workbench.data.files import write_json
 from workbench.experiment import segmentation
 from workbench.experiment.segmentation import Deciders, Maps, Result
 from workbench.lab import figures
+from workbench.masks import bounding_box
 from workbench.stages import candidates, consistency, forest, radiomics
 from workbench.stages.forest import explain
 from workbench.stages.metrics import json_safe
-from workbench.volume import Box, Spacing, Volume, bounding_box
+from workbench.volume import Box, Spacing, Volume
 
 NEAREST = 3  # training lesions, and look-alikes, that a card names
 STEP = 0.05  # of the cascade's threshold, downwards

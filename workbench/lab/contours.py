@@ -13,9 +13,10 @@ from torch import Tensor
 
 from workbench.experiment import Experiment, reading
 from workbench.lab.review import kept, original
+from workbench.masks import bounding_box, components
 from workbench.stages import boundary, metrics, radiomics
 from workbench.stages.ledger import tumor_after
-from workbench.volume import Volume, bounding_box, components
+from workbench.volume import Volume
 
 
 class Redrawn(NamedTuple):

@@ -26,11 +26,12 @@ from workbench.lab.words import change, share
 from workbench.lab.words import in_full as in_full
 from workbench.lab.words import mean as mean
 from workbench.lab.words import rounded as rounded
+from workbench.masks import components
 from workbench.nets import cascade, slabs
 from workbench.stages import boundary, forest, liver, metrics, radiomics, selection
 from workbench.stages.forest import explain
 from workbench.stages.ledger import CODES
-from workbench.volume import Refused, Spacing, Volume, components
+from workbench.volume import Refused, Spacing, Volume
 
 AS_TEXT = {"case": str, "patient": str}
 

@@ -17,7 +17,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from workbench.volume import Spacing, bounding_box, components
+from workbench.masks import bounding_box, components
+from workbench.volume import Spacing
 
 
 @dataclass(frozen=True)

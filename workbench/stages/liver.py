@@ -16,9 +16,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from workbench.masks import numbered
 from workbench.nets import slabs
 from workbench.nets.cascade import CascadeSettings
-from workbench.volume import Spacing, numbered, resample, shape_at
+from workbench.volume import Spacing, resample, shape_at
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from workbench.masks import bounding_box, numbered
 from workbench.nets import slabs
 from workbench.nets.cascade import CascadeSettings
 from workbench.nets.network import NetworkSettings
-from workbench.volume import Box, Spacing, bounding_box, numbered
+from workbench.volume import Box, Spacing
 
 WINDOW_HU = (-120.0, 100.0)  # a choice: from cyst to vessel, counted from the liver's median
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from workbench.data.phantom.lesions import Lesion, budding, form
 from workbench.data.phantom.scanner import blur_weights
 from workbench.data.phantom.shapes import Draw
-from workbench.volume import Box, Refused, Spacing, bounding_box, components, three
+from workbench.masks import bounding_box, components
+from workbench.volume import Box, Refused, Spacing, three
 
 SMOOTH_MM = 1.0  # a choice: smoothing before vessels are told from noise
 BRIGHT = 2.5  # a choice: sd of the smoothed liver above which a voxel is a vessel

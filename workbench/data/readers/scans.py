@@ -20,7 +20,8 @@ from scipy import ndimage
 from workbench.data import columns
 from workbench.data.readers import gates, meanings
 from workbench.data.readers.meanings import LIVER, TUMOR
-from workbench.volume import TOUCHING, Refused, Volume
+from workbench.masks import TOUCHING
+from workbench.volume import Refused, Volume
 
 RANK = (TUMOR, LIVER, meanings.BENIGN, meanings.WITHIN, meanings.OTHER)  # of several names of a value, the first counts
 IGNORED = "ignore"  # nnU-Net's name for what nobody labelled

@@ -14,9 +14,10 @@ from torch import Tensor
 from workbench.data.files import write_array, write_json, write_table
 from workbench.experiment import Experiment, corrections
 from workbench.experiment.pipeline.nets import asked, dice, may_train
+from workbench.masks import numbered
 from workbench.stages import candidates, consistency, radiomics, selection
 from workbench.stages.radiomics import fixed, perturb
-from workbench.volume import Refused, numbered
+from workbench.volume import Refused
 
 
 def run_consistency(experiment: Experiment, folder: Path) -> dict:

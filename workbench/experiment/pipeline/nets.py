@@ -20,11 +20,12 @@ from workbench.data import cohort, phantom, readers
 from workbench.data.files import read_table, write_array, write_table
 from workbench.data.threads import side_by_side
 from workbench.experiment import Experiment, Progress, Settings, corrections
+from workbench.masks import components
 from workbench.nets import cascade, distributed, slabs
 from workbench.nets.fit import copy_tensors
 from workbench.stages import domain, liver, tumor
 from workbench.stages.domain import DOMAIN
-from workbench.volume import Refused, Spacing, Volume, components, resample, resample_labels
+from workbench.volume import Refused, Spacing, Volume, resample, resample_labels
 
 
 def run_cohort(experiment: Experiment, folder: Path) -> dict:

@@ -185,8 +185,9 @@ def radiomics(
     from workbench.data import readers
     from workbench.data.files import sha256, write_atomic, write_json, write_table
     from workbench.experiment import pick_device, versions
+    from workbench.masks import numbered
     from workbench.stages import radiomics as r
-    from workbench.volume import Refused, numbered
+    from workbench.volume import Refused
 
     writable_file(out, image, mask)
     if catalogue:

@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 from torch import Tensor
 
+from workbench.masks import bounding_box
 from workbench.stages.boundary.grid import carry, onto_grid
 from workbench.stages.boundary.net import dense_logits
 from workbench.stages.boundary.settings import BoundarySettings
 from workbench.stages.boundary.surface import distance_to
 from workbench.stages.boundary.training import BoundaryModel
-from workbench.volume import Refused, Spacing, bounding_box
+from workbench.volume import Refused, Spacing
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from workbench.masks import bounding_box
 from workbench.stages.boundary.settings import BoundarySettings, Size
 from workbench.stages.boundary.surface import CONTRAST_MM, nearest_voxel, relative_contrast, signed_distance
-from workbench.volume import Box, Spacing, bounding_box
+from workbench.volume import Box, Spacing
 
 
 def _weights(n_in: int, start_in: int, n_out: int, start_out: int, scale: float, device: torch.device) -> Tensor:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
-from workbench.volume import Spacing, bounding_box
+from workbench.masks import bounding_box
+from workbench.volume import Spacing
 
 CORE_MM, AROUND_MM, LEAST_HU = 1.5, (4.0, 12.0), 8.0  # choices: where a lesion and its surroundings are read
 CONTRAST_MM = AROUND_MM[1] + 1  # how far distances are known for that
