@@ -513,8 +513,7 @@ FAULTS = [
      "look; expected PixelRepresentation 1 for negative values. Correct the header, or fetch the original "
      "series."),
     (19, "a link in a series that leads nowhere", lambda d: ((series(d / "scan") / "9.dcm").symlink_to("gone.dcm"), d / "scan")[1], READ,
-     "found no such file or directory; expected a file that can be read. Fetch it again, or change its "
-     "permissions."),
+     "found a link to gone.dcm, which is not there; expected a file. Fetch the file, or remove the link."),
     (8, "NRRD in a unit that nobody knows", lambda d: bytes_of(mha(d, name="ct.nrrd"), lambda b: b.replace(b"encoding", b'space units: "ell" "ell" "ell"\nencoding', 1)), READ,
      "found lengths in \"ell\" \"ell\" \"ell\"; expected mm. Write it again in mm."),
 ]  # fmt: skip
@@ -751,7 +750,7 @@ ACTS = [
      "m.csv: found patient P01 in train and patient p1 in test; expected names that differ in more than case, spaces, marks and zeros. "
      "Write one patient in one way, with the same split in each row; give two patients other names."),
     (47, "two case numbers given as a pair", lambda d, _: readers.pair_labels(nifti(d, name="segmentation-3.nii"), nifti(d, name="volume-7.nii")),
-     "volume-7.nii: found the cases segmentation-3 and volume-7; expected one case. Give both files the same name if they are of one "
+     "segmentation-3.nii and volume-7.nii: found the cases segmentation-3 and volume-7; expected one case. Give both files the same name if they are of one "
      "case."),
 ]  # fmt: skip
 

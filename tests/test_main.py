@@ -452,7 +452,7 @@ def test_evaluate_names_its_cases(call, files):
     (files / "found" / "one.nii.gz").unlink()
     refused(call(*words), "1 truth without prediction (one)", "--common")
     status, out, err = call(*words, "--common")
-    assert status == 0 and "1 cases in both; left out: 1 truth without prediction, 0 prediction" in err
+    assert status == 0 and "1 cases in both; left out: 1 truth without prediction (one), 0 prediction" in err
     assert [c["case"] for c in json.loads((files / "e.json").read_text())["cases"]] == ["two"] and "1 cases ->" in out
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from workbench.data import cohort
+from workbench.data import cohort, files
 from workbench.data.readers import nifti
 
 
@@ -70,7 +70,7 @@ def test_nothing_of_the_held_out_patient_is_in_its_forest(benchmark, measured, m
     rows = benchmark.pipeline.forest_rows(made)
     assert len(set(rows.fold)) == len(set(rows.patients)) == 4
     judged = benchmark.judges(made)
-    chosen = benchmark.experiment.read_json(made.path("selection") / "selected.json")
+    chosen = files.read_json(made.path("selection") / "selected.json")
     for patient in "abcd":
         (fold,) = set(rows.fold[rows.patients == patient])
         assert list(judged[patient].names) == chosen[str(fold)]

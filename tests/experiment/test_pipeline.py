@@ -747,7 +747,7 @@ def test_a_cohort_that_selection_would_refuse_in_the_end_is_refused_before_anyth
 def test_without_held_out_cases_the_last_stage_is_left_out(cut_cohort, tmp_path, monkeypatch, capsys):
     made = Experiment.create(tmp_path, cut_cohort, tiny.settings(), "cpu")
     ran = []
-    monkeypatch.setattr(order, "run", lambda experiment, stage, keep: ran.append(stage))
+    monkeypatch.setattr(order, "run", lambda experiment, stage, *others: ran.append(stage))
     pipeline.train(made)
     assert ran == list(before("metrics")) and "holds no case out" in capsys.readouterr().out
 

@@ -15,6 +15,7 @@ from test_report import Page
 from workbench.experiment import segmentation
 from workbench.experiment.whatif import WhatIf
 from workbench.lab import cards, report, results, review
+from workbench.stages.forest import explain
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +170,8 @@ def test_held_out_patients_are_not_in_the_comparison(trained, what_if, decided, 
 def test_neighbours_end_in_the_same_leaves(what_if, decided, made):
     model, known = what_if.models.forest, cards.Known.of(what_if.models)
     row = decided.lesions.iloc[[0]]
-    mine, theirs = model.model.apply(model.table(row)), model.model.apply(model.table(known.features))
-    share = known.table.assign(share=(mine == theirs).mean(1)).set_index(["case", "candidate"])
+    mine, theirs = explain.leaves(model, row), explain.leaves(model, known.features)
+    share = known.table.assign(share=(mine == theirs).float().mean(1).numpy()).set_index(["case", "candidate"])
     near = made["cards"][0]["nearest"]
     assert len(near) == 2 * cards.NEAREST
     for kind in (True, False):

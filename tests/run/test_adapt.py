@@ -1,7 +1,7 @@
 """Adaptation to scans without known tumors, on toy patients: who learns from what, and what is refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 
-from workbench import experiment
 from workbench.data import files
 from workbench.data.cohort import ImplantSettings
 from workbench.data.files import write_table
@@ -145,7 +144,7 @@ def test_a_region_can_be_left_out_afterwards_once_and_by_a_name_that_stays(adapt
     assert "are left out of training" in adapt.exclude(made, [first])[0]
     assert not made.finished("candidates") and made.finished("tumor")
     assert adapt.exclude(made, [first]) == [f"{first}: is left out of training already"], "also before it has run again"
-    pipeline.run(made, "candidates")
+    pipeline.run(made, "candidates", retrain="candidates")
     adapt.exclude(made, [first])
     assert made.finished("candidates"), "the same name leaves nothing else out"
     again = made.table("candidates", "candidates.csv", dtype={"case": str})
@@ -158,7 +157,7 @@ def test_a_region_can_be_left_out_afterwards_once_and_by_a_name_that_stays(adapt
         inside = made.array("candidates", "labels", name)[where]
         assert not set(inside.unique().tolist()) & set(own), name
     adapt.exclude(made, [first, second])
-    pipeline.run(made, "candidates")
+    pipeline.run(made, "candidates", retrain="candidates")
     assert (made.table("candidates", "candidates.csv").case == case).sum() == before - 2
     lesion = table[table.is_lesion & table.case.isin(adapt.scans(made).case)].iloc[0]
     for wrong in ("nobody/1", f"{case}/0", f"{case}/999", "x", f"{lesion.case}/{lesion.number}"):
@@ -314,12 +313,10 @@ def test_own_features_may_be_chosen_and_then_score(adapted, tmp_path):
     wanted = replace(
         s, selection=replace(s.selection, own_features=True, keep=700, choose_from=700, rho=1.0, icc_bound=0.0)
     )
-    files.write_json(
-        made.folder / "experiment.json", made.about | {"settings": json.loads(json.dumps(experiment.asdict(wanted)))}
-    )
+    files.write_json(made.folder / "experiment.json", made.about | {"settings": json.loads(json.dumps(asdict(wanted)))})
     made = Experiment(made.folder, "cpu")
     for stage in ("selection", "forest", "boundary"):
-        pipeline.run(made, stage)
+        pipeline.run(made, stage, retrain="selection")
     table = made.table("selection", "table.csv").set_index("name")
     assert set(table.index[table.group == "candidate"]) == set(candidates.OWN)
     model = forest.load(made.path("forest"))

@@ -85,7 +85,7 @@ def another(experiment, name):
     """Another training of the same kind: its stages are others by their hashes."""
     made = shutil.copytree(experiment, experiment.parent / name)
     for file in made.glob("*/stage.json"):
-        file.write_text(file.read_text() + "\n")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"another": name}))
     return made
 
 

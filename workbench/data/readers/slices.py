@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -42,7 +42,7 @@ DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
           struct.error)  # fmt: skip
 
 
-def dataset(path: Path, **how):
+def dataset(path: Path, **how: Any) -> Dataset:
     """A DICOM file as pydicom reads it, also without preamble and file meta information; its transfer syntax is told in either case."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
