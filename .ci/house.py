@@ -88,9 +88,8 @@ Written by `make graph`: an arrow leads from a room to one that it imports; the 
 
 ## A CT on its way
 
-`workbench segment ct.nii.gz` enters each room once on the way up: `data` reads and checks it into a `volume`; `experiment` loads the nets and takes it through the
-stages in the order of its table; `nets` runs the network on its slabs; `stages` decides on maps and `masks`; `lab` writes the result folder, its cards and the report; `run` and
-`main` only start and tell.
+Which room does what for `workbench segment ct.nii.gz`, read from the code: `run` takes the command; `data` reads and checks the scan into a `volume`; `experiment` loads the nets and
+takes it through the stages; `nets` runs the network on its slabs; `stages` decides on maps and `masks`; `lab` writes the result folder, its cards and the report.
 """
 
 

@@ -133,7 +133,7 @@ def write(found: dict, folder: Path) -> None:
     """The figures into README, model card and evidence, between two marks, and into the model's model.json."""
     rows, model = figures_of(found), found["model"]
     if model["files"] != models.about(folder)["files"]:
-        raise Refused(folder, "another model than the one that was measured", "the same files", "Measure it anew.")
+        raise Refused(folder, "another model than the one that was measured", "the same files", "Measure it again.")
     lines = [
         MARKS[0],
         f"| {model['name']} {model['version']}, operating point `{found['point']}` | on patients that it has never seen [95 %] | of | trained on LiTS, as published |",

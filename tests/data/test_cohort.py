@@ -186,6 +186,12 @@ def test_tumor_load_is_spread():
     assert max(load) - min(load) <= 20
 
 
+def test_a_patient_written_in_two_ways_is_in_one_fold():
+    made = cases(["P01", "p1", "b", "c"])
+    of = cohort.folds(made, {"c0": 60.0, "c1": 50.0, "c2": 40.0, "c3": 30.0}, 2)
+    assert of["c0"] == of["c1"] and len(set(of.values())) == 2
+
+
 def test_each_fold_has_whole_fields_of_view():
     made = [Case(n, n, None, None, field_of_view="whole" if n in "be" else "liver box") for n in "abcdef"]
     of = cohort.folds(made, dict(zip("abcdef", [60, 50, 40, 3, 0, 1], strict=True)), 2)

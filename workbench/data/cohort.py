@@ -257,9 +257,11 @@ def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str
     if count < 2:
         raise Refused("folds", str(count), "at least 2")
     patients: dict[str, float] = {}
+    spelled: dict[str, str] = {}  # a patient written in two ways (`P01`, `p1`) is in one fold
+    name = lambda c: spelled.setdefault(_one_way(c.patient), c.patient)
     for c in cases:
-        patients[c.patient] = patients.get(c.patient, 0.0) + tumor_ml[c.case]
-    whole = {c.patient for c in cases if c.field_of_view == "whole"}
+        patients[name(c)] = patients.get(name(c), 0.0) + tumor_ml[c.case]
+    whole = {name(c) for c in cases if c.field_of_view == "whole"}
     if len(patients) < (least := max(count, MINIMUM_PATIENTS)):
         many = count > MINIMUM_PATIENTS
         raise Refused(
@@ -271,7 +273,7 @@ def folds(cases: list[Case], tumor_ml: dict[str, float], count: int) -> dict[str
     order = sorted(patients, key=lambda p: (p not in whole, -patients[p], p))
     snake = [*range(count), *reversed(range(count))]
     of = {p: snake[i % len(snake)] for i, p in enumerate(order)}
-    return {c.case: of[c.patient] for c in cases}
+    return {c.case: of[name(c)] for c in cases}
 
 
 def voxel_hash(array: np.ndarray) -> str:

@@ -92,10 +92,11 @@ def paper() -> Settings:
 
 
 def clinical() -> Settings:
-    """The model that comes with the workbench: for patients, about an hour on two cores. Learns from phantoms and patients together.
+    """The model that comes with the workbench: for patients, about two hours on two cores. Learns from phantoms and patients together.
 
     What differs from the demo: a finer grid, a liver net that sees large and bright tumors, stronger augmentation with more steps, and a tumor net
-    that does not rely on the liver's map. Measured together, in one training; not each alone (docs/log.md, 2026-11-30).
+    that does not rely on the liver's map. Measured together, not each alone; the model that comes along was
+    trained by an earlier form, with a smaller liver net and fewer steps (docs/log.md, 2026-11-30).
     """
     base = demo()
 

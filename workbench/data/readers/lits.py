@@ -19,7 +19,8 @@ from workbench.volume import Refused
 
 LAYOUT = "volume-N.nii and segmentation-N.nii, N a number"
 LOST = range(28, 49)  # fixed: LiTS's numbers of 3D-IRCADb-01
-# fixed: slices, mm in the slice and between slices of the 20 patients; those with three decimals were measured, the others are IRCAD's own figures
+# fixed: slices, mm in the slice and between slices of the 20 patients; those with three decimals were measured in its files; the others are those
+# that IRCAD states, with its two decimals (up to 1 % off), and were not checked against files
 IRCADB = (
     (129, 0.57, 1.6), (172, 0.782, 1.6), (200, 0.62, 1.25), (91, 0.742, 2.0), (139, 0.782, 1.6), (135, 0.782, 1.6), (151, 0.78, 1.6),
     (124, 0.561, 1.6), (111, 0.873, 2.0), (122, 0.736, 1.6), (132, 0.72, 1.6), (260, 0.68, 1.0), (122, 0.67, 1.6), (113, 0.72, 1.6),
